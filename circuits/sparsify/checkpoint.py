@@ -1,0 +1,218 @@
+"""Checkpoints that survive a kill at any moment.
+
+A checkpoint is a folder of three files: `tensors.safetensors`, `state.json` and `manifest.json`,
+which holds the SHA-256 of the other two. It is written under a temporary name beside its place,
+flushed to the disk and renamed, so it is whole or absent; what breaks later (a full disk, a bad
+copy) shows in the manifest, and the checkpoint before it is used instead.
+
+    checkpoints/step_00000200/   the two latest states of the run
+    checkpoints/step_00000300/
+    checkpoints/best_00000100/   the best weights that one of those two refers to
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from circuits.files import write_json, write_text
+
+RUN_FILE = "run.json"
+CHECKPOINTS = "checkpoints"
+TENSORS_FILE = "tensors.safetensors"
+STATE_FILE = "state.json"
+MANIFEST_FILE = "manifest.json"
+
+_STEP, _BEST = "step_", "best_"
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint's files are not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state.
+
+    Attributes:
+        path: its folder.
+        tensors: tensors by name, on the CPU.
+        state: everything else, as JSON.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint folder, whole or not at all; an old one of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(own, beside / TENSORS_FILE)
+        (beside / STATE_FILE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        manifest = {name: _digest(beside / name) for name in (TENSORS_FILE, STATE_FILE)}
+        (beside / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
+        for name in (TENSORS_FILE, STATE_FILE, MANIFEST_FILE):
+            _flush(beside / name)
+        _flush(beside)
+        os.chmod(beside, 0o755)  # a temporary folder is closed to other users
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(beside, path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Returns the checkpoint in `path` after comparing its files with its manifest.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, cut short or altered.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        wrong = [
+            name
+            for name in (TENSORS_FILE, STATE_FILE)
+            if _digest(path / name) != manifest.get(name)
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    if wrong:
+        raise DamagedCheckpointError(
+            f"checkpoint {path} is damaged: {', '.join(wrong)} does not match {MANIFEST_FILE}"
+        )
+    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(path, load_file(path / TENSORS_FILE), state)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Returns where the state after `step` steps is kept."""
+    return folder / f"{_STEP}{step:08d}"
+
+
+def best_path(folder: Path, step: int) -> Path:
+    """Returns where the weights after `step` steps are kept if they are the best so far."""
+    return folder / f"{_BEST}{step:08d}"
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """Returns the latest undamaged state, None if there is none at all.
+
+    Warns:
+        UserWarning: a later one is damaged and was passed over.
+
+    Raises:
+        DamagedCheckpointError: there are some, and all are damaged.
+    """
+    damage: list[str] = []
+    for path in sorted(folder.glob(f"{_STEP}*"), reverse=True):
+        try:
+            found = load_checkpoint(path)
+        except DamagedCheckpointError as error:
+            damage.append(str(error))
+            continue
+        for message in damage:
+            warnings.warn(f"{message}; going back to {found.path}", stacklevel=2)
+        return found
+    if damage:
+        raise DamagedCheckpointError(
+            f"no usable checkpoint in {folder}: {'; '.join(damage)}; start again in an empty folder"
+        )
+    return None
+
+
+def prune_checkpoints(folder: Path, step: int, *, keep: int = 2) -> None:
+    """Removes what the state after `step` steps, just saved, makes needless.
+
+    That is: older states but the last `keep`; later states, which a resumed run has passed over
+    as damaged; best weights that no state left refers to (by `state["best_step"]`); and folders
+    half written when a run was killed.
+    """
+    paths = sorted(folder.glob(f"{_STEP}*"))
+    kept = [path for path in paths if path <= step_path(folder, step)][-keep:]
+    named: set[Path] = set()
+    for path in kept:
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if state["best_step"] is not None:
+            named.add(best_path(folder, state["best_step"]))
+    needed = {*kept, *named}
+    for pattern in (f"{_STEP}*", f"{_BEST}*", f".{_STEP}*", f".{_BEST}*"):
+        for path in folder.glob(pattern):
+            if path not in needed:
+                shutil.rmtree(path)
+
+
+def claim_folder(out_dir: Path, identity: dict[str, Any], resume: bool) -> Checkpoint | None:
+    """Makes `out_dir` the folder of one run, and returns the checkpoint to go on from, if any.
+
+    Args:
+        out_dir: new or empty, or the folder of the run to resume.
+        identity: groups of values that a resumed run must share with the first.
+        resume: whether to go on with the run in `out_dir`.
+
+    Raises:
+        ValueError: the folder holds something else, or a run that differs; the text names how.
+    """
+    run_file = out_dir / RUN_FILE
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"{out_dir} is a file; give a folder for the run")
+    if not resume:
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise ValueError(
+                f"{out_dir} is not empty; give a new folder, or resume=True (--resume) to go on "
+                "with the run in it"
+            )
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_json(run_file, identity)
+        return None
+    if not run_file.is_file():
+        raise ValueError(f"{out_dir} holds no run to resume: there is no run.json in it")
+    before = json.loads(run_file.read_text(encoding="utf-8"))
+    differing = [
+        f"{part}.{name} was {before.get(part, {}).get(name)!r} and is {now!r}"
+        for part, values in json.loads(json.dumps(identity)).items()
+        for name, now in values.items()
+        if before.get(part, {}).get(name) != now
+    ]
+    if differing:
+        raise ValueError(f"{out_dir} holds a different run: {'; '.join(differing)}")
+    return latest_checkpoint(out_dir / CHECKPOINTS)
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and a last one cut short: the resumed run writes them anew."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""The recipe of a post-training run, as one value that checks itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from circuits.sparsify.loss import EdgePenalty
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a post-training run, but for the model and its data.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Sequences per step.
+        learning_rate: Peak of the one-cycle schedule.
+        warm_up: Fraction of the steps in which the learning rate rises; then it falls as a cosine.
+        weight_decay: AdamW's decay of all trained parameters.
+        grad_clip: Greatest norm of the gradient; longer ones are scaled down to it.
+        bias: b, added to the attention scores to give the gate logits.
+        edge_weight: Weight of the edge penalty in the loss.
+        penalty: How the densities of the layers make one penalty; see `loss.edge_penalty`.
+        slack: Nats by which the sparse model's CE may exceed the dense one's.
+        margin: Nats below the bound that lambda aims at, so that the end of the run keeps it.
+        lambda_start: First value of lambda, the weight of the CE.
+        lambda_min: Smallest lambda.
+        lambda_max: Greatest lambda.
+        lambda_rate: Growth of log lambda per nat of violation and update.
+        lambda_decay: Weight of the past in the running mean of violations.
+        control_every: Steps between updates of lambda.
+        control_sequences: Held-out sequences that an update of lambda measures the CE on.
+        evaluate_every: Steps between evaluations, each of them a candidate for the result.
+        selection_sequences: Held-out sequences that candidates are measured on.
+        checkpoint_every: Steps between checkpoints.
+        distillation: Weight of KL(dense || sparse), added to the CE inside the loss; 0 for none.
+        seed: Seed of the gate's noise.
+    """
+
+    steps: int = 2500
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    bias: float = 0.0
+    edge_weight: float = 3.0
+    penalty: EdgePenalty = "mean"
+    slack: float = 0.0
+    margin: float = 0.002
+    lambda_start: float = 1.0
+    lambda_min: float = 0.01
+    lambda_max: float = 10.0
+    lambda_rate: float = 1.0
+    lambda_decay: float = 0.9
+    control_every: int = 10
+    control_sequences: int = 32
+    evaluate_every: int = 100
+    selection_sequences: int = 128
+    checkpoint_every: int = 100
+    distillation: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {value!r}; it must be {allowed}"
+            for name, value, holds, allowed in self._requirements()
+            if not holds(value)
+        ]
+        if wrong:
+            raise ValueError(f"bad training config: {'; '.join(wrong)}")
+
+    def _requirements(self) -> Iterator[tuple[str, Any, Any, str]]:
+        """Yields each field's name, value, test and the test in words."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "penalty":
+                allowed = get_args(EdgePenalty)
+                yield field.name, value, lambda v: v in get_args(EdgePenalty), f"one of {allowed}"
+            elif field.name == "seed":
+                yield field.name, value, lambda v: _is_int(v) and v >= 0, "a whole number >= 0"
+            elif isinstance(field.default, int):
+                yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"
+            elif field.name == "bias":
+                yield field.name, value, _is_finite, "a finite number"
+            elif field.name in ("warm_up", "lambda_decay"):
+                yield field.name, value, lambda v: _is_finite(v) and 0 <= v < 1, "in [0, 1)"
+            elif field.name in ("weight_decay", "slack", "margin", "distillation", "lambda_rate"):
+                yield field.name, value, lambda v: _is_finite(v) and v >= 0, "a number >= 0"
+            else:
+                yield field.name, value, lambda v: _is_finite(v) and v > 0, "a number > 0"
+        if all(map(_is_finite, (self.lambda_min, self.lambda_max, self.lambda_start))):
+            low, high = self.lambda_min, self.lambda_max
+            yield (
+                "lambda_start",
+                self.lambda_start,
+                lambda v: low <= v <= high,
+                f"between lambda_min = {low} and lambda_max = {high}",
+            )
+
+    def learning_rate_at(self, step: int) -> float:
+        """Returns the learning rate of a step: up in a line, then down to nothing as a cosine."""
+        rising = self.warm_up * self.steps
+        if step < rising:
+            return self.learning_rate * (step + 1) / (rising + 1)
+        done = (step - rising) / max(self.steps - rising, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,364 @@
+"""Post-training on a tiny model: the constraint, the log, kills, interrupts and bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from circuits.gate import Density, add_gate, is_gated
+from circuits.sparsify import train
+from circuits.sparsify.train import (
+    TrainConfig,
+    TrainingInterrupted,
+    TrainResult,
+    evaluate_ce,
+    post_train,
+)
+from tests.helpers import make_tiny_model
+
+CONTEXT = 8
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingStream:
+    """Each sequence counts upwards from a random token, so the next token is easy to learn."""
+
+    context: int = CONTEXT
+    seed: int = 0
+    d_vocab: int = 30
+
+    def batch(self, step: int, batch_size: int) -> Tensor:
+        return self._rows(f"{self.seed}{step}", batch_size)
+
+    def held_out(self, part: str, n_sequences: int) -> Tensor:
+        return self._rows({"control": "8", "selection": "9"}[part] * 9, n_sequences)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "counting", **dataclasses.asdict(self)}
+
+    def _rows(self, seed: str, n_rows: int) -> Tensor:
+        generator = torch.Generator().manual_seed(int(seed))
+        starts = torch.randint(self.d_vocab, (n_rows, 1), generator=generator)
+        return (starts + torch.arange(self.context)) % self.d_vocab
+
+
+def make_config(**changes: Any) -> TrainConfig:
+    small = {
+        "steps": 12,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "control_every": 2,
+        "control_sequences": 4,
+        "evaluate_every": 4,
+        "selection_sequences": 8,
+        "checkpoint_every": 3,
+    }
+    return TrainConfig(**(small | changes))
+
+
+def run(out: Path, model: HookedTransformer | None = None, **options: Any) -> TrainResult:
+    stream = options.pop("stream", CountingStream())
+    flags = {name: options.pop(name) for name in ("resume", "frozen") if name in options}
+    config = make_config(**options)
+    return post_train(model or make_tiny_model(), stream, config, out, progress=False, **flags)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights(model: HookedTransformer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> None:
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_trained_model_keeps_its_cross_entropy_and_loses_edges(
+    tmp_path: Path, tiny_model: HookedTransformer
+) -> None:
+    before = weights(tiny_model)
+    result = run(tmp_path / "run", tiny_model, steps=150, evaluate_every=10, learning_rate=1e-2)
+    assert result.satisfied
+    assert result.ce <= result.tau == result.dense_ce
+    assert result.density.overall < 0.2  # about half of the edges are open at first
+    assert result.density.context == CONTEXT
+    assert is_gated(result.model)
+    assert not result.model.training
+    assert all(parameter.requires_grad for parameter in result.model.parameters())
+    assert not is_gated(tiny_model)
+    assert all(torch.equal(before[name], p) for name, p in tiny_model.named_parameters())
+    stream = CountingStream()
+    assert result.dense_ce == evaluate_ce(tiny_model, stream.held_out("selection", 8))
+    assert result.ce == evaluate_ce(result.model, stream.held_out("selection", 8))
+
+
+def test_the_result_is_the_sparsest_state_that_keeps_the_bound(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", steps=40)
+    evaluated = [line for line in log_of(tmp_path / "run") if "ce" in line]
+    assert len(evaluated) == 10
+    kept = [line for line in evaluated if line["ce"] <= result.tau]
+    best = min(kept, key=lambda line: line["density"])
+    assert (result.best_step, result.ce) == (best["step"], best["ce"])
+    assert result.density.overall == best["density"]
+
+
+def test_a_bound_that_is_never_kept_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    density = Density(torch.full((2, 2), 0.01), CONTEXT)
+    monkeypatch.setattr(train, "evaluate_ce", lambda *_: 0.5)  # of the dense model
+    monkeypatch.setattr(train, "evaluate", lambda *_: (0.7, density))
+    result = run(tmp_path / "run", slack=0.1)
+    assert not result.satisfied
+    assert (result.tau, result.ce) == (pytest.approx(0.6), 0.7)
+    assert result.best_step == result.steps == 12
+
+
+def test_the_log_has_a_line_a_step(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    lines = log_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    for line in lines:
+        assert {"sampled_ce", "expected_density", "lambda", "learning_rate"} <= set(line)
+        assert ("control_ce" in line) == (line["step"] % 2 == 0)
+        assert ("density_per_layer" in line) == (line["step"] % 4 == 0)
+    assert lines[-1]["best_step"] is not None
+
+
+def test_frozen_parameters_do_not_move(tmp_path: Path, tiny_model: HookedTransformer) -> None:
+    names = ("unembed.b_U", "blocks.0.attn.b_Q")
+    before = weights(tiny_model)
+    result = run(tmp_path / "run", tiny_model, frozen=names, slack=10.0)
+    moved = {n for n, p in result.model.named_parameters() if not torch.equal(before[n], p)}
+    assert moved == set(before) - set(names)
+
+
+def test_distillation_changes_the_loss_only_if_asked_for(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain", slack=10.0)
+    distilled = run(tmp_path / "distilled", slack=10.0, distillation=1.0)
+    again = run(tmp_path / "again", slack=10.0)
+    assert_same_weights(plain.model, again.model)
+    assert not torch.equal(plain.model.W_E, distilled.model.W_E)
+
+
+@pytest.mark.parametrize("penalty", ["mean", "rms", "log"])
+def test_every_penalty_trains(tmp_path: Path, penalty: str) -> None:
+    run(tmp_path / "run", penalty=penalty, steps=20, edge_weight=0.5)
+    densities = [line["expected_density"] for line in log_of(tmp_path / "run")]
+    assert densities[-1] < densities[0]
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    config = make_config(steps=100, warm_up=0.2, learning_rate=1.0)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    peak = rates.index(max(rates))
+    assert peak == 20
+    assert rates[20] == 1.0
+    assert rates == sorted(rates[:21]) + sorted(rates[21:], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.test_train import run
+run(Path(sys.argv[1]), steps=100_000 if sys.argv[2] == "endless" else int(sys.argv[2]))
+"""
+
+
+def start_run(out: Path, steps: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(out), steps],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the subprocess: the last bit of a sum depends on how it is cut up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    steps = 60
+    process = start_run(tmp_path / "killed", str(steps))
+    folder = tmp_path / "killed" / "checkpoints"
+    wait_for(lambda: (folder / "step_00000021").exists(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len((tmp_path / "killed" / "log.jsonl").read_text().splitlines())
+    assert 21 <= done < steps
+    resumed = run(tmp_path / "killed", steps=steps, resume=True)
+    straight = run(tmp_path / "straight", steps=steps)
+    assert_same_weights(resumed.model, straight.model)
+    assert resumed.best_step == straight.best_step
+    for left, right in zip(log_of(tmp_path / "killed"), log_of(tmp_path / "straight"), strict=True):
+        del left["tokens_per_second"], right["tokens_per_second"]
+        assert left == right
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = start_run(tmp_path / "run", "endless")
+    log = tmp_path / "run" / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 4, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "TrainingInterrupted: stopped after step" in errors
+    assert "resume=True" in errors
+    step = log_of(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").is_dir()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = run(tmp_path / "straight")
+    real = train._Run.train_step
+
+    def interrupted(self: Any) -> dict[str, Any]:
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted, match="step 5 of 12"):
+        patch.setattr(train._Run, "train_step", interrupted)
+        run(tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_same_weights(run(tmp_path / "run", resume=True).model, straight.model)
+
+
+def test_a_damaged_checkpoint_costs_steps_but_not_bits(tmp_path: Path) -> None:
+    first = run(tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    os.truncate(folder / "step_00000012" / "tensors.safetensors", 100)
+    with pytest.warns(UserWarning, match="step_00000012 is damaged.*going back to .*step_00000009"):
+        resumed = run(tmp_path / "run", resume=True)
+    assert_same_weights(first.model, resumed.model)
+    assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 13))
+
+
+def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
+    first, again = run(tmp_path / "run"), run(tmp_path / "run", resume=True)
+    assert_same_weights(first.model, again.model)
+    assert (first.ce, first.best_step) == (again.ce, again.best_step)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError):
+        run(tmp_path / "run", learning_rate=1e30)
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
+    config["config"]["learning_rate"] = 3e-3
+    (tmp_path / "run" / "run.json").write_text(json.dumps(config))
+    run(tmp_path / "run", resume=True)
+    assert len(log_of(tmp_path / "run")) == 12
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = train.cross_entropy, []
+
+    def broken(logits: Tensor, tokens: Tensor) -> Tensor:
+        calls.append(logits)
+        return real(logits, tokens) * (math.nan if logits.requires_grad and len(calls) > 9 else 1)
+
+    monkeypatch.setattr(train, "cross_entropy", broken)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; .*step_0000000"):
+        run(tmp_path / "run")
+
+
+def test_weights_that_are_no_number_are_named(
+    tmp_path: Path, tiny_model: HookedTransformer
+) -> None:
+    with torch.no_grad():
+        tiny_model.W_E[3] = math.nan
+    with pytest.raises(FloatingPointError, match="at step 1; there is no checkpoint yet; lower"):
+        run(tmp_path / "run", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be a whole number >= 1"),
+        ({"learning_rate": math.nan}, "learning_rate is nan; it must be a number > 0"),
+        ({"warm_up": 1.0}, r"warm_up is 1.0; it must be in \[0, 1\)"),
+        ({"slack": -0.1}, "slack is -0.1; it must be a number >= 0"),
+        ({"bias": math.inf}, "bias is inf; it must be a finite number"),
+        ({"lambda_start": 20.0}, "lambda_start is 20.0; .*lambda_max = 10.0"),
+        ({"steps": -1, "seed": -1}, "steps is -1; .*; seed is -1; it must be a whole number >= 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_an_impossible_config_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(**changes)
+
+
+def test_bad_arguments_are_refused_together_before_anything_is_written(
+    tmp_path: Path, tiny_model: HookedTransformer
+) -> None:
+    message = (
+        "has a gate already.*; context 40 is longer than the model's n_ctx 32; "
+        r"frozen names \['b'\] are no parameters of the model; the data holds token 49"
+    )
+    stream = CountingStream(context=40, d_vocab=50)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", add_gate(tiny_model), stream=stream, frozen=("b",))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_different_run_is_not_resumed(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(ValueError, match="config.steps was 12 and is 13"):
+        run(tmp_path / "run", resume=True, steps=13)
+    with pytest.raises(ValueError, match="data.seed was 0 and is 1"):
+        run(tmp_path / "run", resume=True, stream=CountingStream(seed=1))
+    with pytest.raises(ValueError, match="model.weights was"):
+        run(tmp_path / "run", make_tiny_model(seed=1), resume=True)
+    with pytest.raises(ValueError, match="not empty"):
+        run(tmp_path / "run")
+
+
+def test_the_bar_shows_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    post_train(make_tiny_model(), CountingStream(), make_config(), tmp_path / "run")
+    shown = capsys.readouterr()
+    assert "12/12" in shown.out + shown.err
+    assert "lambda" in shown.out + shown.err
