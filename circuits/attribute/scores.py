@@ -1,0 +1,67 @@
+"""What attribution returns: one signed number per component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.activations import Ablation
+from circuits.graph import Graph
+
+Granularity = Literal["head", "mlp", "edge", "attention_edge"]
+"""The kinds of component that circuits are made of and counted in."""
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Signed attribution of every component; positive supports the behaviour.
+
+    A score estimates how much the metric falls, on the mean over prompts and in the metric's
+    units, when that component alone is ablated.
+
+    Attributes:
+        graph: The graph that the scores are of.
+        edges: Score of each edge, zero where there is none.
+        attention_edges: Score of each attention edge (layer, head, query, key) for each
+            template, padded with zeros to the longest prompt.
+        method: The name of the method in `circuits.attribute.METHODS`.
+        ablation: What the ablated component would have written.
+        n_prompts: How many prompts the scores are means over.
+    """
+
+    graph: Graph
+    edges: Float[Tensor, "src dest"]
+    attention_edges: dict[str, Float[Tensor, "layer head query_pos key_pos"]]
+    method: str
+    ablation: Ablation
+    n_prompts: int
+
+    @property
+    def nodes(self) -> Float[Tensor, " src"]:
+        """Score of each source.
+
+        dm/dz_u is the sum of the gradients at everything that reads u, so a node's attribution is
+        exactly the sum of its edges'.
+        """
+        return self.edges.sum(dim=1)
+
+    def check_finite(self) -> Scores:
+        """Returns the scores.
+
+        Raises:
+            ValueError: a score is NaN or infinite; the message names the component.
+        """
+        bad = (~torch.isfinite(self.edges)).nonzero()
+        if len(bad):
+            src, dest = bad[0].tolist()
+            raise ValueError(
+                f"the score of {self.graph.edge_name(src, dest)} is "
+                f"{self.edges[src, dest].item()} ({len(bad)} edges are not finite); look for NaN "
+                "or infinity in the model's weights, or load it in float32"
+            )
+        return self

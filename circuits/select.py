@@ -1,0 +1,115 @@
+"""From scores to circuits: rank components, keep the first k, drop what is not connected.
+
+Components are ranked by the absolute value of their score, since a component that counters the
+behaviour is as much a part of its mechanism as one that drives it. What no path from `input` to
+`logits` inside the circuit passes through changes nothing; it is dropped and not counted.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.attribute import Granularity, Scores
+from circuits.circuit import AttentionEdge, Circuit
+from circuits.graph import Graph
+
+Ranking = Int[Tensor, " components"]
+
+
+def rank_components(scores: Scores, granularity: Granularity) -> Ranking:
+    """Returns the heads or MLPs (as rows) or the edges (as flat indices), strongest first."""
+    if granularity == "edge":
+        candidates = scores.graph.mask.flatten().nonzero()[:, 0]
+        strength = scores.edges.flatten()[candidates].abs()
+    else:
+        candidates = torch.tensor(scores.graph.nodes_of_kind(_node_kind(granularity)))
+        strength = scores.nodes[candidates].abs()
+    return candidates[strength.argsort(descending=True, stable=True)]
+
+
+def rank_attention_edges(
+    scores: Float[Tensor, "layer head query_pos key_pos"], length: int
+) -> Ranking:
+    """Returns the causal pairs of the first `length` positions as flat indices, strongest first."""
+    allowed = torch.zeros_like(scores, dtype=torch.bool)
+    allowed[..., :length, :length] = torch.ones(length, length).tril().bool()
+    candidates = allowed.flatten().nonzero()[:, 0]
+    strength = scores.flatten()[candidates].abs()
+    return candidates[strength.argsort(descending=True, stable=True)]
+
+
+def select_edges(
+    graph: Graph, granularity: Granularity, chosen: Ranking
+) -> Bool[Tensor, "src dest"]:
+    """Returns the edges that stay when only the `chosen` components of a granularity do.
+
+    Choosing among heads leaves the MLPs intact, choosing among MLPs the heads.
+    """
+    if granularity == "edge":
+        edges = torch.zeros(graph.mask.numel(), dtype=torch.bool)
+        edges[chosen] = True
+        return edges.view_as(graph.mask)
+    rows = torch.ones(graph.n_sources, dtype=torch.bool)
+    rows[graph.nodes_of_kind(_node_kind(granularity))] = False
+    rows[chosen] = True
+    return graph.mask & rows[:, None]
+
+
+def build_circuit(scores: Scores, granularity: Granularity, chosen: Ranking) -> Circuit:
+    """Returns the circuit of the chosen heads, MLPs or edges, without what is not connected."""
+    graph = scores.graph
+    edges = graph.connected(select_edges(graph, granularity, chosen))
+    nodes = edges.any(dim=1)
+    nodes[0] = True
+    return Circuit(
+        graph=graph, granularity=granularity, nodes=nodes, edges=edges, scores=scores.edges
+    )
+
+
+def build_attention_circuit(scores: Scores, chosen: dict[str, Ranking]) -> Circuit:
+    """Returns the circuit of the attention edges chosen in each template.
+
+    Its nodes are the heads that have one, and all MLPs; its edges those among its nodes.
+    """
+    graph = scores.graph
+    picked: dict[str, list[AttentionEdge]] = {}
+    nodes = torch.zeros(graph.n_sources, dtype=torch.bool)
+    nodes[[0, *graph.nodes_of_kind("mlp")]] = True
+    for template, indices in chosen.items():
+        values = scores.attention_edges[template]
+        picked[template] = []
+        for flat in indices.tolist():
+            place = [int(i) for i in torch.unravel_index(torch.tensor(flat), values.shape)]
+            picked[template].append(AttentionEdge(*place, score=float(values.flatten()[flat])))
+            nodes[graph.head_sources(place[0]).start + place[1]] = True
+    allowed = graph.mask & nodes[:, None]
+    for row in (~nodes).nonzero()[:, 0].tolist():
+        allowed[:, graph.node_destinations[graph.sources[row]]] = False
+    return Circuit(
+        graph=graph,
+        granularity="attention_edge",
+        nodes=nodes,
+        edges=allowed,
+        scores=scores.edges,
+        attention_edges=picked,
+    )
+
+
+def n_holding(values: Float[Tensor, " components"], share: float) -> int:
+    """Returns how many of the strongest components hold `share` of all absolute attribution.
+
+    The paper's count without interventions (arXiv 2512.05865); 0 where all scores are zero.
+    """
+    strength = values.abs().flatten().sort(descending=True).values.double()
+    total = strength.sum()
+    if total == 0:
+        return 0
+    return int((strength.cumsum(0) < share * total).sum()) + 1
+
+
+def _node_kind(granularity: Granularity) -> str:
+    if granularity not in ("head", "mlp"):
+        raise ValueError(f"{granularity!r} is no kind of node; heads and MLPs are")
+    return granularity
