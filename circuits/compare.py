@@ -1,0 +1,183 @@
+"""The main job: a dense model and its sparse twin on the same tasks, prompts, method and target.
+
+`compare` runs discovery on both models and measures how good they are on plain text, so that
+"simpler" is never bought with "worse" unseen. It returns a `Comparison`: plain values from which
+tables, figures and the report are made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from circuits.comparison import AttentionExample, Comparison, ModelFacts
+from circuits.discover import discover, steps_of
+from circuits.discovery import DiscoverConfig, Discovery
+from circuits.gate import is_gated, measure_density
+from circuits.models import versions
+from circuits.sparsify.corpus import words
+from circuits.sparsify.data import CorpusStream
+from circuits.sparsify.train import evaluate, evaluate_ce
+from circuits.tasks import Task, TaskPrompts
+from circuits.tasks.prompts import Prompts, is_single_token
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+N_SEQUENCES = 64
+CONTEXT = 128
+
+
+def compare(
+    dense: HookedTransformer,
+    sparse: HookedTransformer,
+    tasks: Sequence[Task],
+    config: DiscoverConfig | None = None,
+    *,
+    text: Int[Tensor, "sequences pos"] | None = None,
+    names: tuple[str, str] = ("dense", "sparse"),
+    on_step: Callable[[str], None] = lambda what: None,
+) -> Comparison:
+    """Returns what discovery finds in both models, and how good and how sparse they are.
+
+    Args:
+        dense: The dense model.
+        sparse: Its sparse twin (any model: the names only say which side it stands on).
+        tasks: The behaviours.
+        config: How circuits are looked for; the defaults if left out.
+        text: Held-out token sequences on which cross-entropy and density are measured. Without
+            them the synthetic corpus serves models that know its words; for others cross-entropy
+            stays unknown, and density is measured on the tasks' prompts.
+        names: What to call the two models in the results.
+        on_step: Called with a few words after each forward run.
+
+    Raises:
+        ValueError: no tasks, a task that a model cannot do, bad prompts.
+    """
+    config = config or DiscoverConfig()
+    if not tasks:
+        raise ValueError("no tasks given; name at least one, such as 'ioi'")
+    started = time.perf_counter()
+    models = {"dense": dense, "sparse": sparse}
+    if text is None and all(_knows_corpus(model) for model in models.values()):
+        context = min(CONTEXT, *(model.cfg.n_ctx for model in models.values()))
+        text = CorpusStream(dense.tokenizer, context=context).held_out("selection", N_SEQUENCES)
+    # All prompts are built first: bad ones are refused before anything long is run.
+    prompts = {
+        task.name: {
+            side: task.build(
+                model.tokenizer,
+                n_ranking=config.n_prompts,
+                n_heldout=config.n_prompts,
+                seed=config.seed,
+            )
+            for side, model in models.items()
+        }
+        for task in tasks
+    }
+    discoveries: dict[str, dict[str, Discovery]] = {}
+    for task in tasks:
+        discoveries[task.name] = {}
+        for side, model in models.items():
+
+            def step(what: str, side: str = side) -> None:
+                on_step(f"{side} {what}")
+
+            try:
+                discoveries[task.name][side] = discover(
+                    model, task, config, prompts=prompts[task.name][side], on_step=step
+                )
+            except ValueError as error:
+                raise ValueError(f"{side} model, task {task.name}: {error}") from error
+    facts = {}
+    for (side, model), name in zip(models.items(), names, strict=True):
+        facts[side] = _model_facts(model, name, text, prompts[tasks[0].name][side].heldout)
+        on_step(f"{side} cross-entropy and density")
+    return Comparison(
+        models=facts,
+        discoveries=discoveries,
+        examples={task.name: _example(models, task, prompts[task.name]) for task in tasks},
+        run={
+            "versions": versions(),
+            "seed": config.seed,
+            "device": str(dense.W_E.device),
+            "seconds": round(time.perf_counter() - started, 1),
+            "target": config.target,
+            "method": config.method,
+            "ablation": config.ablation,
+            "prompts": config.n_prompts,
+        },
+    )
+
+
+def steps_of_compare(config: DiscoverConfig, n_tasks: int) -> int:
+    """Returns about how many times `compare` calls `on_step`."""
+    return 2 * n_tasks * steps_of(config) + 2
+
+
+def _knows_corpus(model: HookedTransformer) -> bool:
+    return all(is_single_token(model.tokenizer, word) for word in words())
+
+
+def _model_facts(
+    model: HookedTransformer, name: str, text: Tensor | None, prompts: Prompts
+) -> ModelFacts:
+    """Cross-entropy and density on `text`; without it, density on the prompts alone."""
+    ce, density = None, None
+    tokens = prompts.clean if text is None else text
+    tokens = tokens.to(model.W_E.device)
+    if text is None and is_gated(model):
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
+        density = measure_density(model, tokens, mask)
+    elif is_gated(model):
+        ce, density = evaluate(model, tokens)
+    elif text is not None:
+        ce = evaluate_ce(model, tokens)
+    n_layers = model.cfg.n_layers
+    return ModelFacts(
+        name=name,
+        ce=ce,
+        density=1.0 if density is None else density.overall,
+        density_per_layer=(1.0,) * n_layers
+        if density is None
+        else tuple(density.per_layer.tolist()),
+        context=tokens.shape[1],
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+@torch.no_grad()
+def _example(
+    models: dict[str, HookedTransformer], task: Task, prompts: dict[str, TaskPrompts]
+) -> AttentionExample:
+    """The first held-out prompt and where each model's heads attend on it."""
+    patterns: dict[str, list[list[list[list[float]]]]] = {}
+    for side, model in models.items():
+        one = prompts[side].heldout.subset([0])
+        length = int(one.lengths[0])
+        tokens = one.clean[:, :length].to(model.W_E.device)
+        _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.endswith("hook_pattern"))
+        patterns[side] = [
+            cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
+            for layer in range(model.cfg.n_layers)
+        ]
+    shown, tokenizer = prompts["dense"].heldout.subset([0]), models["dense"].tokenizer
+    length = int(shown.lengths[0])
+    clean, corrupted = (
+        tuple(tokenizer.decode([i]) for i in ids[0, :length].tolist())
+        for ids in (shown.clean, shown.corrupted)
+    )
+    return AttentionExample(
+        task=task.name,
+        template=shown.templates[0],
+        clean=clean,
+        corrupted=corrupted,
+        answer=tokenizer.decode([int(shown.answers[0, 0])]),
+        patterns=patterns,
+    )

@@ -1,0 +1,301 @@
+"""The comparison: what was found in the dense model beside what was found in the sparse one.
+
+A `Comparison` is plain values, no models: it can be saved, loaded and drawn anywhere. Its tables
+say whether the models are equally good (`models_table`) and how big their circuits are
+(`summary_table`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+import torch
+
+from circuits.circuit import Circuit
+from circuits.discovery import Discovery, Found
+from circuits.files import write_json
+from circuits.graph import INPUT, LOGITS
+from circuits.intervals import interval
+
+SIDES = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """How good a model is on plain text, and how many of its attention edges are open.
+
+    Attributes:
+        name: The model's name or folder.
+        ce: Cross-entropy on held-out text in nats per token; None if no text was given.
+        density: Share of allowed attention edges that are open; 1 for a dense model.
+        density_per_layer: The same for each layer.
+        context: Tokens in each sequence that `ce` and `density` were measured on.
+        n_parameters: Number of weights.
+    """
+
+    name: str
+    ce: float | None
+    density: float
+    density_per_layer: tuple[float, ...]
+    context: int
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class AttentionExample:
+    """One held-out prompt as each model reads it.
+
+    Attributes:
+        task: The task's name.
+        template: The prompt's template.
+        clean: Its tokens as text.
+        corrupted: The corrupted twin's tokens.
+        answer: The first right answer.
+        patterns: Attention after the gate, on the clean prompt, per side:
+            [layer][head][query][key].
+    """
+
+    task: str
+    template: str
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    answer: str
+    patterns: dict[str, list[list[list[list[float]]]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables, figures and the report are made of.
+
+    Attributes:
+        models: Facts about the dense and the sparse model, by side ("dense", "sparse").
+        discoveries: What was found, by task, then by side.
+        examples: One prompt of each task, by task.
+        run: How it was made: command, versions, seed, device, seconds.
+    """
+
+    models: dict[str, ModelFacts]
+    discoveries: dict[str, dict[str, Discovery]]
+    examples: dict[str, AttentionExample] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def models_table(self) -> pd.DataFrame:
+        """Returns one row for each model and task: metric, accuracy, cross-entropy, density."""
+        return pd.DataFrame(
+            [
+                {
+                    "model": side,
+                    "task": task,
+                    "metric": discovery.metric_full,
+                    "accuracy": discovery.accuracy,
+                    "ce": self.models[side].ce,
+                    "density": self.models[side].density,
+                    "context": self.models[side].context,
+                }
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+            ]
+        )
+
+    def summary_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: sizes, ratio with interval, faithfulness.
+
+        `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            dense, sparse = (found[side] for side in SIDES)
+            for granularity in dense.found:
+                pair = (dense.found[granularity], sparse.found[granularity])
+                ratio, low, high = size_ratio(*pair)
+                rows.append(
+                    {
+                        "task": task,
+                        "granularity": granularity,
+                        "dense": pair[0].size,
+                        "sparse": pair[1].size,
+                        "ratio": ratio,
+                        "ratio_low": low,
+                        "ratio_high": high,
+                        "faithfulness_dense": pair[0].faithfulness,
+                        "faithfulness_sparse": pair[1].faithfulness,
+                        "target": dense.config.target,
+                        "prompts": dense.n_heldout,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def evidence_table(self) -> pd.DataFrame:
+        """Returns one row for each task, granularity and model: what stands beside the size."""
+        return pd.DataFrame(
+            [
+                {
+                    "task": task,
+                    "granularity": granularity,
+                    "model": side,
+                    "size": one.size,
+                    "size_low": one.size_low,
+                    "size_high": one.size_high,
+                    "components": one.n_components,
+                    "holding_attribution": one.n_attribution,
+                    "faithfulness": one.faithfulness,
+                    "without_last": one.faithfulness_without_last,
+                    "random_same_size": sum(one.random_faithfulness)
+                    / len(one.random_faithfulness),
+                    "cpr": one.cpr,
+                    "cmd": one.cmd,
+                }
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+                for granularity, one in discovery.found.items()
+            ]
+        )
+
+    def overlap_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: Jaccard overlap of the two circuits.
+
+        Heads, MLPs and edges are matched by name; attention edges by layer, head and positions.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            for granularity in found["dense"].found:
+                dense, sparse = (
+                    _members(found[side].found[granularity].circuit) for side in SIDES
+                )
+                union = dense | sparse
+                rows.append(
+                    {
+                        "task": task,
+                        "granularity": granularity,
+                        "shared": len(dense & sparse),
+                        "only_dense": len(dense - sparse),
+                        "only_sparse": len(sparse - dense),
+                        "jaccard": len(dense & sparse) / len(union) if union else math.nan,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def structure_table(self) -> pd.DataFrame:
+        """Returns one row for each task and model: the shape of the circuit of edges."""
+        return pd.DataFrame(
+            [
+                {"task": task, "model": side, **circuit_shape(discovery.found["edge"].circuit)}
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+                if "edge" in discovery.found
+            ]
+        )
+
+
+def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
+    """Returns dense size over sparse size, and its 95 % interval over shared resamples.
+
+    NaN where both circuits are empty, infinity where only the sparse one is.
+    """
+    ratio = _divide(dense.size, sparse.size)
+    samples = [
+        _divide(one, other)
+        for one, other in zip(dense.resampled_sizes, sparse.resampled_sizes, strict=True)
+    ]
+    if any(math.isnan(sample) for sample in samples):
+        return ratio, math.nan, math.nan
+    ordered = sorted(samples)
+    if math.isinf(ordered[-1]):  # Quantiles cannot be interpolated at infinity.
+        tail = round(0.025 * (len(ordered) - 1))
+        return ratio, ordered[tail], ordered[-1 - tail]
+    return ratio, *interval(torch.tensor(samples))
+
+
+def circuit_shape(circuit: Circuit) -> dict[str, float]:
+    """Returns graph measures of a circuit: nodes, edges, paths, depth, mean in- and out-degree.
+
+    `paths` counts the ways from `input` to `logits`; `depth` is the number of edges on the longest.
+    """
+    graph = circuit.to_networkx()
+    n_paths: dict[str, int] = dict.fromkeys(graph, 0)
+    if INPUT in n_paths:
+        n_paths[INPUT] = 1
+    for node in nx.topological_sort(graph):
+        for _, dest in graph.out_edges(node):
+            n_paths[dest] += n_paths[node]
+    inner = [node for node in graph if node not in (INPUT, LOGITS)]
+    return {
+        "nodes": len(inner),
+        "edges": graph.number_of_edges(),
+        "paths": n_paths[LOGITS],
+        "depth": nx.dag_longest_path_length(nx.DiGraph(graph)) if graph.number_of_edges() else 0,
+        "mean_in_degree": _mean([graph.in_degree(node) for node in inner]),
+        "mean_out_degree": _mean([graph.out_degree(node) for node in inner]),
+    }
+
+
+def _members(circuit: Circuit) -> set[object]:
+    """The components of the circuit's granularity, as things that two circuits can share."""
+    if circuit.granularity == "attention_edge":
+        return {
+            (template, edge.layer, edge.head, edge.query, edge.key)
+            for template, chosen in circuit.attention_edges.items()
+            for edge in chosen
+        }
+    names = {"head": circuit.heads, "mlp": circuit.mlps, "edge": circuit.edge_names}
+    return set(names[circuit.granularity])
+
+
+def _divide(dense: float, sparse: float) -> float:
+    if sparse == 0:
+        return math.nan if dense == 0 else math.inf
+    return dense / sparse
+
+
+def _mean(counts: list[int]) -> float:
+    return sum(counts) / len(counts) if counts else 0.0
+
+
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes the whole comparison as one JSON file, so that figures can be made later."""
+    content = {
+        "models": {side: asdict(facts) for side, facts in comparison.models.items()},
+        "discoveries": {
+            task: {side: discovery.to_json() for side, discovery in found.items()}
+            for task, found in comparison.discoveries.items()
+        },
+        "examples": {task: asdict(example) for task, example in comparison.examples.items()},
+        "run": comparison.run,
+    }
+    write_json(path, content)
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Returns the comparison that `save_comparison` wrote.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        models = {
+            side: ModelFacts(**facts | {"density_per_layer": tuple(facts["density_per_layer"])})
+            for side, facts in content["models"].items()
+        }
+        examples = {
+            task: AttentionExample(
+                **facts | {key: tuple(facts[key]) for key in ("clean", "corrupted")}
+            )
+            for task, facts in content["examples"].items()
+        }
+        discoveries = {
+            task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
+            for task, found in content["discoveries"].items()
+        }
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no saved comparison ({type(error).__name__}: {error}); "
+            "make one with `circuits compare`"
+        ) from error
+    return Comparison(models, discoveries, examples, content["run"])
