@@ -3,7 +3,8 @@
 Every input of a head, an MLP or the logits is a sum over upstream sources. To run a circuit, each
 destination gets
 
-    input(dest) = ablated input(dest) + sum over src in circuit of (output(src) - ablated output(src))
+    input(dest) = ablated input(dest)
+                  + sum over src in the circuit of (output(src) - ablated output(src))
 
 where `output` is what the source writes in this very run. With all edges in the circuit this is
 the model itself, with none it is the ablated model. Constants (biases, position terms) cancel in
@@ -61,7 +62,7 @@ class Experiment:
     graph: Graph
     prompts: Prompts
     metric: str
-    ablation: Ablation
+    ablation: Ablation | str
     ablated: Activations
     clean_logits: Float[Tensor, "batch d_vocab"]
     full: Float[Tensor, " batch"]
@@ -107,7 +108,7 @@ def prepare_experiment(
     prompts: Prompts,
     *,
     metric: str,
-    ablation: Ablation = "corrupted",
+    ablation: Ablation | str = "corrupted",
 ) -> Experiment:
     """Returns an experiment with the clean and the ablated run, made once.
 
@@ -137,9 +138,7 @@ def prepare_experiment(
     unfinished = Experiment(
         model, graph, prompts, metric, ablation, ablated, clean_logits, full, full
     )
-    experiment = replace(
-        unfinished, empty=run_edges(unfinished, torch.zeros_like(graph.mask))
-    )
+    experiment = replace(unfinished, empty=run_edges(unfinished, torch.zeros_like(graph.mask)))
     for name, values in (("whole", full), ("ablated", experiment.empty)):
         if not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).nonzero()[0])
@@ -193,9 +192,7 @@ def run_attention_edges(
     return _measure(experiment, lambda rows: _attention_hooks(experiment, kept[rows], rows))
 
 
-def _measure(
-    experiment: Experiment, hooks_of: Callable[[slice], Hooks]
-) -> Float[Tensor, " batch"]:
+def _measure(experiment: Experiment, hooks_of: Callable[[slice], Hooks]) -> Float[Tensor, " batch"]:
     model, prompts = experiment.model, experiment.prompts
     with component_hooks(model):
         logits = _in_batches(
@@ -205,9 +202,7 @@ def _measure(
     return experiment.score(logits)
 
 
-def _in_batches(
-    prompts: Prompts, run: Callable[[slice], Tensor]
-) -> Float[Tensor, "batch d_vocab"]:
+def _in_batches(prompts: Prompts, run: Callable[[slice], Tensor]) -> Float[Tensor, "batch d_vocab"]:
     """The logits at the answer position of all prompts, run a batch at a time."""
     found = []
     for start in range(0, len(prompts), BATCH_SIZE):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -33,7 +33,8 @@ clean prompts of the same template, per position; or nothing at all."""
 BATCH_SIZE = 64
 """Prompts run at once; bounds memory, changes no result."""
 
-Hooks = list[tuple[str, Callable[..., Tensor | None]]]
+Hooks = list[tuple[Any, Any]]
+"""Names of hook points, each with the function `(act, hook) -> act or None` to run there."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class AttentionTerms:
         """Returns each term's dot product with the `direction` of its query and head."""
         value = self.value[layer, rows]
         indices = "bkhe" if value.ndim == 4 else "bqkhe"
-        return self.pattern[layer, rows] * torch.einsum(
-            f"bqhe,{indices}->bhqk", direction, value
-        )
+        return self.pattern[layer, rows] * torch.einsum(f"bqhe,{indices}->bhqk", direction, value)
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,7 @@ def record_activations(
 
 
 def ablated_activations(
-    model: HookedTransformer, graph: Graph, prompts: Prompts, ablation: Ablation
+    model: HookedTransformer, graph: Graph, prompts: Prompts, ablation: Ablation | str
 ) -> Activations:
     """Returns what components outside a circuit write, for every prompt.
 
@@ -258,7 +257,5 @@ def _zeroed(clean: Activations, graph: Graph) -> Activations:
         ),
         resid_mid=torch.stack(resid_mid) if graph.has_mlps else clean.resid_mid,
         resid_final=constants(clean.resid_final, graph.n_sources),
-        attention=replace(
-            clean.attention, pattern=torch.zeros_like(clean.attention.pattern)
-        ),
+        attention=replace(clean.attention, pattern=torch.zeros_like(clean.attention.pattern)),
     )

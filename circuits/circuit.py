@@ -49,7 +49,7 @@ class Circuit:
     """
 
     graph: Graph
-    granularity: Granularity
+    granularity: Granularity | str
     nodes: Bool[Tensor, " src"]
     edges: Bool[Tensor, "src dest"]
     scores: Float[Tensor, "src dest"]

@@ -88,7 +88,7 @@ def compare_command(
         tasks = [_read_task(name) for name in task or DEFAULT_TASKS]
         config = _config(target, granularity, method, ablation, prompts, seed)
         check_writable(out)
-        models = [load_model(name, device=device) for name in (dense, sparse)]
+        models = load_model(dense, device=device), load_model(sparse, device=device)
         sequences = None
         if text is not None:
             context = min(128, *(model.cfg.n_ctx for model in models))
@@ -342,9 +342,9 @@ def _config(
     names = [name.replace("-", "_") for name in granularity or GRANULARITIES]
     return DiscoverConfig(
         target=target,
-        granularities=tuple(dict.fromkeys(names)),  # type: ignore[arg-type]
+        granularities=tuple(dict.fromkeys(names)),
         method=method,
-        ablation=ablation,  # type: ignore[arg-type]
+        ablation=ablation,
         n_prompts=prompts,
         seed=seed,
     )

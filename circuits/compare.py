@@ -19,7 +19,7 @@ from circuits.comparison import AttentionExample, Comparison, ModelFacts
 from circuits.discover import discover, steps_of
 from circuits.discovery import DiscoverConfig, Discovery
 from circuits.gate import is_gated, measure_density
-from circuits.models import versions
+from circuits.models import tokenizer_of, versions
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate, evaluate_ce
@@ -41,7 +41,7 @@ def compare(
     *,
     text: Int[Tensor, "sequences pos"] | None = None,
     names: tuple[str, str] = ("dense", "sparse"),
-    on_step: Callable[[str], None] = lambda what: None,
+    on_step: Callable[[str], None] = lambda _what: None,
 ) -> Comparison:
     """Returns what discovery finds in both models, and how good and how sparse they are.
 
@@ -71,7 +71,7 @@ def compare(
     prompts = {
         task.name: {
             side: task.build(
-                model.tokenizer,
+                tokenizer_of(model),
                 n_ranking=config.n_prompts,
                 n_heldout=config.n_prompts,
                 seed=config.seed,
@@ -121,7 +121,8 @@ def steps_of_compare(config: DiscoverConfig, n_tasks: int) -> int:
 
 
 def _knows_corpus(model: HookedTransformer) -> bool:
-    return all(is_single_token(model.tokenizer, word) for word in words())
+    tokenizer = tokenizer_of(model)
+    return all(is_single_token(tokenizer, word) for word in words())
 
 
 def _model_facts(
@@ -167,10 +168,10 @@ def _example(
             cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
             for layer in range(model.cfg.n_layers)
         ]
-    shown, tokenizer = prompts["dense"].heldout.subset([0]), models["dense"].tokenizer
+    shown, tokenizer = prompts["dense"].heldout.subset([0]), tokenizer_of(models["dense"])
     length = int(shown.lengths[0])
     clean, corrupted = (
-        tuple(tokenizer.decode([i]) for i in ids[0, :length].tolist())
+        tuple(str(tokenizer.decode([i])) for i in ids[0, :length].tolist())
         for ids in (shown.clean, shown.corrupted)
     )
     return AttentionExample(
@@ -178,6 +179,6 @@ def _example(
         template=shown.templates[0],
         clean=clean,
         corrupted=corrupted,
-        answer=tokenizer.decode([int(shown.answers[0, 0])]),
+        answer=str(tokenizer.decode([int(shown.answers[0, 0])])),
         patterns=patterns,
     )

@@ -146,8 +146,7 @@ class Comparison:
                     "holding_attribution": one.n_attribution,
                     "faithfulness": one.faithfulness,
                     "without_last": one.faithfulness_without_last,
-                    "random_same_size": sum(one.random_faithfulness)
-                    / len(one.random_faithfulness),
+                    "random_same_size": sum(one.random_faithfulness) / len(one.random_faithfulness),
                     "cpr": one.cpr,
                     "cmd": one.cmd,
                 }
@@ -165,9 +164,7 @@ class Comparison:
         rows = []
         for task, found in self.discoveries.items():
             for granularity in found["dense"].found:
-                dense, sparse = (
-                    _members(found[side].found[granularity].circuit) for side in SIDES
-                )
+                dense, sparse = (_members(found[side].found[granularity].circuit) for side in SIDES)
                 union = dense | sparse
                 rows.append(
                     {
@@ -293,9 +290,10 @@ def load_comparison(path: Path) -> Comparison:
             task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
             for task, found in content["discoveries"].items()
         }
+        run = content["run"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no saved comparison ({type(error).__name__}: {error}); "
             "make one with `circuits compare`"
         ) from error
-    return Comparison(models, discoveries, examples, content["run"])
+    return Comparison(models, discoveries, examples, run)

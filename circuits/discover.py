@@ -29,6 +29,7 @@ from circuits.circuit import Circuit
 from circuits.discovery import DiscoverConfig, Discovery, Found
 from circuits.intervals import interval, resample_counts, resampled_sizes
 from circuits.metrics import accuracy
+from circuits.models import tokenizer_of
 from circuits.search import N_GRID, Search, find_smallest
 from circuits.select import (
     build_attention_circuit,
@@ -52,7 +53,7 @@ def discover(
     config: DiscoverConfig | None = None,
     *,
     prompts: TaskPrompts | None = None,
-    on_step: Callable[[str], None] = lambda what: None,
+    on_step: Callable[[str], None] = lambda _what: None,
 ) -> Discovery:
     """Returns the smallest faithful circuits of a model for a task, one for each granularity.
 
@@ -69,7 +70,7 @@ def discover(
     config = config or DiscoverConfig()
     if prompts is None:
         prompts = task.build(
-            model.tokenizer,
+            tokenizer_of(model),
             n_ranking=config.n_prompts,
             n_heldout=config.n_prompts,
             seed=config.seed,
@@ -84,14 +85,16 @@ def discover(
     scores = METHODS[config.method](ranking)
     scores = _with_lone_templates(scores, heldout, config)
     on_step(f"{task.name}: scored")
-    found: dict[Granularity, Found] = {}
+    found: dict[str, Found] = {}
     for granularity in config.granularities:
 
         def step(what: str = f"{task.name}: {granularity}") -> None:
             on_step(what)
 
-        look = _find_attention_edges if granularity == "attention_edge" else _find_components
-        found[granularity] = look(heldout, scores, granularity, config, step)
+        if granularity == "attention_edge":
+            found[granularity] = _find_attention_edges(heldout, scores, config, step)
+        else:
+            found[granularity] = _find_components(heldout, scores, granularity, config, step)
     return Discovery(
         task=task.name,
         metric=task.metric,
@@ -109,9 +112,7 @@ def steps_of(config: DiscoverConfig) -> int:
     return 1 + len(config.granularities) * (N_GRID + 8 + N_RANDOM)
 
 
-def _with_lone_templates(
-    scores: Scores, heldout: Experiment, config: DiscoverConfig
-) -> Scores:
+def _with_lone_templates(scores: Scores, heldout: Experiment, config: DiscoverConfig) -> Scores:
     """Scores the attention edges of held-out templates that the ranking set does not have.
 
     Such prompts (each row of a file without templates) can only be ranked on themselves.
@@ -134,7 +135,7 @@ def _with_lone_templates(
 def _find_components(
     heldout: Experiment,
     scores: Scores,
-    granularity: Granularity,
+    granularity: Granularity | str,
     config: DiscoverConfig,
     on_step: Callable[[], None],
 ) -> Found:
@@ -179,7 +180,6 @@ def _find_components(
 def _find_attention_edges(
     heldout: Experiment,
     scores: Scores,
-    granularity: Granularity,
     config: DiscoverConfig,
     on_step: Callable[[], None],
 ) -> Found:
@@ -218,7 +218,9 @@ def _find_attention_edges(
         template: ranking[: int(size)]
         for (template, ranking), size in zip(rankings.items(), search.chosen, strict=True)
     }
-    held = [n_holding(scores.attention_edges[name].flatten(), config.target) for name in by_template]
+    held = [
+        n_holding(scores.attention_edges[name].flatten(), config.target) for name in by_template
+    ]
     return _evidence(
         search,
         circuit=build_attention_circuit(scores, chosen),
@@ -293,9 +295,7 @@ def _evidence(
         size_high=size_high,
         resampled_sizes=tuple(sizes.tolist()),
         n_attribution=n_attribution,
-        random_faithfulness=tuple(
-            faithfulness(random_values.cpu().double(), full, empty).tolist()
-        ),
+        random_faithfulness=tuple(faithfulness(random_values.cpu().double(), full, empty).tolist()),
         curve_sizes=tuple(counted.double().mean(dim=1).tolist()),
         curve_faithfulness=tuple(curve.tolist()),
         curve_low=tuple(low for low, _ in bounds),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from circuits.activations import Ablation
 from circuits.attribute import GRANULARITIES, METHODS, Granularity
@@ -31,9 +31,9 @@ class DiscoverConfig:
     """
 
     target: float = 0.9
-    granularities: tuple[Granularity, ...] = GRANULARITIES
+    granularities: tuple[Granularity | str, ...] = GRANULARITIES
     method: str = "attribution_patching"
-    ablation: Ablation = "corrupted"
+    ablation: Ablation | str = "corrupted"
     n_prompts: int = 100
     seed: int = 0
 
@@ -41,8 +41,10 @@ class DiscoverConfig:
         if not 0 < self.target <= 1:
             raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
         if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.ablation not in get_args(Ablation):
             raise ValueError(
-                f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}"
+                f"unknown ablation {self.ablation!r}; choose one of {', '.join(get_args(Ablation))}"
             )
         unknown = [name for name in self.granularities if name not in GRANULARITIES]
         if unknown or not self.granularities:
@@ -100,11 +102,12 @@ class Found:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Found:
         """Returns the evidence that `to_json` wrote."""
-        values = {
+        values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in content.items()
         }
-        return cls(**values | {"circuit": Circuit.from_json(content["circuit"])})
+        values["circuit"] = Circuit.from_json(content["circuit"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Discovery:
     accuracy: float
     n_heldout: int
     config: DiscoverConfig
-    found: dict[Granularity, Found]
+    found: dict[str, Found]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the discovery as plain values."""

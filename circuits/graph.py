@@ -62,7 +62,7 @@ class Graph:
 
     @cached_property
     def destinations(self) -> tuple[str, ...]:
-        """Names of the inputs that read: all q of a layer, all k, all v, its MLP; last the logits."""
+        """Names of what reads: all q of a layer, all k, all v, then its MLP; last the logits."""
         names = []
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{head}<{read}>" for read in READS for head in range(self.n_heads)]

@@ -152,6 +152,20 @@ def load_model(
     return model.eval()
 
 
+def tokenizer_of(model: HookedTransformer) -> PreTrainedTokenizerBase:
+    """Returns the model's tokenizer.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the model {model.cfg.model_name!r} has no tokenizer, so no prompts can be made for "
+            "it; put the tokenizer's files into its folder, or call model.set_tokenizer(...)"
+        )
+    return model.tokenizer
+
+
 def from_hf(
     hf_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from circuits.attribute import Granularity, Scores
 from circuits.circuit import AttentionEdge, Circuit
-from circuits.graph import Graph
+from circuits.graph import Graph, NodeKind
 
 Ranking = Int[Tensor, " components"]
 
 
-def rank_components(scores: Scores, granularity: Granularity) -> Ranking:
+def rank_components(scores: Scores, granularity: Granularity | str) -> Ranking:
     """Returns the heads or MLPs (as rows) or the edges (as flat indices), strongest first."""
     if granularity == "edge":
         candidates = scores.graph.mask.flatten().nonzero()[:, 0]
@@ -41,7 +41,7 @@ def rank_attention_edges(
 
 
 def select_edges(
-    graph: Graph, granularity: Granularity, chosen: Ranking
+    graph: Graph, granularity: Granularity | str, chosen: Ranking
 ) -> Bool[Tensor, "src dest"]:
     """Returns the edges that stay when only the `chosen` components of a granularity do.
 
@@ -57,7 +57,7 @@ def select_edges(
     return graph.mask & rows[:, None]
 
 
-def build_circuit(scores: Scores, granularity: Granularity, chosen: Ranking) -> Circuit:
+def build_circuit(scores: Scores, granularity: Granularity | str, chosen: Ranking) -> Circuit:
     """Returns the circuit of the chosen heads, MLPs or edges, without what is not connected."""
     graph = scores.graph
     edges = graph.connected(select_edges(graph, granularity, chosen))
@@ -102,14 +102,13 @@ def n_holding(values: Float[Tensor, " components"], share: float) -> int:
 
     The paper's count without interventions (arXiv 2512.05865); 0 where all scores are zero.
     """
-    strength = values.abs().flatten().sort(descending=True).values.double()
-    total = strength.sum()
-    if total == 0:
+    held = values.abs().flatten().sort(descending=True).values.double().cumsum(0)
+    if len(held) == 0 or held[-1] == 0:
         return 0
-    return int((strength.cumsum(0) < share * total).sum()) + 1
+    return int((held < share * held[-1]).sum()) + 1
 
 
-def _node_kind(granularity: Granularity) -> str:
+def _node_kind(granularity: Granularity | str) -> NodeKind:
     if granularity not in ("head", "mlp"):
         raise ValueError(f"{granularity!r} is no kind of node; heads and MLPs are")
     return granularity

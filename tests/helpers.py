@@ -13,6 +13,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuits.hooked import attach_tokenizer, quiet_hooked_transformer
+from circuits.tasks.prompts import Prompts
 
 END, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -61,4 +62,29 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=END, eos_token=END, pad_token=PAD
+    )
+
+
+def make_prompts(
+    model: HookedTransformer, *, batch: int = 6, pos: int = 7, templates: int = 2, seed: int = 1
+) -> Prompts:
+    """Returns random prompt pairs whose answers the model prefers on clean, not on corrupted.
+
+    The corrupted prompt differs in one position. The answer is the token whose logit falls most
+    when the prompt is corrupted, the wrong answer the one whose logit rises most.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    d_vocab = model.cfg.d_vocab
+    clean = torch.randint(2, d_vocab, (batch, pos), generator=generator)
+    corrupted = clean.clone()
+    corrupted[:, pos - 1] = (clean[:, pos - 1] - 2 + 7) % (d_vocab - 2) + 2
+    with torch.no_grad():
+        change = model(clean)[:, -1] - model(corrupted)[:, -1]
+    return Prompts(
+        clean=clean,
+        corrupted=corrupted,
+        lengths=torch.full((batch,), pos),
+        answers=change.argmax(dim=-1, keepdim=True),
+        wrong_answers=change.argmin(dim=-1, keepdim=True),
+        templates=tuple(f"t{i % templates}" for i in range(batch)),
     )

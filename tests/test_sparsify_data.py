@@ -34,7 +34,7 @@ def text_file(tmp_path: Path) -> Path:
 def corpus(monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> CorpusStream:
     """A corpus whose documents spell their seed and their number."""
 
-    def documents(seed: int):
+    def documents(seed: int, _behaviours: tuple = ()):
         return (f"w{seed % 199} w{number % 199}" for number in itertools.count())
 
     monkeypatch.setattr(data, "documents", documents)
@@ -116,9 +116,9 @@ def test_the_corpus_is_packed_and_its_parts_have_seeds_of_their_own(
     seeds: list[int] = []
     plain = data.documents
 
-    def spy(seed: int):
+    def spy(seed: int, behaviours: tuple = ()):
         seeds.append(seed)
-        return plain(seed)
+        return plain(seed, behaviours)
 
     monkeypatch.setattr(data, "documents", spy)
     rows = corpus.batch(0, 2)

@@ -5,7 +5,7 @@ One forward pass per component: slow, and the referee of every approximation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -15,7 +15,7 @@ from circuits.ablate import Experiment, run_attention_edges, run_edges
 
 
 def exact_edge_effects(
-    experiment: Experiment, edges: Iterable[tuple[int, int]]
+    experiment: Experiment, edges: Iterable[Sequence[int]]
 ) -> Float[Tensor, " edges"]:
     """Returns for each edge `(src, dest)` how far the metric falls when it alone is ablated.
 
@@ -30,9 +30,7 @@ def exact_edge_effects(
     return torch.stack(found).cpu()
 
 
-def exact_node_effects(
-    experiment: Experiment, nodes: Iterable[int]
-) -> Float[Tensor, " nodes"]:
+def exact_node_effects(experiment: Experiment, nodes: Iterable[int]) -> Float[Tensor, " nodes"]:
     """Returns for each source how far the metric falls when it alone is ablated."""
     full = experiment.full.mean()
     found = []

@@ -118,4 +118,3 @@ def template_means(
         template: per_prompt[torch.tensor(rows, device=per_prompt.device)].mean(dim=0)
         for template, rows in experiment.prompts.groups().items()
     }
-

@@ -38,7 +38,7 @@ class Scores:
     edges: Float[Tensor, "src dest"]
     attention_edges: dict[str, Float[Tensor, "layer head query_pos key_pos"]]
     method: str
-    ablation: Ablation
+    ablation: Ablation | str
     n_prompts: int
 
     @property

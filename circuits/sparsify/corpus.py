@@ -12,7 +12,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
 from circuits.tasks import greater_than, ioi
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|unk|>")
 
 IOI_WORDINGS = (
     *(f"{template} {{receiver}}." for template in ioi.TEMPLATES),
@@ -90,7 +95,13 @@ def documents(seed: int, behaviours: Sequence[str] = ()) -> Iterator[str]:
 
 def words() -> list[str]:
     """Returns every word, number and mark that the corpus can hold, in sorted order."""
-    found = set(".,:+=") | {"is", "are"} | {f"{thing}s" for thing in ioi.THINGS} | set(greater_than.YEARS) | set("0123456789")
+    found = (
+        set(".,:+=")
+        | {"is", "are"}
+        | {f"{thing}s" for thing in ioi.THINGS}
+        | set(greater_than.YEARS)
+        | set("0123456789")
+    )
     lexicons = (NAMES, ioi.PLACES, ioi.THINGS, greater_than.EVENTS, ADJECTIVES, ANIMALS)
     for lexicon in (*lexicons, LIST_WORDS):
         found.update(lexicon)
@@ -102,6 +113,23 @@ def words() -> list[str]:
     for pronouns in _PRONOUNS.values():
         found.update(pronouns.values())
     return sorted(found)
+
+
+def corpus_tokenizer(*, context: int) -> PreTrainedTokenizerFast:
+    """Returns the tokenizer of the corpus: a token is a word, two digits, one digit or a mark."""
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL_TOKENS, *words()))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    pattern = Regex(r"\d{2}|\d|[A-Za-z]+|[^\sA-Za-z\d]")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|unk|>",
+        pad_token="<|pad|>",
+        model_max_length=context,
+    )
 
 
 def _capital(text: str) -> str:
@@ -189,9 +217,7 @@ def _agreement(rng: random.Random) -> str:
 def _owners(rng: random.Random) -> str:
     """Two or three owners, then the question whose one of the things is."""
     count = rng.randint(2, 3)
-    owners = list(
-        zip(rng.sample(NAMES, count), rng.sample(ioi.THINGS, count), strict=True)
-    )
+    owners = list(zip(rng.sample(NAMES, count), rng.sample(ioi.THINGS, count), strict=True))
     told = " ".join(_FIXED_TEXTS[3].format(name=name, thing=thing) for name, thing in owners)
     name, thing = rng.choice(owners)
     return f"{told} {_FIXED_TEXTS[4].format(name=name, thing=thing)}"

@@ -6,6 +6,7 @@ other, `template`. Without a template column every pair stands for itself.
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def task_from_file(path: str | Path, *, metric: str = "logit_diff") -> Task:
     if path.suffix == ".csv":
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
     elif path.suffix == ".jsonl":
-        rows = pd.read_json(path, lines=True, dtype=False)
+        rows = pd.DataFrame(json.loads(line) for line in path.read_text().splitlines() if line)
     else:
         raise ValueError(f"{path} is neither .csv nor .jsonl; a task file must be one of them")
     missing = [column for column in REQUIRED if column not in rows.columns]
@@ -44,10 +45,9 @@ def task_from_file(path: str | Path, *, metric: str = "logit_diff") -> Task:
             f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(rows.columns)}"
         )
     for column in REQUIRED:
-        texts = rows[column].map(lambda cell: isinstance(cell, str) and cell != "")
-        if not texts.all():
-            line = int((~texts).to_numpy().argmax()) + 1
-            raise ValueError(f"{path}: row {line} has no text in the column {column!r}")
+        for number, cell in enumerate(rows[column], start=1):
+            if not isinstance(cell, str) or not cell:
+                raise ValueError(f"{path}: row {number} has no text in the column {column!r}")
     pairs = [
         PromptPair(
             clean=str(row["clean"]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from circuits.tasks.prompts import PromptPair, is_single_token
+from circuits.tasks.prompts import PromptPair, is_single_token, token_ids
 from circuits.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -59,10 +59,8 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
 
 def _splits_in_two(tokenizer: PreTrainedTokenizerBase, century: int, year: str) -> bool:
     """Whether the tokenizer reads the four digits as century and year, as the task needs."""
-    ids = tokenizer.encode(f" {century}{year}", add_special_tokens=False)
-    apart = tokenizer.encode(f" {century}", add_special_tokens=False) + tokenizer.encode(
-        year, add_special_tokens=False
-    )
+    ids = token_ids(tokenizer, f" {century}{year}")
+    apart = token_ids(tokenizer, f" {century}") + token_ids(tokenizer, year)
     return ids == apart and len(ids) == 2
 
 

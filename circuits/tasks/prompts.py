@@ -110,8 +110,14 @@ class Prompts:
 
 def is_single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Returns whether `text` is exactly one known token."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = token_ids(tokenizer, text)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the ids of `text` as it stands, without tokens that mark begin or end."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return [int(i) for i in ids]  # type: ignore[arg-type]
 
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> Prompts:
@@ -160,12 +166,10 @@ def _tokenize_pair(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair
 ) -> tuple[str | None, tuple[list[int], list[int], list[int], list[int]]]:
     """Returns what is wrong with the pair, if anything, and its four rows of token ids."""
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    clean, corrupted = (
-        start + tokenizer.encode(text, add_special_tokens=False)
-        for text in (pair.clean, pair.corrupted)
-    )
-    answers, wrong = [], []
+    start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]  # type: ignore[arg-type]
+    clean, corrupted = (start + token_ids(tokenizer, text) for text in (pair.clean, pair.corrupted))
+    answers: list[int] = []
+    wrong: list[int] = []
     rows = (clean, corrupted, answers, wrong)
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown != tokenizer.bos_token_id and unknown in clean + corrupted:
@@ -183,14 +187,14 @@ def _tokenize_pair(
             return "lacks an answer or a wrong answer", rows
         for text in texts:
             if not is_single_token(tokenizer, text):
-                ids = tokenizer.encode(text, add_special_tokens=False)
+                ids = token_ids(tokenizer, text)
                 return (
                     f"the answer {text!r} is not one token for this tokenizer but {len(ids)} "
                     f"({tokenizer.convert_ids_to_tokens(ids)}); use a word that is one token, "
                     "with its leading space if the tokenizer marks one",
                     rows,
                 )
-            column.append(tokenizer.encode(text, add_special_tokens=False)[0])
+            column.append(token_ids(tokenizer, text)[0])
     if set(answers) & set(wrong):
         return "a right answer is also a wrong one", rows
     return None, rows
@@ -199,7 +203,7 @@ def _tokenize_pair(
 def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id):
         if candidate is not None:
-            return candidate
+            return int(candidate)  # type: ignore[arg-type]
     return 0
 
 

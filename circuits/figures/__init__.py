@@ -1,0 +1,22 @@
+"""Figures: a comparison in, a plotly figure out.
+
+One function a figure. None writes files or changes plotly's defaults: the look is given to each
+figure by `circuits.figures.style`.
+"""
+
+from circuits.figures.attention import attention_figure
+from circuits.figures.diagram import circuit_figure
+from circuits.figures.sizes import density_figure, faithfulness_figure, sizes_figure
+from circuits.figures.style import COLOURS, UNITS, counted, rounded
+
+__all__ = [
+    "COLOURS",
+    "UNITS",
+    "attention_figure",
+    "circuit_figure",
+    "counted",
+    "density_figure",
+    "faithfulness_figure",
+    "rounded",
+    "sizes_figure",
+]

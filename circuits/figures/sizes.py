@@ -1,0 +1,224 @@
+"""How sparse the models are, how big their circuits are, and how faithful at each size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from circuits.comparison import SIDES, Comparison, size_ratio
+from circuits.discovery import Found
+from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
+
+
+def density_figure(comparison: Comparison) -> go.Figure:
+    """Returns the share of open attention edges per layer, in percent, for both models.
+
+    A layer without any open edge has no bar, since the axis is logarithmic; its label says 0.
+    """
+    figure = go.Figure()
+    percents = {
+        side: [100 * share for share in comparison.models[side].density_per_layer] for side in SIDES
+    }
+    low = min([1.0, *(value for values in percents.values() for value in values if value > 0)])
+    floor = 10 ** math.floor(math.log10(low) - 0.3)
+    for side, values in percents.items():
+        figure.add_bar(
+            name=side,
+            x=[f"layer {layer}" for layer in range(len(values))],
+            y=[value if value > 0 else floor for value in values],
+            marker_color=COLOURS[side],
+            text=[f"{value:.3g}" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+            customdata=values,
+            hovertemplate="%{x}: %{customdata:.4g} % open",
+        )
+    contexts = " and ".join(dict.fromkeys(str(comparison.models[side].context) for side in SIDES))
+    figure.update_yaxes(
+        type="log",
+        range=[math.log10(floor), 2.3],
+        dtick=1,
+        title="open attention edges (%)",
+    )
+    overall = ", ".join(f"{side} {100 * comparison.models[side].density:.3g} %" for side in SIDES)
+    title = f"Attention edges left open, T = {contexts} (overall: {overall})"
+    return styled(figure, title, height=400)
+
+
+def sizes_figure(comparison: Comparison) -> go.Figure:
+    """Returns circuit sizes at the target, dense beside sparse, with 95 % intervals and ratios.
+
+    The axis is logarithmic where the sizes span more than a factor of ten; an empty circuit has
+    no bar there, only its 0.
+    """
+    tasks = list(comparison.discoveries)
+    figure = make_subplots(
+        cols=len(tasks), rows=1, shared_yaxes=True, subplot_titles=[safe(task) for task in tasks]
+    )
+    every = [
+        one
+        for found in comparison.discoveries.values()
+        for discovery in found.values()
+        for one in discovery.found.values()
+    ]
+    positive = [one.size for one in every if one.size > 0]
+    is_log = bool(positive) and max(positive) > 10 * min(positive)
+    for column, task in enumerate(tasks, start=1):
+        found = comparison.discoveries[task]
+        names = list(found["dense"].found)
+        for side in SIDES:
+            sizes = [found[side].found[name] for name in names]
+            bars = _size_bars(sizes, [UNITS[name] for name in names], side, first=column == 1)
+            figure.add_trace(bars, row=1, col=column)
+        for name in names:
+            pair = [found[side].found[name] for side in SIDES]
+            top = max(1.0, *(max(one.size, one.size_high) for one in pair))
+            figure.add_annotation(
+                row=1,
+                col=column,
+                x=UNITS[name],
+                y=math.log10(top) if is_log else top,
+                yshift=26,
+                text=_ratio_text(*size_ratio(*pair)),
+                showarrow=False,
+                font={"size": 11},
+            )
+    top = max(1.0, *(max(one.size, one.size_high) for one in every))
+    if is_log:
+        floor = min([0.4, *(0.4 * size for size in positive)])
+        figure.update_yaxes(type="log", dtick=1, range=[math.log10(floor), math.log10(4 * top)])
+    else:  # Room for the ratios above the bars.
+        figure.update_yaxes(range=[0, 1.25 * top])
+    figure.update_yaxes(title="components in the circuit", row=1, col=1)
+    target = next(iter(comparison.discoveries.values()))["dense"].config.target
+    title = f"Components that recover {100 * target:.4g} % (above: dense / sparse, 95 % interval)"
+    return styled(figure, title, height=460)
+
+
+def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: bool) -> go.Bar:
+    return go.Bar(
+        name=side,
+        legendgroup=side,
+        showlegend=first,
+        x=labels,
+        y=[one.size for one in sizes],
+        marker_color=COLOURS[side],
+        text=[f"{one.size:.4g}" for one in sizes],
+        # At the foot, away from the error bars.
+        textposition="inside",
+        insidetextanchor="start",
+        constraintext="none",
+        textangle=0,
+        textfont={"color": "white"},
+        error_y={
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, one.size_high - one.size) for one in sizes],
+            "arrayminus": [max(0.0, one.size - one.size_low) for one in sizes],
+            "color": "#222222",
+        },
+        customdata=[[one.size_low, one.size_high, one.n_components] for one in sizes],
+        hovertemplate="%{y:.4g} of %{customdata[2]:.4g} %{x}, "
+        "95 % interval %{customdata[0]:.4g} to %{customdata[1]:.4g}",
+    )
+
+
+def _ratio_text(ratio: float, low: float, high: float) -> str:
+    if math.isnan(ratio):
+        return "both empty"
+    text = f"<b>{rounded(ratio)}×</b>"
+    return text if math.isnan(low) else f"{text}<br>[{rounded(low)}, {rounded(high)}]"
+
+
+def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
+    """Returns faithfulness against circuit size, one panel for each granularity.
+
+    Sizes are drawn as size + 1, so that the empty circuit has a place on the logarithmic axis.
+    """
+    found = comparison.discoveries[task]
+    names = list(found["dense"].found)
+    figure = make_subplots(
+        rows=1, cols=len(names), shared_yaxes=True, subplot_titles=[UNITS[name] for name in names]
+    )
+    shown = []
+    for column, name in enumerate(names, start=1):
+        for side in SIDES:
+            one = found[side].found[name]
+            shown += [*one.curve_faithfulness, *one.random_faithfulness]
+            for trace in _curve_traces(one, side, first=column == 1):
+                figure.add_trace(trace, row=1, col=column)
+        figure.update_xaxes(type="log", dtick=1, title=f"{UNITS[name]} + 1", col=column)
+    target = found["dense"].config.target
+    figure.add_hline(y=target, line_dash="dash", line_color=GREY)
+    # Where a circuit overshoots wildly the axis still shows what matters, 0 to 1.
+    low, high = max(-0.6, min([0.0, *shown])), min(1.7, max([1.0, *shown]))
+    figure.update_yaxes(range=[low - 0.08, high + 0.08])
+    figure.update_yaxes(title="faithfulness", row=1, col=1)
+    title = f"{safe(task)}: faithfulness at each size (dashed: target, {100 * target:.4g} %)"
+    return styled(figure, title, height=480, legend_rows=3)
+
+
+def _curve_traces(one: Found, side: str, *, first: bool) -> list[go.Scatter]:
+    """Band, curve, the chosen size, and random circuits of that size."""
+    sizes = [1 + size for size in one.curve_sizes]
+    place = "size %{customdata:.4g}, faithfulness %{y:.3f}"
+    common = {"legendgroup": side}
+    return [
+        go.Scatter(
+            x=[*sizes, *reversed(sizes)],
+            y=[*one.curve_high, *reversed(one.curve_low)],
+            name=f"{side}, 95 % interval",
+            mode="lines",
+            fill="toself",
+            fillcolor=SHADES[side],
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            **common,
+        ),
+        go.Scatter(
+            x=sizes,
+            y=one.curve_faithfulness,
+            mode="lines",
+            name=side,
+            showlegend=first,
+            line={"color": COLOURS[side]},
+            customdata=one.curve_sizes,
+            hovertemplate=place,
+            **common,
+        ),
+        go.Scatter(
+            x=[1 + one.size] * len(one.random_faithfulness),
+            y=one.random_faithfulness,
+            mode="markers",
+            name=f"{side}, random of that size",
+            showlegend=first,
+            marker={
+                "symbol": "x-thin",
+                "size": 7,
+                "line": {"color": COLOURS[side], "width": 1.5},
+            },
+            customdata=[one.size] * len(one.random_faithfulness),
+            hovertemplate=f"random circuit, {place}",
+            **common,
+        ),
+        go.Scatter(
+            x=[1 + one.size],
+            y=[one.faithfulness],
+            mode="markers",
+            name=f"{side}, at the target",
+            showlegend=first,
+            marker={
+                "color": COLOURS[side],
+                "size": 11,
+                "symbol": "circle" if side == "dense" else "diamond",
+                "line": {"color": "white", "width": 1},
+            },
+            customdata=[one.size],
+            hovertemplate=place,
+            **common,
+        ),
+    ]

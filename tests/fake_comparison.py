@@ -1,0 +1,124 @@
+"""A hand-made comparison of two imaginary models, for the tests of figures and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from circuits.circuit import AttentionEdge, Circuit
+from circuits.comparison import AttentionExample, Comparison, ModelFacts
+from circuits.discovery import DiscoverConfig, Discovery, Found
+from circuits.graph import Graph
+
+GRAPH = Graph(2, 2)
+TOKENS = ("<|endoftext|>", " When", " <script>alert(1)</script>", ' "quoted"', "\n")
+EDGES = {
+    "dense": {
+        "input->a0.h0<v>": 1.0,
+        "a0.h0->a1.h0<q>": 0.5,
+        "input->a1.h0<k>": -0.25,
+        "a0.h0->m0": 0.75,
+        "m0->a1.h0<v>": 0.1,
+        "a1.h0->logits": 2.0,
+    },
+    "sparse": {"input->a0.h1<v>": 1.0, "a0.h1->a1.h0<v>": 1.5, "a1.h0->logits": 2.0},
+}
+
+
+def make_circuit(scores: dict[str, float], granularity: str = "edge", graph: Graph = GRAPH):
+    """Returns the circuit of the edges named in `scores`."""
+    edges, values = torch.zeros_like(graph.mask), torch.zeros(graph.mask.shape)
+    for name, score in scores.items():
+        src, dest = graph.edge_index(name)
+        edges[src, dest], values[src, dest] = True, score
+    nodes = edges.any(dim=1)
+    attention = {"template": [AttentionEdge(1, 0, 4, 2, 0.5)]}
+    return Circuit(
+        graph=graph,
+        granularity=granularity,  # type: ignore[arg-type]
+        nodes=nodes,
+        edges=edges,
+        scores=values,
+        attention_edges=attention if granularity == "attention_edge" else {},
+    )
+
+
+def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Found:
+    """Returns evidence for a circuit whose faithfulness rises in three steps."""
+    size = float(circuit.size)
+    resampled = tuple(resampled or (max(0.0, size - 1), size, size, size + 2))
+    return Found(
+        circuit=circuit,
+        size=size,
+        n_components=40.0,
+        faithfulness=0.92,
+        faithfulness_without_last=0.8,
+        size_low=min(resampled),
+        size_high=max(resampled),
+        resampled_sizes=resampled,
+        n_attribution=size + 3,
+        random_faithfulness=(0.0, 0.1, -0.1),
+        curve_sizes=(0.0, size, 40.0),
+        curve_faithfulness=(0.0, 0.92, 1.0),
+        curve_low=(0.0, 0.85, 1.0),
+        curve_high=(0.0, 0.97, 1.0),
+        cpr=0.95,
+        cmd=0.05,
+    )
+
+
+def make_comparison(
+    *,
+    tasks: Sequence[str] = ("ioi", "greater_than"),
+    granularities: Sequence[str] = ("head", "mlp", "edge", "attention_edge"),
+) -> Comparison:
+    """Returns a comparison whose dense circuit has 6 edges and whose sparse one has 3."""
+    discoveries = {
+        task: {
+            side: Discovery(
+                task=task,
+                metric="logit_diff",
+                metric_full=4.0,
+                metric_empty=-1.0,
+                accuracy=0.99,
+                n_heldout=20,
+                config=DiscoverConfig(granularities=tuple(granularities)),  # type: ignore[arg-type]
+                found={
+                    name: make_found(make_circuit(scores, name))  # type: ignore[misc]
+                    for name in granularities
+                },
+            )
+            for side, scores in EDGES.items()
+        }
+        for task in tasks
+    }
+    n_pos = len(TOKENS)
+    pattern = torch.ones(n_pos, n_pos).tril()
+    pattern = (pattern / pattern.sum(dim=1, keepdim=True)).tolist()
+    closed = torch.eye(n_pos).tolist()
+    return Comparison(
+        models={
+            "dense": ModelFacts("dense & <b>bold</b>", 1.2, 1.0, (1.0, 1.0), 128, 1000),
+            "sparse": ModelFacts("sparse", 1.205, 0.006, (0.012, 0.0), 128, 1000),
+        },
+        discoveries=discoveries,
+        examples={
+            task: AttentionExample(
+                task=task,
+                template="template",
+                clean=TOKENS,
+                corrupted=TOKENS,
+                answer=" <i>Mary</i>",
+                patterns={"dense": [[pattern] * 2] * 2, "sparse": [[closed] * 2] * 2},
+            )
+            for task in tasks
+        },
+        run={
+            "versions": {"torch": "2.13.0"},
+            "seed": 0,
+            "device": "cpu",
+            "seconds": 1.5,
+            "command": "circuits compare --out '<script>alert(2)</script>'",
+        },
+    )

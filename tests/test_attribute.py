@@ -1,0 +1,149 @@
+import math
+
+import pytest
+import torch
+
+from circuits.ablate import prepare_experiment
+from circuits.attribute import (
+    METHODS,
+    attribution_patching,
+    exact_attention_edge_effects,
+    exact_edge_effects,
+    exact_node_effects,
+    integrated_gradients,
+)
+from circuits.gate import add_gate, gate_gradient
+from tests.helpers import make_prompts, make_tiny_model
+
+
+@pytest.fixture
+def linear():
+    """A model whose logits are linear in what each component writes.
+
+    No layer norm; zero query and key weights, so that attention is uniform and constant; the
+    identity in place of the MLPs' activation.
+    """
+    model = make_tiny_model(normalization_type=None)
+    with torch.no_grad():
+        for block in model.blocks:
+            for weight in (block.attn.W_Q, block.attn.W_K, block.attn.b_Q, block.attn.b_K):
+                weight.zero_()
+            block.mlp.act_fn = torch.nn.Identity()
+    return prepare_experiment(model, make_prompts(model, templates=1), metric="logit_diff")
+
+
+def test_edges_are_exact_on_a_linear_model(linear):
+    scores = attribution_patching(linear)
+    edges = linear.graph.mask.nonzero().tolist()
+    predicted = torch.stack([scores.edges[src, dest] for src, dest in edges])
+    measured = exact_edge_effects(linear, edges)
+    assert measured.abs().max() > 1e-3
+    torch.testing.assert_close(predicted, measured, atol=1e-5, rtol=1e-5)
+
+
+def test_nodes_are_exact_on_a_linear_model(linear):
+    measured = exact_node_effects(linear, range(linear.graph.n_sources))
+    torch.testing.assert_close(attribution_patching(linear).nodes, measured, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_edges_are_exact_on_a_linear_model(linear):
+    scores = attribution_patching(linear).attention_edges["t0"]
+    places = torch.ones_like(scores).tril().nonzero()
+    measured = exact_attention_edge_effects(linear, places)
+    torch.testing.assert_close(scores[tuple(places.T)], measured, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+def test_integrated_gradients_are_close_to_exact_patching(tiny_model, ablation):
+    experiment = prepare_experiment(
+        tiny_model, make_prompts(tiny_model), metric="logit_diff", ablation=ablation
+    )
+    scores = integrated_gradients(experiment, steps=20)
+    edges = experiment.graph.mask.nonzero().tolist()
+    predicted = torch.stack([scores.edges[src, dest] for src, dest in edges])
+    measured = exact_edge_effects(experiment, edges)
+    assert torch.corrcoef(torch.stack([predicted, measured]))[0, 1] > 0.9
+
+
+def test_scores_are_source_by_destination(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    edges = attribution_patching(experiment).edges
+    src, dest = experiment.graph.edge_index("input->logits")
+    assert edges.shape == (7, 15)
+    assert edges[src, dest] == edges[0, -1] != 0
+    assert not edges[~experiment.graph.mask].any()
+
+
+def test_nothing_is_attributed_where_clean_is_what_ablation_gives(tiny_model):
+    prompts = make_prompts(tiny_model)
+    same = type(prompts)(**vars(prompts) | {"corrupted": prompts.clean})
+    scores = attribution_patching(prepare_experiment(tiny_model, same, metric="logit_diff"))
+    torch.testing.assert_close(scores.edges, torch.zeros_like(scores.edges), atol=1e-6, rtol=0)
+
+
+def test_one_step_of_integrated_gradients_is_attribution_patching(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    torch.testing.assert_close(
+        integrated_gradients(experiment, steps=1).edges, attribution_patching(experiment).edges
+    )
+
+
+def test_a_score_is_the_derivative_along_its_change():
+    """A finite difference: the metric with one source moved a little at one destination."""
+    model = make_tiny_model(dtype=torch.float64)
+    experiment = prepare_experiment(model, make_prompts(model, batch=2), metric="logit_diff")
+    score = attribution_patching(experiment).edges[experiment.graph.edge_index("a0.h1->logits")]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(experiment.prompts.clean)
+        z, w_o = cache["blocks.0.attn.hook_z"][:, :, 1], model.blocks[0].attn.W_O[1]
+        row = experiment.graph.sources.index("a0.h1")
+        change = z @ w_o - experiment.ablated.outputs[row]
+
+        def metric(step):
+            resid = cache["blocks.1.hook_resid_post"] + step * change
+            return experiment.score(model.unembed(model.ln_final(resid))[:, -1]).mean()
+
+        slope = (metric(1e-5) - metric(-1e-5)) / 2e-5
+    torch.testing.assert_close(score, slope, atol=1e-8, rtol=1e-6)
+
+
+def test_the_gradient_of_the_gate_can_be_frozen(tiny_model):
+    model = add_gate(tiny_model, bias=0.2)
+    experiment = prepare_experiment(model, make_prompts(model), metric="logit_diff")
+    through = attribution_patching(experiment).edges
+    with gate_gradient(model, "frozen"):
+        frozen = attribution_patching(experiment).edges
+    assert not torch.allclose(through, frozen)
+    assert torch.allclose(through[:, -1], frozen[:, -1])  # no gate behind the logits
+
+
+def test_attribution_leaves_the_weights_trainable_and_without_gradient(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    attribution_patching(experiment)
+    assert all(p.requires_grad and p.grad is None for p in tiny_model.parameters())
+
+
+def test_no_steps_are_refused(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    with pytest.raises(ValueError, match="at least 1 step, got 0"):
+        integrated_gradients(experiment, steps=0)
+
+
+def test_exact_attention_edges_of_several_templates_are_refused(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    with pytest.raises(ValueError, match="the prompts have 2 templates"):
+        exact_attention_edge_effects(experiment, torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_a_score_that_is_not_finite_names_its_edge(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    scores = attribution_patching(experiment)
+    scores.edges[experiment.graph.edge_index("a0.h1->m1")] = math.nan
+    with pytest.raises(ValueError, match="the score of a0.h1->m1 is nan"):
+        scores.check_finite()
+
+
+def test_every_method_is_registered_under_its_own_name(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    for name, method in METHODS.items():
+        assert method(experiment).method == name

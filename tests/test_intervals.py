@@ -1,0 +1,174 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuits.comparison import size_ratio
+from circuits.intervals import interval, resample_counts, resampled_sizes
+from circuits.search import Search
+from tests.fake_comparison import EDGES, make_circuit, make_found
+
+TARGET = 0.9
+
+
+def search_of(values, full, sizes, groups=None):
+    """A search that tried `sizes` in every group, with nothing left when all is ablated."""
+    groups = torch.zeros(len(full), dtype=torch.long) if groups is None else groups
+    columns = int(groups.max()) + 1
+    return Search(
+        sizes=sizes[:, None].expand(-1, columns),
+        values=values.double(),
+        groups=groups,
+        full=full.double(),
+        empty=torch.zeros_like(full, dtype=torch.float64),
+        chosen=sizes[-1:].expand(columns),
+        target=TARGET,
+    )
+
+
+def sizes_in_resamples(search, counts):
+    return resampled_sizes(search, search.sizes.double(), counts)
+
+
+# Prompts whose faithfulness is 1 - exp(-rate * size), with rates from a gamma distribution: the
+# mean over prompts is 1 - (1 + SCALE * size) ** -SHAPE, so the true size is known.
+SHAPE, SCALE, N_COMPONENTS = 4.0, 0.002, 1000
+TRUE_SIZE = ((1 - TARGET) ** (-1 / SHAPE) - 1) / SCALE
+
+
+def simulated_search(n_prompts, sizes):
+    rate = torch.distributions.Gamma(SHAPE, 1 / SCALE).sample((n_prompts,)).double()
+    full = 1 + torch.rand(n_prompts, dtype=torch.float64)
+    values = full * (1 - torch.exp(-rate * sizes[:, None]))
+    values[-1] = full
+    return search_of(values, full, sizes)
+
+
+def test_each_resample_has_as_many_prompts_of_each_template():
+    templates = ("a", "b", "a", "c", "a", "b")
+    counts = resample_counts(templates, seed=0, n_resamples=50)
+    for template in "abc":
+        rows = [i for i, name in enumerate(templates) if name == template]
+        assert (counts[:, rows].sum(dim=1) == len(rows)).all()
+
+
+def test_every_prompt_is_drawn_once_on_average():
+    counts = resample_counts(("a", "b") * 5, seed=0, n_resamples=4000)
+    torch.testing.assert_close(
+        counts.mean(dim=0), torch.ones(10, dtype=torch.float64), atol=0.06, rtol=0
+    )
+
+
+def test_one_seed_draws_the_same_prompts():
+    first, again, other = (resample_counts(("a",) * 9, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_size_is_read_off_between_two_trials_by_hand():
+    # 0.9 lies three quarters of the way from 0.6 to 1.0, hence from size 10 to size 20.
+    sizes = torch.tensor([0, 10, 20])
+    search = search_of(torch.tensor([[0.0], [0.6], [1.0]]), torch.ones(1), sizes)
+    assert sizes_in_resamples(search, torch.ones(1, 1).double()).tolist() == [18]
+
+
+def test_the_size_is_the_mean_over_groups():
+    # The first group reaches 0.9 at size 10, the second at 20 only.
+    values = torch.tensor([[0.0, 0.0], [0.9, 0.0], [1.0, 0.9]], dtype=torch.float64)
+    search = search_of(values, torch.ones(2), torch.tensor([0, 10, 20]), torch.tensor([0, 1]))
+    assert sizes_in_resamples(search, torch.ones(1, 2).double()).tolist() == [15]
+
+
+def test_a_resample_weighs_prompts_by_how_often_they_are_drawn():
+    values = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    search = search_of(values, torch.ones(2), torch.tensor([0, 1, 5]))
+    counts = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).double()
+    assert sizes_in_resamples(search, counts).tolist() == [1, 5]
+
+
+def test_the_size_is_0_where_nothing_is_enough():
+    search = search_of(torch.ones(3, 4), torch.ones(4), torch.tensor([0, 1, 2]))
+    sizes = sizes_in_resamples(search, resample_counts(("a",) * 4, seed=0, n_resamples=10))
+    assert (sizes == 0).all()
+
+
+def test_the_interval_leaves_out_a_fortieth_on_each_side():
+    assert interval(torch.randperm(1001).double()) == pytest.approx((25, 975))
+
+
+def test_the_interval_covers_the_true_size_as_often_as_it_says():
+    sizes = torch.arange(0, N_COMPONENTS + 1, 20)
+    covered = 0
+    for experiment in range(200):
+        search = simulated_search(100, sizes)
+        counts = resample_counts(("a", "b") * 50, seed=experiment, n_resamples=300)
+        low, high = interval(sizes_in_resamples(search, counts))
+        covered += low <= TRUE_SIZE + 1 and TRUE_SIZE <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_the_interval_narrows_with_more_prompts():
+    sizes = torch.arange(0, N_COMPONENTS + 1, 20)
+    widths = []
+    for n in (50, 800):
+        counts = resample_counts(("a",) * n, seed=0, n_resamples=300)
+        low, high = interval(sizes_in_resamples(simulated_search(n, sizes), counts))
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def found_of(size, resampled):
+    return replace(make_found(make_circuit(EDGES["dense"]), resampled), size=float(size))
+
+
+def test_identical_models_have_a_ratio_interval_that_holds_1():
+    sizes = torch.arange(0, N_COMPONENTS + 1, 20)
+    resampled = sizes_in_resamples(
+        simulated_search(100, sizes), resample_counts(("a",) * 100, seed=0)
+    )
+    found = found_of(TRUE_SIZE, resampled.tolist())
+    assert size_ratio(found, found) == (1, 1, 1)
+
+
+def test_equally_big_circuits_of_two_models_have_a_ratio_interval_that_holds_1():
+    sizes = torch.arange(0, N_COMPONENTS + 1, 20)
+    held = 0
+    for experiment in range(60):
+        counts = resample_counts(("a",) * 100, seed=experiment, n_resamples=300)
+        pair = [
+            found_of(TRUE_SIZE, sizes_in_resamples(simulated_search(100, sizes), counts).tolist())
+            for _side in range(2)
+        ]
+        _, low, high = size_ratio(*pair)
+        held += low <= 1 <= high
+    assert held / 60 >= 0.85
+
+
+def test_the_ratio_pairs_the_resamples():
+    dense, sparse = found_of(20, (10.0, 20.0, 40.0)), found_of(10, (5.0, 10.0, 20.0))
+    assert size_ratio(dense, sparse) == (2, 2, 2)
+
+
+def test_resamples_of_unequal_number_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        size_ratio(found_of(1, (1.0, 1.0)), found_of(1, (1.0,)))
+
+
+def test_the_ratio_of_two_empty_circuits_is_undefined():
+    empty = found_of(0, (0.0, 0.0))
+    assert size_ratio(empty, empty) == pytest.approx((float("nan"),) * 3, nan_ok=True)
+
+
+def test_the_ratio_to_an_empty_circuit_is_infinite():
+    ratio = size_ratio(found_of(3, (3.0, 4.0)), found_of(0, (0.0, 0.0)))
+    assert ratio == (float("inf"),) * 3
+
+
+def test_a_few_empty_sparse_resamples_leave_the_lower_end_finite():
+    dense = found_of(4, (4.0,) * 100)
+    sparse = found_of(2, (0.0,) * 10 + (2.0,) * 90)
+    assert size_ratio(dense, sparse) == (2, 2, float("inf"))
+
+
+def test_an_empty_dense_circuit_has_ratio_0():
+    assert size_ratio(found_of(0, (0.0, 0.0)), found_of(3, (3.0, 3.0))) == (0, 0, 0)

@@ -1,0 +1,192 @@
+import pytest
+import torch
+
+from circuits.sparsify.corpus import corpus_tokenizer
+from circuits.tasks import (
+    PromptPair,
+    Task,
+    get_task,
+    register_task,
+    task_from_file,
+    task_names,
+    tokenize_pairs,
+)
+from circuits.tasks.greater_than import YEARS
+from circuits.tasks.ioi import TEMPLATES
+from tests.helpers import word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return corpus_tokenizer(context=128)
+
+
+@pytest.mark.parametrize("name", ["ioi", "ioi_swap"])
+def test_ioi_corrupts_just_the_second_mention(tokenizer, name):
+    prompts = get_task(name).build(tokenizer, n_ranking=20, n_heldout=20).ranking
+    changed = prompts.clean != prompts.corrupted
+    assert (changed.sum(dim=1) == 1).all()
+    mentions = (prompts.clean == prompts.wrong_answers).int()
+    assert (mentions.sum(dim=1) == 2).all()
+    second = mentions.cumsum(dim=1).argmax(dim=1)
+    assert torch.equal(changed.int().argmax(dim=1), second)
+
+
+def test_ioi_swap_puts_the_answer_in_and_ioi_a_third_name(tokenizer):
+    third = get_task("ioi").build(tokenizer, n_ranking=20, n_heldout=1).ranking
+    swapped = get_task("ioi_swap").build(tokenizer, n_ranking=20, n_heldout=1).ranking
+    assert ((swapped.corrupted == swapped.answers).sum(dim=1) == 2).all()
+    assert ((third.corrupted == third.answers).sum(dim=1) == 1).all()
+    assert ((third.corrupted == third.wrong_answers).sum(dim=1) == 1).all()
+
+
+def test_ioi_has_every_template_in_both_orders_equally_often(tokenizer):
+    prompts = get_task("ioi").build(tokenizer, n_ranking=40, n_heldout=40).heldout
+    groups = prompts.groups()
+    assert len(groups) == 2 * len(TEMPLATES)
+    assert {len(rows) for rows in groups.values()} == {4}
+    for template, rows in groups.items():
+        first = (prompts.clean[rows] == prompts.answers[rows]).int().argmax(dim=1)
+        other = (prompts.clean[rows] == prompts.wrong_answers[rows]).int().argmax(dim=1)
+        assert (first < other).all() if "ABBA" in template else (first > other).all()
+
+
+def test_greater_than_splits_the_years_at_the_start_year(tokenizer):
+    for pair in get_task("greater_than").pairs(tokenizer, 50, 0):
+        century_and_year = pair.clean.split()[6]
+        start = int(century_and_year[2:])
+        assert [int(year) for year in pair.answers] == list(range(start + 1, 100))
+        assert [int(year) for year in pair.wrong_answers] == list(range(start + 1))
+        assert pair.corrupted == pair.clean.replace(century_and_year, century_and_year[:2] + "01")
+
+
+def test_the_answers_to_a_war_of_1732_are_33_to_99(tokenizer):
+    pairs = get_task("greater_than").pairs(tokenizer, 20_000, 0)
+    (pair,) = [pair for pair in pairs if "war lasted from the year 1732" in pair.clean]
+    assert pair.answers == YEARS[33:]
+    assert pair.wrong_answers == YEARS[:33]
+
+
+@pytest.mark.parametrize("name", ["ioi", "ioi_swap", "greater_than"])
+def test_ranking_and_heldout_share_no_prompt_and_follow_the_seed(tokenizer, name):
+    task = get_task(name)
+    one, same, other = (
+        task.build(tokenizer, n_ranking=50, n_heldout=50, seed=s) for s in (1, 1, 2)
+    )
+    assert torch.equal(one.heldout.clean, same.heldout.clean)
+    assert not torch.equal(one.heldout.clean, other.heldout.clean)
+    ranking = {tuple(row) for row in one.ranking.clean.tolist()}
+    assert not ranking & {tuple(row) for row in one.heldout.clean.tolist()}
+
+
+def test_prompts_begin_with_the_separator_and_are_padded_on_the_right(tokenizer):
+    prompts = get_task("ioi").build(tokenizer, n_ranking=10, n_heldout=1).ranking
+    assert (prompts.clean[:, 0] == tokenizer.bos_token_id).all()
+    for row, length in zip(prompts.clean, prompts.lengths, strict=True):
+        assert (row[length:] == tokenizer.pad_token_id).all()
+        assert (row[:length] != tokenizer.pad_token_id).all()
+
+
+PAIR = PromptPair("one red", "one blue", ("two",), ("three",), "t")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corrupted": "one blue sky"}, "clean has 3 tokens, corrupted 'one blue sky' has 4"),
+        ({"corrupted": "one red"}, "clean and corrupted are the same tokens"),
+        ({"answers": ("two three",)}, "the answer 'two three' is not one token .* but 2"),
+        ({"answers": ()}, "lacks an answer or a wrong answer"),
+        ({"answers": ("three",)}, "a right answer is also a wrong one"),
+        ({"clean": "one unheard"}, "holds a word that the tokenizer does not know"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_bad_pair_is_refused_with_its_number_and_text(changes, message):
+    tokenizer = word_tokenizer("<|unk|> one two three red blue sky".split())
+    tokenizer.backend_tokenizer.model.unk_token = "<|unk|>"
+    tokenizer.add_special_tokens({"unk_token": "<|unk|>"})
+    pair = PromptPair(**{**vars(PAIR), **changes})
+    with pytest.raises(ValueError, match=rf"(?s)pair 2 \('.*{message}"):
+        tokenize_pairs(tokenizer, [PAIR, pair])
+
+
+def test_pairs_of_one_template_must_be_of_one_length():
+    tokenizer = word_tokenizer("one two three red blue".split())
+    longer = PromptPair("one one red", "one one blue", ("two",), ("three",), "t")
+    with pytest.raises(ValueError, match="others of template 't' have 3; give it a template"):
+        tokenize_pairs(tokenizer, [PAIR, longer])
+
+
+def test_no_pairs_are_refused():
+    with pytest.raises(ValueError, match="no prompt pairs"):
+        tokenize_pairs(word_tokenizer(["one"]), [])
+
+
+def test_more_prompts_than_there_are_is_an_error(tokenizer):
+    with pytest.raises(ValueError, match="ask for fewer prompts"):
+        get_task("greater_than").build(tokenizer, n_ranking=20_000, n_heldout=1)
+    with pytest.raises(ValueError, match="both must be at least 1"):
+        get_task("ioi").build(tokenizer, n_ranking=0)
+
+
+def test_an_unknown_task_is_refused_with_a_hint():
+    with pytest.raises(
+        ValueError, match=r"unknown task 'greater_then'.*Did you mean 'greater_than'"
+    ):
+        get_task("greater_then")
+
+
+def test_a_task_of_ones_own_is_found_by_name(monkeypatch):
+    monkeypatch.setattr("circuits.tasks.task._REGISTRY", {})
+    mine = register_task(Task("mine", "for a test", "kl_div", lambda *_: [PAIR]))
+    assert get_task("mine") is mine
+    assert task_names() == ["mine"]
+    with pytest.raises(ValueError, match="'mine' is already registered"):
+        register_task(Task("mine", "another", "kl_div", lambda *_: []))
+
+
+def test_a_task_with_an_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match="has the metric 'loss'; choose one of"):
+        Task("mine", "for a test", "loss", lambda *_: [])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_file_of_pairs_becomes_a_task(tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    if suffix == "csv":
+        rows = [f"one red{i},one blue{i},two,01" for i in range(4)]
+        path.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(rows) + "\n")
+    else:
+        row = (
+            '{{"clean":"one red{0}","corrupted":"one blue{0}","answer":"two","wrong_answer":"01"}}'
+        )
+        path.write_text("\n".join(row.format(i) for i in range(4)) + "\n")
+    task = task_from_file(path)
+    assert task.name == "mine"
+    pairs = task.pairs(word_tokenizer([]), 4, 0)
+    assert {pair.clean for pair in pairs} == {f"one red{i}" for i in range(4)}
+    assert {pair.wrong_answers for pair in pairs} == {("01",)}
+    assert len({pair.template for pair in pairs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("a.csv", None, FileNotFoundError, "no file of prompt pairs"),
+        ("a.txt", "x", ValueError, "neither .csv nor .jsonl"),
+        ("a.csv", "clean,answer\nx,y\n", ValueError, "lacks the columns corrupted, wrong_answer"),
+        (
+            "a.csv",
+            "clean,corrupted,answer,wrong_answer\na,b,c,d\na,b,,d\n",
+            ValueError,
+            "row 2 has no text in the column 'answer'",
+        ),
+    ],
+    ids=["missing", "suffix", "columns", "empty cell"],
+)
+def test_a_bad_file_is_refused(tmp_path, name, content, error, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=message):
+        task_from_file(tmp_path / name)
