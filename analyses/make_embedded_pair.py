@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,11 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from circuits.cli import main as circuits
+from circuits.discovery import DiscoverConfig
+from circuits.find_circuits import discover
 from circuits.metrics import METRICS, accuracy, last_logits
+from circuits.models import load_model
 from circuits.sparsify.corpus import LIST_WORDS, NAMES, corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
 from circuits.tasks import get_task
@@ -38,6 +43,11 @@ BATCH = 16
 WARM_UP_STEPS = 100
 COPYING_REACH = 24  # tokens
 COPYING = 0.3
+LEAST_HEADS, LEAST_EDGES = 6, 40
+SPARSE_RECIPE = (
+    *("--steps", "1500", "--batch-size", "16", "--learning-rate", "1.5e-3"),
+    *("--penalty", "rms", "--edge-weight", "8", "--lambda-rate", "2", "--slack", "0.008"),
+)
 INITIALIZER_RANGE = 0.06  # GPT-2's 0.02 suits a width of 768; this scales it to ours
 
 
@@ -243,14 +253,44 @@ def train_dense(out: Path, seed: int) -> Path:
     return folder
 
 
+def check_dense(folder: Path) -> None:
+    """Prints how well the dense model does both tasks and how big its circuits are.
+
+    Raises:
+        RuntimeError: a circuit is so small that there would be nothing to simplify.
+    """
+    model = load_model(folder)
+    for name in ("ioi", "greater_than"):
+        for ablation in ("corrupted", "mean"):
+            config = DiscoverConfig(granularities=("head", "edge"), ablation=ablation)
+            found = discover(model, get_task(name), config)
+            heads, edges = found.found["head"].size, found.found["edge"].size
+            Console().print(
+                f"{name}, {ablation} ablation: accuracy {found.accuracy:.1%}, {found.metric} "
+                f"{found.metric_full:.3f}, {heads:.0f} heads, {edges:.0f} edges"
+            )
+            if heads < LEAST_HEADS or edges < LEAST_EDGES:
+                raise RuntimeError(
+                    f"a circuit of {heads:.0f} heads and {edges:.0f} edges leaves nothing to "
+                    f"simplify; at least {LEAST_HEADS} and {LEAST_EDGES} are wanted"
+                )
+
+
 def main() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # Sums are added in another order with more.
     arguments.out.mkdir(parents=True, exist_ok=True)
-    train_dense(arguments.out, arguments.seed)
+    dense = train_dense(arguments.out, arguments.seed)
+    check_dense(dense)
+    run = arguments.out / "sparse.run"
+    code = circuits(["train", "--model", str(dense), "--out", str(run), *SPARSE_RECIPE])
+    if code != 0:
+        raise SystemExit(code)
+    shutil.copytree(run / "model", arguments.out / "sparse")
 
 
 if __name__ == "__main__":

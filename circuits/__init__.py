@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuits.attribute import Scores, attribution_patching, integrated_gradients
     from circuits.circuit import Circuit
-    from circuits.compare import compare
+    from circuits.compare_models import compare
     from circuits.comparison import Comparison, load_comparison, save_comparison
-    from circuits.discover import discover
     from circuits.discovery import DiscoverConfig, Discovery
+    from circuits.find_circuits import discover
     from circuits.gate import add_gate, is_gated, measure_density, remove_gate
     from circuits.graph import Graph
     from circuits.models import load_model, save_model
@@ -35,8 +35,8 @@ _HOME = {
     "TrainConfig": "sparsify.config",
     "add_gate": "gate",
     "attribution_patching": "attribute",
-    "compare": "compare",
-    "discover": "discover",
+    "compare": "compare_models",
+    "discover": "find_circuits",
     "get_task": "tasks",
     "integrated_gradients": "attribute",
     "is_gated": "gate",

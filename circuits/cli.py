@@ -81,7 +81,7 @@ def compare_command(
 ) -> None:
     """Compare the circuits of a dense model and of its sparse twin."""
     with _usage_errors():
-        from circuits.compare import compare, steps_of_compare
+        from circuits.compare_models import compare, steps_of_compare
         from circuits.models import load_model
         from circuits.report import check_writable, write_results
 
@@ -102,9 +102,9 @@ def compare_command(
     comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
     write_results(comparison, out)
     _print_frame(comparison.models_table(), "Are the models equally good?")
-    _print_frame(comparison.summary_table(), f"Components that recover {target:.0%}")
+    _print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
     out_console.print(
-        "ratio = dense / sparse, with its 95 % interval over held-out prompts.\n"
+        "ratio = dense / sparse, with its 95 % interval over held-out prompts; F: faithfulness\n"
         f"{comparison.run['seconds']} s, seed {seed}, {device}. Open {out / 'report.html'}"
     )
 
@@ -126,7 +126,7 @@ def discover_command(
     with _usage_errors():
         import pandas as pd
 
-        from circuits.discover import discover, steps_of
+        from circuits.find_circuits import discover, steps_of
         from circuits.models import load_model
 
         chosen = _read_task(task)
@@ -270,7 +270,8 @@ def train_command(
     out_console.print(
         f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
         f"{result.density.overall:.2%} of edges open at T = {result.density.context} "
-        f"(layers: {layers}), weights of step {result.best_step}"
+        f"(layers: {layers}), weights of step {result.best_step}",
+        soft_wrap=True,
     )
     save_model(result.model, out / "model", gate=result.card())
     if not result.satisfied:
@@ -367,10 +368,23 @@ def _progress(total: int) -> Iterator[Any]:
 def _print_frame(frame: pd.DataFrame, title: str) -> None:
     table = Table(title=title, title_justify="left")
     for name in frame.columns:
-        table.add_column(name, justify="right" if frame[name].dtype.kind in "fi" else "left")
+        justify = "right" if frame[name].dtype.kind in "fi" else "left"
+        table.add_column(name, justify=justify, no_wrap=True)
     for row in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
     out_console.print(table)
+
+
+def _compact(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary in columns that fit a terminal; the files have all of them."""
+    bounds = zip(summary["ratio"], summary["ratio_low"], summary["ratio_high"], strict=True)
+    return summary[["task", "granularity", "dense", "sparse"]].assign(
+        **{
+            "ratio (95 %)": [f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in bounds],
+            "F dense": summary["faithfulness_dense"],
+            "F sparse": summary["faithfulness_sparse"],
+        }
+    )
 
 
 def _cell(value: Any) -> str:

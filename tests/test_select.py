@@ -153,8 +153,9 @@ def test_the_strongest_that_hold_a_share_of_all_attribution_by_hand(share, expec
 
 
 def test_all_of_the_attribution_is_never_held_by_more_than_there_are():
-    for n in (10, 1000, 32_491):
-        assert n_holding(torch.randn(n), 1.0) <= n
+    # Values of many magnitudes: their sum depends on the order in which they are added.
+    for n in (5, 50, 1000) * 20:
+        assert n_holding(torch.randn(n) * (8 * torch.randn(n)).exp(), 1.0) <= n
 
 
 def test_scores_that_are_all_zero_hold_nothing():

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.comparison import AttentionExample, Comparison, ModelFacts
-from circuits.discover import discover, steps_of
 from circuits.discovery import DiscoverConfig, Discovery
+from circuits.find_circuits import discover, steps_of
 from circuits.gate import is_gated, measure_density
 from circuits.models import tokenizer_of, versions
 from circuits.sparsify.corpus import words

@@ -8,8 +8,8 @@ import torch
 from circuits.ablate import faithfulness, prepare_experiment, run_edges
 from circuits.activations import record_activations
 from circuits.attribute import GRANULARITIES, METHODS
-from circuits.discover import discover, steps_of
 from circuits.discovery import DiscoverConfig, Discovery
+from circuits.find_circuits import discover, steps_of
 from circuits.graph import Graph
 from circuits.tasks import Task, TaskPrompts
 from circuits.tasks.prompts import Prompts
@@ -85,15 +85,16 @@ def known_prompts():
     return TaskPrompts(ranking=induction_prompts(12, 0), heldout=induction_prompts(12, 1))
 
 
-def made_up_prompts(model, n=12, length=5):
-    """Random prompts whose right answer is the token that the corruption hurts most."""
+def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
+    """Random prompts whose right answer is the token that the ablation hurts most."""
 
     def draw():
         clean = torch.randint(model.cfg.d_vocab, (n, length))
         corrupted = clean.clone()
         corrupted[:, 1:4] = torch.randint(model.cfg.d_vocab, (n, 3))
         with torch.no_grad():
-            change = (model(clean) - model(corrupted))[:, -1]
+            logits, ablated = model(clean)[:, -1], model(corrupted)[:, -1]
+        change = logits - (logits.mean(dim=0) if ablation == "mean" else ablated)
         return Prompts(
             clean=clean,
             corrupted=corrupted,
@@ -161,7 +162,7 @@ def test_the_distractors_of_the_model_written_by_hand_are_active():
 def test_every_circuit_of_a_random_model_is_faithful_and_not_without_its_last(target, ablation):
     model = make_tiny_model()
     config = DiscoverConfig(target=target, ablation=ablation)
-    prompts = made_up_prompts(model)
+    prompts = made_up_prompts(model, ablation=ablation)
     found = discover(model, TASK, config, prompts=prompts).found
     assert tuple(found) == GRANULARITIES
     for one in found.values():

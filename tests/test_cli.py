@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from circuits.cli import main
+
+
+def run(capsys, *arguments):
+    code = main(list(arguments))
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; from circuits.cli import main; code = main(['--help']);"
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules; sys.exit(code)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "compare" in finished.stdout
+
+
+def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path):
+    out = tmp_path / "results"
+    code, printed, _ = run(
+        capsys, "compare", "--task", "ioi", "--prompts", "20", "--granularity", "head",
+        "--granularity", "edge", "--out", str(out),
+    )  # fmt: skip
+    assert code == 0
+    summary = pd.read_csv(out / "summary.csv")
+    assert list(summary.columns) == [
+        "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
+        "faithfulness_dense", "faithfulness_sparse", "target", "prompts",
+    ]  # fmt: skip
+    assert list(summary["granularity"]) == ["head", "edge"]
+    assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.9).all(axis=None)
+    models = pd.read_csv(out / "models.csv")
+    assert list(models.columns) == [
+        "model", "task", "metric", "accuracy", "ce", "density", "context",
+    ]  # fmt: skip
+    assert json.loads((out / "circuits" / "ioi.sparse.edge.json").read_text())["edges"]
+    assert (out / "report.html").stat().st_size < 8e6
+    assert "ratio" in printed
+    assert not list(tmp_path.glob(".results*"))
+
+
+def test_discover_writes_one_file(capsys, tmp_path):
+    out = tmp_path / "found.json"
+    code, printed, _ = run(
+        capsys, "discover", "--model", "sparse", "--task", "greater-than", "--prompts", "20",
+        "--granularity", "mlp", "--out", str(out),
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out.read_text())["task"] == "greater_than"
+    assert "greater_than" in printed
+
+
+def test_tasks_lists_and_shows_prompts(capsys):
+    code, printed, _ = run(capsys, "tasks")
+    assert code == 0
+    assert "ioi" in printed
+    assert "greater_than" in printed
+    code, printed, _ = run(capsys, "tasks", "ioi", "--show", "2")
+    assert code == 0
+    assert printed.count("clean") == 2
+
+
+def test_models_lists_the_embedded_pair_with_its_gate(capsys):
+    code, printed, _ = run(capsys, "models")
+    assert code == 0
+    assert "dense" in printed
+    assert "bias 0.0" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--dense", "no-such-model"], "unknown model 'no-such-model'"),
+        (["compare", "--task", "iio"], "unknown task 'iio'"),
+        (["compare", "--device", "tpu"], "device"),
+        (["compare", "--granularity", "neuron"], "unknown granularity 'neuron'"),
+        (["compare", "--method", "magic"], "unknown method 'magic'"),
+        (["compare", "--target", "1.5"], "target"),
+        (["compare", "--prompts", "1"], "at least 2 prompts"),
+        (["compare", "--no-such-flag"], "No such option"),
+        (["discover", "--task", "missing.csv"], "no file of prompt pairs"),
+        (["train", "--out", "x", "--steps", "0"], "steps"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_bad_usage_exits_2_with_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run(capsys, *arguments)
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_refused_before_any_work(capsys, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    code, _, error = run(capsys, "compare", "--out", str(tmp_path))
+    assert code == 2
+    assert "holds other files" in error
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_failure_exits_1_and_shows_a_traceback_only_with_debug(capsys, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    rows = [
+        f"When {a} and {b} went to the store,When {b} and {a} went to the store, Mary, John"
+        for a in ("Mary", "Alice", "Anna")
+        for b in ("John", "James")
+    ]
+    lines = [f'"{r.split(",")[0]}","{r.split(",")[1]}"," Mary"," John"' for r in rows]
+    pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(lines) + "\n")
+    arguments = ["discover", "--task", str(pairs), "--prompts", "3", "--out", str(tmp_path / "o")]
+    code, _, error = run(capsys, *arguments)
+    assert code == 1
+    assert "does not do the task" in error
+    assert "Traceback" not in error
+    code, _, error = run(capsys, "--debug", *arguments)
+    assert code == 1
+    assert "Traceback" in error
+
+
+def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuits.compare_models.compare", interrupted)
+    code, _, error = run(capsys, "compare", "--out", str(tmp_path / "results"))
+    assert code == 130
+    assert "interrupted" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
+    out = tmp_path / "run"
+    code, printed, error = run(
+        capsys, "train", "--out", str(out), "--steps", "2", "--batch-size", "2", "--context", "32",
+        "--slack", "20",
+    )  # fmt: skip
+    assert code == 0, error
+    assert "open at T = 32" in printed
+    code, printed, _ = run(capsys, "models", str(out / "model"))
+    assert code == 0
+    assert "bias 0.0" in printed
+
+
+def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
+    code, _, error = run(
+        capsys, "train", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2",
+        "--context", "32",
+    )  # fmt: skip
+    assert code == 1
+    assert "no state kept the bound" in error
