@@ -241,7 +241,7 @@ def train_command(
         from circuits.models import frozen_parameters, load_model, save_model
         from circuits.sparsify.config import TrainConfig
         from circuits.sparsify.data import CorpusStream
-        from circuits.sparsify.train import post_train
+        from circuits.sparsify.train import TrainingInterrupted, post_train
 
         config = TrainConfig(
             steps=steps,
@@ -265,7 +265,11 @@ def train_command(
         else:
             stream = _text_stream(text, dense.tokenizer, context, seed)
     err_console.print(f"post-training {model} on {device}, seed {seed}, into {out}")
-    result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)
+    try:
+        result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)
+    except TrainingInterrupted as stop:
+        _say(str(stop))
+        raise typer.Exit(130) from None
     layers = ", ".join(f"{density:.2%}" for density in result.density.per_layer.tolist())
     out_console.print(
         f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
@@ -287,10 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        app(args=arguments, standalone_mode=False)
-    except typer.Abort as stop:  # What typer makes of Ctrl-C; the cause may say how to resume.
-        _say(str(stop.__cause__ or stop.__context__ or "") or "interrupted; nothing was written")
-        return 130
+        return app(args=arguments, standalone_mode=False) or 0
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -299,7 +300,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = getattr(error, "message", "") or str(error) or type(error).__name__
         _say(message)
         return code
-    return 0
 
 
 def _say(message: str) -> None:
@@ -361,7 +361,11 @@ def _progress(total: int) -> Iterator[Any]:
     )
     with Progress(*columns, console=err_console) as progress:
         bar = progress.add_task("starting", total=total)
-        yield lambda what: progress.update(bar, advance=1, description=what)
+        try:
+            yield lambda what: progress.update(bar, advance=1, description=what)
+        except KeyboardInterrupt:
+            _say("interrupted; no results were written")
+            raise typer.Exit(130) from None
         progress.update(bar, completed=total, description="done")
 
 
