@@ -16,7 +16,8 @@ This module is the referee: attribution predicts what `exact_*` measures.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,17 +25,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuits.activations import (
-    BATCH_SIZE,
     Ablation,
     Activations,
     Hooks,
     ablated_activations,
-    head_outputs,
+    attended_value,
+    logits_after,
+    noting_changes,
+    row_batches,
     with_arguments,
-    writing_hooks,
 )
 from circuits.graph import READS, Graph
-from circuits.metrics import METRICS, last_logits
+from circuits.metrics import METRICS
 from circuits.models import component_hooks
 from circuits.tasks.prompts import Prompts
 
@@ -42,9 +44,15 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
+_NORMALISED_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A model, prompts, a metric and an ablation, with what every intervention needs.
+
+    What takes a forward pass of its own (`clean_logits`, hence `full`) is made when first asked
+    for: attribution needs none of it.
 
     Attributes:
         model: The model under study, in evaluation mode.
@@ -53,9 +61,6 @@ class Experiment:
         metric: A name in `circuits.metrics.METRICS`.
         ablation: What components outside a circuit write.
         ablated: The activations that stand in for ablated components.
-        clean_logits: The whole model's logits at the answer position.
-        full: The metric of the whole model, per prompt.
-        empty: The metric with everything ablated, per prompt.
     """
 
     model: HookedTransformer
@@ -64,9 +69,32 @@ class Experiment:
     metric: str
     ablation: Ablation | str
     ablated: Activations
-    clean_logits: Float[Tensor, "batch d_vocab"]
-    full: Float[Tensor, " batch"]
-    empty: Float[Tensor, " batch"]
+
+    @cached_property
+    def clean_logits(self) -> Float[Tensor, "batch d_vocab"]:
+        """The whole model's logits at the answer position."""
+        with torch.no_grad():
+            return _logits(self, lambda _rows: [])
+
+    @cached_property
+    def full(self) -> Float[Tensor, " batch"]:
+        """The metric of the whole model, per prompt.
+
+        Raises:
+            ValueError: the metric is not one finite number for each prompt.
+        """
+        return _checked(self, self.score(self.clean_logits), "whole")
+
+    @cached_property
+    def empty(self) -> Float[Tensor, " batch"]:
+        """The metric with everything ablated, per prompt.
+
+        Raises:
+            ValueError: the metric is not one finite number for each prompt.
+        """
+        with torch.no_grad():
+            logits = logits_after(self.model, self.ablated.resid_final, self.prompts.last)
+        return _checked(self, self.score(logits), "ablated")
 
     def score(self, logits: Float[Tensor, "batch d_vocab"]) -> Float[Tensor, " batch"]:
         """Returns the metric of each prompt."""
@@ -90,7 +118,9 @@ def graph_of(model: HookedTransformer) -> Graph:
             models that normalise after attention and MLP (Gemma 2, OLMo 2).
     """
     cfg = model.cfg
-    if getattr(cfg, "use_normalization_before_and_after", False):
+    if getattr(cfg, "use_normalization_before_and_after", False) or (
+        getattr(cfg, "original_architecture", None) in _NORMALISED_AFTER
+    ):
         raise ValueError(
             f"{cfg.model_name} normalises what its heads and MLPs write; edges are not defined "
             "for such a model, use one with normalisation before each block only"
@@ -113,8 +143,7 @@ def prepare_experiment(
     """Returns an experiment with the clean and the ablated run, made once.
 
     Raises:
-        ValueError: an unknown ablation or metric, prompts longer than the model's context, a
-            metric of the wrong shape, or one that is not finite on some prompt.
+        ValueError: an unknown ablation or metric, or prompts longer than the model's context.
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
@@ -127,26 +156,22 @@ def prepare_experiment(
     prompts = prompts.to(model.W_E.device)
     model.eval()
     ablated = ablated_activations(model, graph, prompts, ablation)
-    with torch.no_grad():
-        clean_logits = _in_batches(prompts, lambda rows: model(prompts.clean[rows]))
-    full = METRICS[metric](clean_logits, prompts, clean_logits)
-    if full.shape != (len(prompts),):
+    return Experiment(model, graph, prompts, metric, ablation, ablated)
+
+
+def _checked(experiment: Experiment, values: Tensor, which: str) -> Float[Tensor, " batch"]:
+    if values.shape != (len(experiment.prompts),):
         raise ValueError(
-            f"the metric {metric!r} returned shape {tuple(full.shape)} for {len(prompts)} "
-            "prompts; it must return one number for each"
+            f"the metric {experiment.metric!r} returned shape {tuple(values.shape)} for "
+            f"{len(experiment.prompts)} prompts; it must return one number for each"
         )
-    unfinished = Experiment(
-        model, graph, prompts, metric, ablation, ablated, clean_logits, full, full
-    )
-    experiment = replace(unfinished, empty=run_edges(unfinished, torch.zeros_like(graph.mask)))
-    for name, values in (("whole", full), ("ablated", experiment.empty)):
-        if not torch.isfinite(values).all():
-            bad = int((~torch.isfinite(values)).nonzero()[0])
-            raise ValueError(
-                f"{metric} of the {name} model is {values[bad].item()} on prompt {bad + 1}; "
-                "look for NaN or infinity in the model's weights"
-            )
-    return experiment
+    if not torch.isfinite(values).all():
+        bad = int((~torch.isfinite(values)).nonzero()[0])
+        raise ValueError(
+            f"{experiment.metric} of the {which} model is {values[bad].item()} on prompt "
+            f"{bad + 1}; look for NaN or infinity in the model's weights"
+        )
+    return values
 
 
 def check_does_task(experiment: Experiment, *, least_gap: float = 0.05) -> None:
@@ -193,28 +218,27 @@ def run_attention_edges(
 
 
 def _measure(experiment: Experiment, hooks_of: Callable[[slice], Hooks]) -> Float[Tensor, " batch"]:
-    model, prompts = experiment.model, experiment.prompts
-    with component_hooks(model):
-        logits = _in_batches(
-            prompts,
-            lambda rows: model.run_with_hooks(prompts.clean[rows], fwd_hooks=hooks_of(rows)),
-        )
-    return experiment.score(logits)
+    with component_hooks(experiment.model):
+        return experiment.score(_logits(experiment, hooks_of))
 
 
-def _in_batches(prompts: Prompts, run: Callable[[slice], Tensor]) -> Float[Tensor, "batch d_vocab"]:
-    """The logits at the answer position of all prompts, run a batch at a time."""
+def _logits(
+    experiment: Experiment, hooks_of: Callable[[slice], Hooks]
+) -> Float[Tensor, "batch d_vocab"]:
+    """The logits at the answer position of all prompts, run a batch at a time with hooks."""
+    model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
     found = []
-    for start in range(0, len(prompts), BATCH_SIZE):
-        rows = slice(start, min(start + BATCH_SIZE, len(prompts)))
-        found.append(last_logits(run(rows), prompts.last[rows]))
+    for rows in row_batches(graph, prompts, model.cfg.d_model):
+        resid = model.run_with_hooks(
+            prompts.clean[rows], fwd_hooks=hooks_of(rows), stop_at_layer=graph.n_layers
+        )
+        found.append(logits_after(model, resid, prompts.last[rows]))
     return torch.cat(found)
 
 
 def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: slice) -> Hooks:
-    model, graph, ablated = experiment.model, experiment.graph, experiment.ablated
-    # What each source writes in this run minus what it writes ablated, filled from left to right.
-    change = torch.empty_like(ablated.outputs[:, rows])
+    graph, ablated = experiment.graph, experiment.ablated
+    change, noting = noting_changes(experiment.model, graph, ablated, rows)
     weight = edges.to(device=change.device, dtype=change.dtype)
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Float[Tensor, "dest batch pos d"]:
@@ -235,39 +259,15 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
         last = slice(graph.n_destinations - 1, graph.n_destinations)
         return inputs(ablated.resid_final[rows], graph.n_sources, last)[0]
 
-    def note_heads(z: Tensor, hook: object, *, layer: int) -> None:
-        heads = graph.head_sources(layer)
-        change[heads] = head_outputs(model, layer, z) - ablated.outputs[heads, rows]
-
-    def note_one(act: Tensor, hook: object, *, source: int) -> None:
-        change[source] = act - ablated.outputs[source, rows]
-
-    return [
-        *writing_hooks(graph, note_heads, note_one),
-        *reading_hooks(graph, set_head_inputs, set_mlp_input, set_final),
-    ]
-
-
-def reading_hooks(
-    graph: Graph,
-    heads: Callable[..., object],
-    mlp: Callable[..., object],
-    final: Callable[..., Tensor | None],
-) -> Hooks:
-    """Returns the hooks at which destinations read, within `component_hooks`.
-
-    `heads(act, hook, layer=..., read=...)` is called for each layer and each of q, k, v,
-    `mlp(act, hook, layer=...)` for each MLP, `final(act, hook)` for the input of the logits.
-    """
-    hooks: Hooks = []
+    hooks: Hooks = [*noting]
     for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
         for read in READS:
-            bound = with_arguments(heads, layer=layer, read=read)
-            hooks.append((f"blocks.{layer}.hook_{read}_input", bound))
+            bound = with_arguments(set_head_inputs, layer=layer, read=read)
+            hooks.append((f"{block}.hook_{read}_input", bound))
         if graph.has_mlps:
-            hooks.append((f"blocks.{layer}.hook_mlp_in", with_arguments(mlp, layer=layer)))
-    hooks.append((f"blocks.{graph.n_layers - 1}.hook_resid_post", final))
-    return hooks
+            hooks.append((f"{block}.hook_mlp_in", with_arguments(set_mlp_input, layer=layer)))
+    return [*hooks, (f"blocks.{graph.n_layers - 1}.hook_resid_post", set_final)]
 
 
 def _attention_hooks(
@@ -281,7 +281,8 @@ def _attention_hooks(
 
     def set_z(z: Tensor, hook: object, *, layer: int) -> Tensor:
         mask = kept[:, layer].to(z.dtype)
-        live = torch.einsum("bhqk,bkhe->bqhe", mask * now.pop("pattern"), now.pop("value"))
+        value = attended_value(experiment.model, now.pop("value"))
+        live = torch.einsum("bhqk,bkhe->bqhe", mask * now.pop("pattern"), value)
         return live + terms.add_up(layer, 1 - mask, rows)
 
     hooks: Hooks = []

@@ -5,8 +5,8 @@ stream, for every destination, what it read, and for every head its attention te
 `ablated_activations` gives the same for the three kinds of ablation: the corrupted run, the mean
 over the clean prompts of the same template per position, or zero.
 
-A head's output is computed from `hook_z` and `W_O`, since materialising `hook_result` costs
-`d_head` times its size in memory.
+What a head writes is kept as `z`, before `W_O`: its output is `d_model / d_head` times as large,
+and is computed only where a difference between two runs is needed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ Ablation = Literal["corrupted", "mean", "zero"]
 """What a component outside the circuit writes: its value in the corrupted run; its mean over the
 clean prompts of the same template, per position; or nothing at all."""
 
-BATCH_SIZE = 64
-"""Prompts run at once; bounds memory, changes no result."""
+MOST_PROMPTS = 64
+"""Prompts run at once at most."""
+MOST_NUMBERS = 2**27
+"""Numbers held at once for the changes of all sources; half a gigabyte in float32."""
 
 Hooks = list[tuple[Any, Any]]
 """Names of hook points, each with the function `(act, hook) -> act or None` to run there."""
@@ -69,24 +71,41 @@ class AttentionTerms:
         indices = "bkhe" if value.ndim == 4 else "bqkhe"
         return self.pattern[layer, rows] * torch.einsum(f"bqhe,{indices}->bhqk", direction, value)
 
+    def terms(
+        self, layer: int, head: int, query: int, keys: slice, rows: slice
+    ) -> Float[Tensor, "batch key_pos d_head"]:
+        """Returns the terms of one head and query position, for some prompts."""
+        value = self.value[layer, rows] if self.value.ndim == 5 else self.value[layer, rows, query]
+        return self.pattern[layer, rows, head, query, keys, None] * value[:, keys, head]
+
 
 @dataclass(frozen=True)
 class Activations:
     """What the sources wrote and what the destinations read in one run.
 
     Attributes:
-        outputs: What each source adds to the residual stream.
+        embed: What the input writes.
+        z: What each head attends to, before W_O.
+        mlp_out: What each MLP writes.
         resid_pre: The input of each block's heads.
         resid_mid: The input of each block's MLP (zeros where that is `resid_pre`).
         resid_final: The input of the last layer norm, hence of the logits.
         attention: The terms of all attention edges.
     """
 
-    outputs: Float[Tensor, "src batch pos d_model"]
+    embed: Float[Tensor, "batch pos d_model"]
+    z: Float[Tensor, "layer batch pos head d_head"]
+    mlp_out: Float[Tensor, "layer batch pos d_model"]
     resid_pre: Float[Tensor, "layer batch pos d_model"]
     resid_mid: Float[Tensor, "layer batch pos d_model"]
     resid_final: Float[Tensor, "batch pos d_model"]
     attention: AttentionTerms
+
+
+def attended_value(model: HookedTransformer, value: Tensor) -> Tensor:
+    """Returns what heads attend to of an activation at `hook_v`; some models clip it later."""
+    limit = getattr(model.cfg, "clip_qkv", None)
+    return value if limit is None else value.clamp(-limit, limit)
 
 
 def with_arguments(function: Callable[..., object], **fixed: object) -> Callable:
@@ -98,26 +117,53 @@ def with_arguments(function: Callable[..., object], **fixed: object) -> Callable
     return hook_function
 
 
-def writing_hooks(graph: Graph, heads: Callable[..., object], one: Callable[..., object]) -> Hooks:
-    """Returns the hooks at which sources write.
-
-    `heads(z, hook, layer=...)` is called for the heads of a layer, `one(act, hook, source=...)`
-    for the input and for each MLP.
-    """
-    hooks: Hooks = [("blocks.0.hook_resid_pre", with_arguments(one, source=0))]
-    for layer in range(graph.n_layers):
-        hooks.append((f"blocks.{layer}.attn.hook_z", with_arguments(heads, layer=layer)))
-        if graph.has_mlps:
-            source = graph.mlp_source(layer)
-            hooks.append((f"blocks.{layer}.hook_mlp_out", with_arguments(one, source=source)))
-    return hooks
-
-
 def head_outputs(
     model: HookedTransformer, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "head batch pos d_model"]:
     """Returns what each head adds to the residual stream, without the shared bias b_O."""
-    return torch.einsum("bphe,hed->hbpd", z, model.blocks[layer].attn.W_O)
+    batch, pos = z.shape[:2]
+    w_o = model.blocks[layer].attn.W_O
+    return torch.bmm(z.permute(2, 0, 1, 3).flatten(1, 2), w_o).unflatten(1, (batch, pos))
+
+
+def source_outputs(
+    model: HookedTransformer, graph: Graph, acts: Activations
+) -> Float[Tensor, "src batch pos d_model"]:
+    """Returns what every source added to the residual stream."""
+    outputs = [acts.embed[None]]
+    for layer in range(graph.n_layers):
+        outputs.append(head_outputs(model, layer, acts.z[layer]))
+        outputs += [acts.mlp_out[layer][None]] if graph.has_mlps else []
+    return torch.cat(outputs)
+
+
+def noting_changes(
+    model: HookedTransformer, graph: Graph, ablated: Activations, rows: slice
+) -> tuple[Float[Tensor, "src batch pos d_model"], Hooks]:
+    """Returns a tensor, and the hooks that fill it as a run goes on.
+
+    It holds what each source writes in that run minus what it writes ablated.
+    """
+    embed = ablated.embed[rows]
+    change = embed.new_empty(graph.n_sources, *embed.shape)
+
+    def note_input(act: Tensor, hook: object) -> None:
+        change[0] = act.detach() - embed
+
+    def note_heads(z: Tensor, hook: object, *, layer: int) -> None:
+        gone = ablated.z[layer, rows]
+        change[graph.head_sources(layer)] = head_outputs(model, layer, z.detach() - gone)
+
+    def note_mlp(act: Tensor, hook: object, *, layer: int) -> None:
+        change[graph.mlp_source(layer)] = act.detach() - ablated.mlp_out[layer, rows]
+
+    hooks: Hooks = [("blocks.0.hook_resid_pre", note_input)]
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        hooks.append((f"{block}.attn.hook_z", with_arguments(note_heads, layer=layer)))
+        if graph.has_mlps:
+            hooks.append((f"{block}.hook_mlp_out", with_arguments(note_mlp, layer=layer)))
+    return change, hooks
 
 
 def record_activations(
@@ -130,39 +176,59 @@ def record_activations(
     def new(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=model.W_E.dtype, device=model.W_E.device)
 
+    stream = (graph.n_layers, batch, pos, cfg.d_model)
     found = Activations(
-        outputs=new(graph.n_sources, batch, pos, cfg.d_model),
-        resid_pre=new(graph.n_layers, batch, pos, cfg.d_model),
-        resid_mid=new(graph.n_layers, batch, pos, cfg.d_model),
-        resid_final=new(batch, pos, cfg.d_model),
+        embed=new(*stream[1:]),
+        z=new(graph.n_layers, batch, pos, cfg.n_heads, cfg.d_head),
+        mlp_out=new(*stream),
+        resid_pre=new(*stream),
+        resid_mid=new(*stream),
+        resid_final=new(*stream[1:]),
         attention=AttentionTerms(
             pattern=new(graph.n_layers, batch, cfg.n_heads, pos, pos),
             value=new(graph.n_layers, batch, pos, cfg.n_heads, cfg.d_head),
         ),
     )
+    places = {f"blocks.{graph.n_layers - 1}.hook_resid_post": found.resid_final}
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        places[f"{block}.hook_resid_pre"] = found.resid_pre[layer]
+        places[f"{block}.attn.hook_pattern"] = found.attention.pattern[layer]
+        places[f"{block}.attn.hook_v"] = found.attention.value[layer]
+        places[f"{block}.attn.hook_z"] = found.z[layer]
+        if graph.has_mlps:
+            places[f"{block}.hook_mlp_out"] = found.mlp_out[layer]
+        if graph.has_mlps and not graph.parallel_attn_mlp:
+            places[f"{block}.hook_resid_mid"] = found.resid_mid[layer]
 
     def keep(act: Tensor, hook: object, *, place: Tensor) -> None:
         place.copy_(act)
 
-    def keep_heads(z: Tensor, hook: object, *, layer: int) -> None:
-        found.outputs[graph.head_sources(layer)] = head_outputs(model, layer, z)
-
-    def keep_one(act: Tensor, hook: object, *, source: int) -> None:
-        found.outputs[source] = act
-
-    kept_whole = {f"blocks.{graph.n_layers - 1}.hook_resid_post": found.resid_final}
-    for layer in range(graph.n_layers):
-        block = f"blocks.{layer}"
-        kept_whole[f"{block}.hook_resid_pre"] = found.resid_pre[layer]
-        kept_whole[f"{block}.attn.hook_pattern"] = found.attention.pattern[layer]
-        kept_whole[f"{block}.attn.hook_v"] = found.attention.value[layer]
-        if graph.has_mlps and not graph.parallel_attn_mlp:
-            kept_whole[f"{block}.hook_resid_mid"] = found.resid_mid[layer]
-    hooks = writing_hooks(graph, keep_heads, keep_one)
-    hooks += [(name, with_arguments(keep, place=place)) for name, place in kept_whole.items()]
-    with component_hooks(model), torch.no_grad():
-        model.run_with_hooks(tokens, fwd_hooks=hooks)
+    hooks: Hooks = [(name, with_arguments(keep, place=place)) for name, place in places.items()]
+    with component_hooks(model, split_heads=False), torch.no_grad():
+        # The last norm and the unembedding are left out: nobody reads logits here.
+        model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=graph.n_layers)
+    found.embed.copy_(found.resid_pre[0])
+    found.attention.value.copy_(attended_value(model, found.attention.value))
     return found
+
+
+def logits_after(
+    model: HookedTransformer,
+    resid_final: Float[Tensor, "batch pos d_model"],
+    last: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch d_vocab"]:
+    """Returns the logits at each prompt's `last` position only, from the final residual stream."""
+    ends = resid_final[torch.arange(len(last), device=resid_final.device), last]
+    # Starting behind the last block leaves the final norm, the unembedding and any soft cap.
+    return model(ends[:, None], start_at_layer=model.cfg.n_layers)[:, 0]
+
+
+def row_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
+    """Returns the prompts cut into batches that bound the memory of a change at every source."""
+    per_prompt = graph.n_sources * prompts.clean.shape[1] * d_model
+    size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt))
+    return [slice(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
 
 
 def ablated_activations(
@@ -180,21 +246,26 @@ def ablated_activations(
     tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
     found = _joined(
         [
-            record_activations(model, graph, tokens[start : start + BATCH_SIZE])
-            for start in range(0, len(prompts), BATCH_SIZE)
+            record_activations(model, graph, tokens[rows])
+            for rows in row_batches(graph, prompts, model.cfg.d_model)
         ]
     )
     if ablation == "corrupted":
         return found
-    return _averaged(found, prompts) if ablation == "mean" else _zeroed(found, graph)
+    return _averaged(found, prompts) if ablation == "mean" else _zeroed(model, graph, found)
 
 
 def _joined(parts: list[Activations]) -> Activations:
+    if len(parts) == 1:
+        return parts[0]
+
     def join(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=1)
 
     return Activations(
-        outputs=join("outputs"),
+        embed=torch.cat([part.embed for part in parts]),
+        z=join("z"),
+        mlp_out=join("mlp_out"),
         resid_pre=join("resid_pre"),
         resid_mid=join("resid_mid"),
         resid_final=torch.cat([part.resid_final for part in parts]),
@@ -228,7 +299,9 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
     # The mean of a product is not the product of the means: keep the mean terms themselves.
     terms = torch.einsum("lbhqk,lbkhe->lbqkhe", pattern, value)
     return Activations(
-        outputs=mean(clean.outputs, 1),
+        embed=mean(clean.embed, 0),
+        z=mean(clean.z, 1),
+        mlp_out=mean(clean.mlp_out, 1),
         resid_pre=mean(clean.resid_pre, 1),
         resid_mid=mean(clean.resid_mid, 1),
         resid_final=mean(clean.resid_final, 0),
@@ -236,26 +309,21 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
     )
 
 
-def _zeroed(clean: Activations, graph: Graph) -> Activations:
+def _zeroed(model: HookedTransformer, graph: Graph, clean: Activations) -> Activations:
     """No source writes; destinations read what is left: the constants of the residual stream."""
-
-    def constants(resid: Tensor, n_upstream: int) -> Tensor:
-        return resid - clean.outputs[:n_upstream].sum(dim=0)
-
-    layers = range(graph.n_layers)
-    resid_mid = [
-        constants(clean.resid_mid[layer], graph.n_upstream_of_mlp(layer)) for layer in layers
-    ]
-    return replace(
-        clean,
-        outputs=torch.zeros_like(clean.outputs),
-        resid_pre=torch.stack(
-            [
-                constants(clean.resid_pre[layer], graph.n_upstream_of_heads(layer))
-                for layer in layers
-            ]
-        ),
-        resid_mid=torch.stack(resid_mid) if graph.has_mlps else clean.resid_mid,
-        resid_final=constants(clean.resid_final, graph.n_sources),
+    written = clean.embed.clone()
+    resid_pre, resid_mid = [], []
+    for layer in range(graph.n_layers):
+        resid_pre.append(clean.resid_pre[layer] - written)
+        written += head_outputs(model, layer, clean.z[layer]).sum(dim=0)
+        resid_mid.append(clean.resid_mid[layer] - written)
+        written += clean.mlp_out[layer]
+    return Activations(
+        embed=torch.zeros_like(clean.embed),
+        z=torch.zeros_like(clean.z),
+        mlp_out=torch.zeros_like(clean.mlp_out),
+        resid_pre=torch.stack(resid_pre),
+        resid_mid=torch.stack(resid_mid),
+        resid_final=clean.resid_final - written,
         attention=replace(clean.attention, pattern=torch.zeros_like(clean.attention.pattern)),
     )

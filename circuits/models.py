@@ -248,16 +248,19 @@ def save_model(
 
 
 @contextlib.contextmanager
-def component_hooks(model: HookedTransformer) -> Iterator[HookedTransformer]:
-    """Gives every head its own q, k and v input hook and every MLP its `hook_mlp_in`.
+def component_hooks(
+    model: HookedTransformer, *, split_heads: bool = True
+) -> Iterator[HookedTransformer]:
+    """Gives every head its own q, k and v and every MLP its `hook_mlp_in`.
 
-    Grouped keys and values are handed out to the heads that share them. The flags return to what
-    they were, also after an exception. These hooks cost memory: a copy of the residual stream for
-    every head and input.
+    Grouped keys and values are handed out to the heads that share them. With `split_heads` every
+    head also has its own `hook_q_input`, `hook_k_input` and `hook_v_input`, which costs a copy of
+    the residual stream and a layer norm for each. The flags return to what they were, also after
+    an exception.
     """
-    flags: dict[str, Callable[[bool], None]] = {
-        "use_split_qkv_input": model.set_use_split_qkv_input
-    }
+    flags: dict[str, Callable[[bool], None]] = {}
+    if split_heads:
+        flags["use_split_qkv_input"] = model.set_use_split_qkv_input
     if not model.cfg.attn_only:
         flags["use_hook_mlp_in"] = model.set_use_hook_mlp_in
     if model.cfg.n_key_value_heads not in (None, model.cfg.n_heads):

@@ -201,9 +201,11 @@ def test_faithfulness_is_0_for_nothing_and_1_for_everything():
 
 
 def test_a_model_that_does_not_do_the_task_is_refused(tiny_model):
-    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    prompts = make_prompts(tiny_model)
+    same = replace(prompts, corrupted=prompts.clean)
+    experiment = prepare_experiment(tiny_model, same, metric="logit_diff")
     with pytest.raises(ValueError, match="the model does not do the task: logit_diff is"):
-        check_does_task(replace(experiment, full=experiment.empty))
+        check_does_task(experiment)
 
 
 def test_a_model_with_norms_after_its_components_is_refused():
@@ -232,11 +234,11 @@ def test_prompts_longer_than_the_context_are_refused():
 
 
 def test_nan_in_the_weights_is_an_error_that_names_the_prompt(tiny_model):
-    prompts = make_prompts(tiny_model)
     with torch.no_grad():
         tiny_model.blocks[1].mlp.W_out[0, 0] = math.nan
-    with pytest.raises(ValueError, match="is nan on prompt 1"):
-        prepare_experiment(tiny_model, prompts, metric="logit_diff")
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    with pytest.raises(ValueError, match="whole model is nan on prompt 1"):
+        check_does_task(experiment)
 
 
 def test_a_mean_over_single_prompts_is_refused(tiny_model):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from circuits.ablate import faithfulness, prepare_experiment, run_edges
-from circuits.activations import record_activations
+from circuits.activations import record_activations, source_outputs
 from circuits.attribute import GRANULARITIES, METHODS
 from circuits.discovery import DiscoverConfig, Discovery
 from circuits.find_circuits import discover, steps_of
@@ -148,7 +148,7 @@ def test_the_distractors_of_the_model_written_by_hand_are_active():
     model, prompts = induction_model(), induction_prompts(12, 0)
     graph = Graph(2, 3, has_mlps=False)
     clean, corrupted = (
-        record_activations(model, graph, tokens).outputs
+        source_outputs(model, graph, record_activations(model, graph, tokens))
         for tokens in (prompts.clean, prompts.corrupted)
     )
     change = (clean - corrupted).norm(dim=-1).mean(dim=(1, 2))

@@ -1,20 +1,36 @@
 """Attribution: (model, prompts) -> a signed score for every head, MLP, edge and attention edge."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 from circuits.ablate import Experiment
+from circuits.attribute.activation_path import integrated_activations
 from circuits.attribute.attribution_patching import attribution_patching
 from circuits.attribute.exact_patching import (
     exact_attention_edge_effects,
     exact_edge_effects,
     exact_node_effects,
+    exact_patching,
 )
-from circuits.attribute.integrated_gradients import integrated_gradients
+from circuits.attribute.input_path import gradient_average, integrated_gradients
+from circuits.attribute.local_patching import local_patching
 from circuits.attribute.scores import GRANULARITIES, Granularity, Scores
 
-METHODS: dict[str, Callable[[Experiment], Scores]] = {
+
+class Method(Protocol):
+    """What scores every component of an experiment."""
+
+    def __call__(self, experiment: Experiment, *, attention_edges: bool = True) -> Scores:
+        """Returns the scores; those of attention edges are left out where not wanted."""
+        ...
+
+
+METHODS: dict[str, Method] = {
     "attribution_patching": attribution_patching,
     "integrated_gradients": integrated_gradients,
+    "integrated_activations": integrated_activations,
+    "gradient_average": gradient_average,
+    "local_patching": local_patching,
+    "exact_patching": exact_patching,
 }
 """The methods by name, all of one signature."""
 
@@ -22,10 +38,15 @@ __all__ = [
     "GRANULARITIES",
     "METHODS",
     "Granularity",
+    "Method",
     "Scores",
     "attribution_patching",
     "exact_attention_edge_effects",
     "exact_edge_effects",
     "exact_node_effects",
+    "exact_patching",
+    "gradient_average",
+    "integrated_activations",
     "integrated_gradients",
+    "local_patching",
 ]

@@ -8,35 +8,20 @@ softmax are differentiated, not frozen.
 from __future__ import annotations
 
 from circuits.ablate import Experiment
-from circuits.attribute.gradients import accumulate_scores, template_means
+from circuits.attribute.input_path import score_along_inputs
 from circuits.attribute.scores import Scores
 
 
-def attribution_patching(experiment: Experiment) -> Scores:
-    """Returns scores of all edges and attention edges, from gradients in the clean run."""
-    return score_along_path(experiment, [1.0], method="attribution_patching")
+def attribution_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:
+    """Returns scores of all edges, from gradients in the clean run.
 
-
-def score_along_path(experiment: Experiment, fractions: list[float], *, method: str) -> Scores:
-    """Returns scores whose gradient is the mean over `fractions` of the path to the clean input.
+    Args:
+        experiment: What is studied.
+        attention_edges: Whether attention edges are scored too, in the same passes.
 
     Raises:
-        ValueError: a score is not finite.
+        ValueError: a score is not finite, or the model has a norm that is not known.
     """
-    prompts, cfg = experiment.prompts, experiment.model.cfg
-    pos = prompts.clean.shape[1]
-    new = experiment.ablated.outputs.new_zeros
-    edges = new(experiment.graph.mask.shape)
-    per_prompt = new((len(prompts), cfg.n_layers, cfg.n_heads, pos, pos))
-    for fraction in fractions:
-        accumulate_scores(
-            experiment, edges, per_prompt, fraction=fraction, weight=1 / len(fractions)
-        )
-    return Scores(
-        graph=experiment.graph,
-        edges=edges.cpu() / len(prompts),
-        attention_edges=template_means(experiment, per_prompt.cpu()),
-        method=method,
-        ablation=experiment.ablation,
-        n_prompts=len(prompts),
-    ).check_finite()
+    return score_along_inputs(
+        experiment, [1.0], method="attribution_patching", attention_edges=attention_edges
+    )

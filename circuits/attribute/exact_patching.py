@@ -1,17 +1,38 @@
 """Exact patching: what ablating one component really does, by running the model without it.
 
-One forward pass per component: slow, and the referee of every approximation.
+The `exact_*_effects` functions run the whole model once for each component asked for, in the
+same way as circuits are run: slow, and the referee of everything else. The method
+`exact_patching` scores every component of a graph. It runs a destination alone on the input that
+lacks a source, then only the layers from there on, for many sources at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load, save
 from torch import Tensor
 
 from circuits.ablate import Experiment, run_attention_edges, run_edges
+from circuits.activations import Hooks, attended_value, logits_after, noting_changes, row_batches
+from circuits.attribute.gradients import Run, check_differentiable, run_backward
+from circuits.attribute.input_path import sums_like
+from circuits.attribute.local_patching import logit_effects
+from circuits.attribute.responses import (
+    Changes,
+    check_runnable,
+    head_responses,
+    mlp_responses,
+    source_chunks,
+)
+from circuits.attribute.scores import Scores
+from circuits.files import write_bytes
+from circuits.graph import READS
+from circuits.metrics import METRICS
 
 
 def exact_edge_effects(
@@ -68,3 +89,208 @@ def exact_attention_edge_effects(
         found.append(full - run_attention_edges(experiment, kept).mean())
         kept[:, layer, head, query, key] = True
     return torch.stack(found).cpu()
+
+
+def exact_patching(
+    experiment: Experiment,
+    *,
+    attention_edges: bool = True,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Scores:
+    """Returns what ablating each node, edge and attention edge alone does to the metric.
+
+    About one run of half the model for each: minutes for a small model, hours for a large one.
+
+    Args:
+        experiment: What is studied.
+        attention_edges: Whether attention edges are measured too.
+        checkpoint: A file that keeps what is measured. An interrupted call that is repeated with
+            the same file goes on where it stopped.
+        on_step: Called with the number of steps done and of all steps.
+
+    Raises:
+        ValueError: a score is not finite, the model's heads cannot be run on their own, or the
+            checkpoint is of another experiment.
+    """
+    check_differentiable(experiment.model)
+    check_runnable(experiment)
+    graph, prompts, cfg = experiment.graph, experiment.prompts, experiment.model.cfg
+    groups = prompts.groups()
+    pos = prompts.clean.shape[1]
+    sums = {
+        "edges": sums_like(experiment.ablated.embed, graph.mask.shape),
+        "nodes": sums_like(experiment.ablated.embed, torch.Size([graph.n_sources])),
+    }
+    if attention_edges:
+        shape = torch.Size([len(groups), cfg.n_layers, cfg.n_heads, pos, pos])
+        sums["attention_edges"] = sums_like(experiment.ablated.embed, shape)
+    fingerprint = _fingerprint(experiment, attention_edges)
+    n_done = _restore(checkpoint, sums, fingerprint)
+    batches = row_batches(graph, prompts, cfg.d_model)
+    n_steps = len(batches) * (graph.n_layers + 1)
+    on_step(n_done, n_steps)
+    for number, rows in enumerate(batches):
+        if n_done >= (number + 1) * (graph.n_layers + 1):
+            continue
+        change, noting = noting_changes(experiment.model, graph, experiment.ablated, rows)
+        clean = run_backward(experiment, rows, noting)
+        later = _Later(experiment, clean, rows)
+        for place in range(graph.n_layers + 1):
+            step = number * (graph.n_layers + 1) + place
+            if step < n_done:
+                continue
+            if place == graph.n_layers:
+                sums["edges"][:, -1] += logit_effects(experiment, clean, change, rows)
+                sums["nodes"][0] += later.without_input()
+            else:
+                _measure_layer(experiment, later, sums, change, place)
+            _store(checkpoint, sums, fingerprint, step + 1)
+            on_step(step + 1, n_steps)
+    return Scores(
+        graph=graph,
+        edges=sums["edges"].cpu() / len(prompts),
+        attention_edges={
+            template: total.cpu() / len(members)
+            for (template, members), total in zip(
+                groups.items(), sums.get("attention_edges", []), strict=attention_edges
+            )
+        },
+        method="exact_patching",
+        ablation=experiment.ablation,
+        n_prompts=len(prompts),
+        node_scores=sums["nodes"].cpu() / len(prompts),
+    ).check_finite()
+
+
+class _Later:
+    """The clean run of a batch, which can be run again from any layer with a change there."""
+
+    def __init__(self, experiment: Experiment, clean: Run, rows: slice) -> None:
+        self.experiment, self.clean, self.rows = experiment, clean, rows
+        self.batch = experiment.prompts.subset(range(rows.start, rows.stop))
+        self._whole = self._metric(clean.logits)
+
+    def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
+        return self.clean.acts[f"blocks.{layer}.attn.hook_z"]
+
+    def fall(
+        self, layer: int, name: str, act: Float[Tensor, "change batch ..."]
+    ) -> Float[Tensor, "change batch"]:
+        """How far the metric falls when the activation `name` of a layer is `act`."""
+        resid = self.clean.acts[f"blocks.{layer}.hook_resid_pre"].repeat(len(act), 1, 1)
+        flat = act.flatten(0, 1)
+        hooks: Hooks = [(f"blocks.{layer}.{name}", lambda _act, hook: flat)]
+        return self._fall(resid, layer, hooks, len(act))
+
+    @torch.no_grad()
+    def without_input(self) -> Tensor:
+        """How far the metric falls, summed over prompts, when the input alone is ablated."""
+        embed = self.experiment.ablated.embed[self.rows]
+        return self._fall(embed, 0, [], 1).sum()
+
+    @torch.no_grad()
+    def _fall(self, resid: Tensor, layer: int, hooks: Hooks, copies: int) -> Tensor:
+        model, n_layers = self.experiment.model, self.experiment.graph.n_layers
+        final = model.run_with_hooks(
+            resid, fwd_hooks=hooks, start_at_layer=layer, stop_at_layer=n_layers
+        )
+        logits = logits_after(model, final, self.batch.last.repeat(copies))
+        return torch.stack(
+            [self._whole - self._metric(one) for one in logits.unflatten(0, (copies, -1))]
+        )
+
+    def _metric(self, logits: Tensor) -> Tensor:
+        return METRICS[self.experiment.metric](logits, self.batch, self.clean.logits)
+
+
+def _measure_layer(
+    experiment: Experiment, later: _Later, sums: dict[str, Tensor], change: Changes, layer: int
+) -> None:
+    """Adds the effects of all edges into a layer, of its nodes and of its attention edges."""
+    graph, clean, z = experiment.graph, later.clean, later.z(layer)
+    n_heads, rows = graph.n_heads, later.rows
+    for chunk in source_chunks(graph.n_upstream_of_heads(layer), len(z)):
+        for read in READS:
+            answers = head_responses(experiment, clean, layer, read, change[chunk])
+            first = graph.read_destinations(layer, read).start
+            for head in range(n_heads):
+                patched = z.repeat(len(answers), 1, 1, 1, 1)
+                patched[..., head, :] = answers[..., head, :]
+                falls = later.fall(layer, "attn.hook_z", patched).sum(dim=1)
+                sums["edges"][chunk, first + head] += falls
+    patched = z.repeat(n_heads, 1, 1, 1, 1)
+    for head in range(n_heads):
+        patched[head, :, :, head] = experiment.ablated.z[layer, rows][:, :, head]
+    sums["nodes"][graph.head_sources(layer)] += later.fall(layer, "attn.hook_z", patched).sum(dim=1)
+    if graph.has_mlps:
+        column, row = graph.mlp_destination(layer), graph.mlp_source(layer)
+        for chunk in source_chunks(graph.n_upstream_of_mlp(layer), len(z)):
+            answers = mlp_responses(experiment, clean, layer, change[chunk])
+            sums["edges"][chunk, column] += later.fall(layer, "hook_mlp_out", answers).sum(dim=1)
+        gone = experiment.ablated.mlp_out[layer, rows][None]
+        sums["nodes"][row] += later.fall(layer, "hook_mlp_out", gone).sum()
+    if "attention_edges" in sums:
+        _measure_attention_edges(experiment, later, sums["attention_edges"], layer)
+
+
+def _measure_attention_edges(
+    experiment: Experiment, later: _Later, total: Tensor, layer: int
+) -> None:
+    z, block = later.z(layer), f"blocks.{layer}.attn"
+    acts, gone = later.clean.acts, experiment.ablated.attention
+    pattern = acts[f"{block}.hook_pattern"]
+    value = attended_value(experiment.model, acts[f"{block}.hook_v"])
+    groups = list(experiment.prompts.groups())
+    templates = experiment.prompts.templates[later.rows]
+    group_of = torch.tensor([groups.index(name) for name in templates], device=z.device)
+    for head, query, keys in _causal_chunks(z.shape[2], z.shape[1], len(z)):
+        kept = pattern[:, head, query, keys, None] * value[:, keys, head]
+        lost = gone.terms(layer, head, query, keys, later.rows)
+        patched = z.repeat(kept.shape[1], 1, 1, 1, 1)
+        patched[:, :, query, head] -= (kept - lost).transpose(0, 1)
+        falls = later.fall(layer, "attn.hook_z", patched)
+        total[:, layer, head, query, keys] += torch.zeros_like(
+            total[:, layer, head, query, keys]
+        ).index_add_(0, group_of, falls.T.to(total.dtype))
+
+
+def _causal_chunks(n_heads: int, pos: int, n_prompts: int) -> Iterator[tuple[int, int, slice]]:
+    """Yields (head, query, keys): all causal pairs of all heads, some keys at a time."""
+    for head in range(n_heads):
+        for query in range(pos):
+            for keys in source_chunks(query + 1, n_prompts):
+                yield head, query, keys
+
+
+def _fingerprint(experiment: Experiment, attention_edges: bool) -> str:
+    """Tells one experiment from another, by what it runs and what comes out."""
+    digest = hashlib.sha256(
+        f"{experiment.metric} {experiment.ablation} {attention_edges} {experiment.graph}".encode()
+    )
+    for tensor in (experiment.prompts.clean, experiment.ablated.embed, experiment.clean_logits):
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _restore(checkpoint: Path | None, sums: dict[str, Tensor], fingerprint: str) -> int:
+    """Fills `sums` from the checkpoint; returns how many steps it holds."""
+    if checkpoint is None or not checkpoint.is_file():
+        return 0
+    held = load(checkpoint.read_bytes())
+    if bytes(held["fingerprint"].tolist()).decode() != fingerprint:
+        raise ValueError(
+            f"{checkpoint} holds the effects of another model, task or set of prompts; "
+            "give another file, or remove it"
+        )
+    for name, total in sums.items():
+        total.copy_(held[name])
+    return int(held["n_done"])
+
+
+def _store(checkpoint: Path | None, sums: dict[str, Tensor], fingerprint: str, n_done: int) -> None:
+    if checkpoint is not None:
+        held = {name: total.cpu() for name, total in sums.items()}
+        held["n_done"] = torch.tensor(n_done)
+        held["fingerprint"] = torch.tensor(list(fingerprint.encode()), dtype=torch.uint8)
+        write_bytes(checkpoint, save(held))

@@ -1,100 +1,211 @@
 """One backward pass that scores every edge: the core that the gradient methods share.
 
 An edge u->v is scored by the change that ablation makes in what u writes, times the gradient of
-the metric at what v reads, summed over positions. The gradient at a layer's inputs is contracted
-with all upstream changes as soon as the backward pass reaches it (one matrix product per layer
-and kind of input) and then let go, so that no tensor holds all gradients at once.
+the metric at what v reads, summed over positions. The model runs as it is, with no input of its
+own for every head: a gradient is taken at each head's q, k and v, and what it is at the head's
+input follows through W_Q, W_K, W_V and the Jacobian of the layer norm. That is done a layer at a
+time, and contracted with all upstream changes in one matrix product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.ablate import Experiment, reading_hooks
-from circuits.activations import BATCH_SIZE, Hooks, record_activations, with_arguments
-from circuits.metrics import METRICS, last_logits
+from circuits.ablate import Experiment
+from circuits.activations import Hooks, attended_value, logits_after, with_arguments
+from circuits.graph import READS
+from circuits.metrics import METRICS
 from circuits.models import component_hooks
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
-def accumulate_scores(
-    experiment: Experiment,
-    edges: Float[Tensor, "src dest"],
-    attention_edges: Float[Tensor, "batch layer head query_pos key_pos"],
-    *,
-    fraction: float = 1.0,
-    weight: float = 1.0,
-) -> None:
-    """Adds `weight` times the scores to `edges` (summed over prompts) and `attention_edges`.
+_CENTRED_NORMS = ("LN", "LNPre")
+_NORMS = (*_CENTRED_NORMS, "RMS", "RMSPre", None)
 
-    Gradients are taken with the input embedding at `fraction` of the way from ablated to clean;
-    1 is the clean run. Changes are always clean minus ablated.
+
+@dataclass(frozen=True)
+class Run:
+    """What one forward and one backward pass leave, for a batch of prompts.
+
+    Attributes:
+        logits: The logits at the answer position.
+        acts: Activations by hook name: every `resid_pre`, pattern, value, z, `mlp_in`, `mlp_out`
+            and the final residual stream.
+        gradients: Gradients of the metric, summed over the batch, by hook name: every q, k, v, z,
+            `mlp_in`, `mlp_out` and the final residual stream.
     """
-    for start in range(0, len(experiment.prompts), BATCH_SIZE):
-        rows = slice(start, min(start + BATCH_SIZE, len(experiment.prompts)))
-        _accumulate_batch(experiment, edges, attention_edges, rows, fraction, weight)
+
+    logits: Float[Tensor, "batch d_vocab"]
+    acts: dict[str, Tensor]
+    gradients: dict[str, Tensor]
 
 
-def _accumulate_batch(
+def run_backward(
+    experiment: Experiment,
+    rows: slice,
+    hooks: Hooks,
+    clean_logits: Float[Tensor, "batch d_vocab"] | None = None,
+) -> Run:
+    """Runs the clean prompts with `hooks`, and back from the metric.
+
+    Args:
+        experiment: What is studied.
+        rows: The prompts to run.
+        hooks: Hooks that change or note activations; each sees them before a gradient is taken.
+        clean_logits: The whole model's, for metrics that refer to them; this run's if left out.
+    """
+    model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
+    batch = prompts.subset(range(rows.start, rows.stop))
+    differentiated: dict[str, Tensor] = {}
+    acts: dict[str, Tensor] = {}
+
+    def differentiate(act: Tensor, hook: object, *, name: str) -> None:
+        differentiated[name] = act
+
+    def keep(act: Tensor, hook: object, *, name: str) -> None:
+        acts[name] = act.detach()
+
+    names = [f"blocks.{graph.n_layers - 1}.hook_resid_post"]
+    kept = []
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        names += [f"{block}.attn.hook_{what}" for what in (*READS, "z")]
+        names += [f"{block}.hook_mlp_in", f"{block}.hook_mlp_out"] if graph.has_mlps else []
+        kept += [f"{block}.hook_resid_pre", f"{block}.attn.hook_pattern"]
+
+    def with_gradient(act: Tensor, hook: object) -> Tensor:
+        return act.detach().requires_grad_()
+
+    before: Hooks = [*hooks, ("blocks.0.hook_resid_pre", with_gradient)]
+    noting: Hooks = [(name, with_arguments(differentiate, name=name)) for name in names]
+    noting += [(name, with_arguments(keep, name=name)) for name in kept]
+    with (
+        component_hooks(model, split_heads=False),
+        torch.enable_grad(),
+        _parameters_without_gradient(model),
+    ):
+        # The unembedding is by far the widest matrix: it is run at one position a prompt.
+        resid = model.run_with_hooks(
+            batch.clean, fwd_hooks=before + noting, stop_at_layer=graph.n_layers
+        )
+        logits = logits_after(model, resid, batch.last)
+        reference = logits.detach() if clean_logits is None else clean_logits
+        metric = METRICS[experiment.metric](logits, batch, reference).sum()
+        found = torch.autograd.grad(
+            metric, list(differentiated.values()), allow_unused=True, materialize_grads=True
+        )
+    gradients = dict(zip(differentiated, found, strict=True))
+    acts |= {name: act.detach() for name, act in differentiated.items()}
+    return Run(logits.detach(), acts, gradients)
+
+
+@torch.no_grad()
+def add_edge_scores(
     experiment: Experiment,
     edges: Float[Tensor, "src dest"],
-    attention_edges: Float[Tensor, "batch layer head query_pos key_pos"],
-    rows: slice,
-    fraction: float,
-    weight: float,
+    run: Run,
+    change: Float[Tensor, "src batch pos d_model"],
+    *,
+    weight: float = 1.0,
+    sources: slice = slice(None),
 ) -> None:
-    model, graph, ablated = experiment.model, experiment.graph, experiment.ablated
-    prompts = experiment.prompts.subset(range(rows.start, rows.stop))
-    clean = record_activations(model, graph, prompts.clean)
-    change = (clean.outputs - ablated.outputs[:, rows]).flatten(1)  # [src, batch*pos*d_model]
-    everything = slice(None)
+    """Adds to `edges` the scores of one run, summed over its prompts.
+
+    Args:
+        experiment: What is studied.
+        edges: Where the scores are added.
+        run: The gradients.
+        change: What each source writes, clean minus ablated.
+        weight: Factor of the scores.
+        sources: The rows to add; those of every source if left out.
+    """
+    model, graph = experiment.model, experiment.graph
+    flat = change.flatten(1)
 
     def contract(gradient: Tensor, n_upstream: int, columns: slice) -> None:
-        """Gradient `[batch pos dest d_model]` against all upstream changes."""
-        flat = gradient.permute(2, 0, 1, 3).flatten(1)  # [dest, batch*pos*d_model]
-        edges[:n_upstream, columns] += weight * (change[:n_upstream] @ flat.T)
+        """Gradient `[dest batch*pos d_model]` against all upstream changes."""
+        upstream = range(graph.n_sources)[sources]
+        chosen = slice(upstream.start, min(upstream.stop, n_upstream))
+        if chosen.start < chosen.stop:
+            scores = flat[chosen] @ gradient.flatten(1).T
+            edges[chosen, columns] += weight * scores.to(edges.dtype)
 
-    def at_heads(act: Tensor, hook: object, *, layer: int, read: str) -> None:
-        n_upstream, columns = graph.n_upstream_of_heads(layer), graph.read_destinations(layer, read)
-        act.register_hook(lambda gradient: contract(gradient, n_upstream, columns))
-
-    def at_mlp(act: Tensor, hook: object, *, layer: int) -> None:
-        n_upstream, column = graph.n_upstream_of_mlp(layer), graph.mlp_destination(layer)
-        columns = slice(column, column + 1)
-        act.register_hook(lambda gradient: contract(gradient[:, :, None], n_upstream, columns))
-
-    def at_final(act: Tensor, hook: object) -> None:
-        last = slice(graph.n_destinations - 1, graph.n_destinations)
-        act.register_hook(lambda gradient: contract(gradient[:, :, None], graph.n_sources, last))
-
-    def at_z(z: Tensor, hook: object, *, layer: int) -> None:
-        def score(gradient: Tensor) -> None:
-            kept = clean.attention.dot(layer, gradient, everything)
-            gone = ablated.attention.dot(layer, gradient, rows)
-            attention_edges[rows, layer] += weight * (kept - gone)
-
-        z.register_hook(score)
-
-    def set_input(act: Tensor, hook: object) -> Tensor:
-        start, end = ablated.outputs[0, rows], clean.outputs[0]
-        return (start + fraction * (end - start)).requires_grad_()
-
-    hooks: Hooks = [("blocks.0.hook_resid_pre", set_input)]
-    hooks += reading_hooks(graph, at_heads, at_mlp, at_final)
-    hooks += [
-        (f"blocks.{layer}.attn.hook_z", with_arguments(at_z, layer=layer))
-        for layer in range(graph.n_layers)
-    ]
-    with component_hooks(model), torch.enable_grad(), _parameters_without_gradient(model):
-        logits = model.run_with_hooks(prompts.clean, fwd_hooks=hooks)
-        values = METRICS[experiment.metric](
-            last_logits(logits, prompts.last), prompts, experiment.clean_logits[rows]
+    for layer in range(graph.n_layers):
+        columns = slice(
+            graph.read_destinations(layer, "q").start, graph.read_destinations(layer, "v").stop
         )
-        values.sum().backward()
+        contract(_at_head_inputs(model, run, layer), graph.n_upstream_of_heads(layer), columns)
+        if graph.has_mlps:
+            column = graph.mlp_destination(layer)
+            at_mlp = run.gradients[f"blocks.{layer}.hook_mlp_in"][None]
+            contract(at_mlp, graph.n_upstream_of_mlp(layer), slice(column, column + 1))
+    last = graph.n_destinations - 1
+    final = run.gradients[f"blocks.{graph.n_layers - 1}.hook_resid_post"][None]
+    contract(final, graph.n_sources, slice(last, last + 1))
+
+
+def _at_head_inputs(
+    model: HookedTransformer, run: Run, layer: int
+) -> Float[Tensor, "dest batch_pos d_model"]:
+    """Gradients at the q inputs of all heads of a layer, then at their k and v inputs.
+
+    With x the input less its mean (nothing less for an RMS norm), s its norm's scale and
+    n = x / s, the Jacobian of the norm is (1 - n n^T / d_model) / s after the same centring.
+    """
+    attn, cfg = model.blocks[layer].attn, model.cfg
+    weights = torch.cat([attn.W_Q, attn.W_K, attn.W_V])  # [dest, d_model, d_head]
+    slopes = torch.cat(
+        [run.gradients[f"blocks.{layer}.attn.hook_{read}"].flatten(0, 1) for read in READS], dim=1
+    ).transpose(0, 1)  # [dest, batch*pos, d_head]
+    if cfg.normalization_type is None:
+        return torch.bmm(slopes, weights.mT)
+    gain = getattr(model.blocks[layer].ln1, "w", None)
+    if gain is not None:
+        weights = weights * gain[:, None]
+    resid = run.acts[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1)
+    if cfg.normalization_type in _CENTRED_NORMS:
+        weights = weights - weights.mean(dim=1, keepdim=True)
+        resid = resid - resid.mean(dim=-1, keepdim=True)
+    scale = (resid.square().mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
+    normalized = resid / scale
+    gradients = torch.bmm(slopes / scale, weights.mT)
+    along = torch.einsum("hpd,pd->hp", gradients, normalized) / cfg.d_model
+    return gradients.addcmul_(along[..., None], normalized, value=-1)
+
+
+def attention_edge_scores(
+    experiment: Experiment, run: Run, clean: Run, rows: slice, layer: int
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Returns each attention edge's change, clean minus ablated, times the gradient at its z."""
+    block = f"blocks.{layer}.attn"
+    gradient = run.gradients[f"{block}.hook_z"]
+    pattern = clean.acts[f"{block}.hook_pattern"]
+    value = attended_value(experiment.model, clean.acts[f"{block}.hook_v"])
+    kept = pattern * torch.einsum("bqhe,bkhe->bhqk", gradient, value)
+    return kept - experiment.ablated.attention.dot(layer, gradient, rows)
+
+
+def check_differentiable(model: HookedTransformer) -> None:
+    """Refuses a model whose gradients at head inputs are not known here.
+
+    Raises:
+        ValueError: an unknown normalisation, or weights packed into four bits.
+    """
+    if model.cfg.normalization_type not in _NORMS:
+        raise ValueError(
+            f"{model.cfg.model_name} normalises by {model.cfg.normalization_type!r}; attribution "
+            f"knows {', '.join(map(str, _NORMS))}"
+        )
+    if getattr(model.cfg, "load_in_4bit", False):
+        raise ValueError("attribution needs whole weights; load the model in bfloat16, not 4 bits")
 
 
 @contextmanager
@@ -108,13 +219,3 @@ def _parameters_without_gradient(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for parameter in changed:
             parameter.requires_grad_(True)
-
-
-def template_means(
-    experiment: Experiment, per_prompt: Float[Tensor, "batch layer head query_pos key_pos"]
-) -> dict[str, Float[Tensor, "layer head query_pos key_pos"]]:
-    """Returns the mean over the prompts of each template, in which positions mean the same."""
-    return {
-        template: per_prompt[torch.tensor(rows, device=per_prompt.device)].mean(dim=0)
-        for template, rows in experiment.prompts.groups().items()
-    }

@@ -32,6 +32,7 @@ class Scores:
         method: The name of the method in `circuits.attribute.METHODS`.
         ablation: What the ablated component would have written.
         n_prompts: How many prompts the scores are means over.
+        node_scores: Score of each source, for a method that measures it on its own.
     """
 
     graph: Graph
@@ -40,15 +41,16 @@ class Scores:
     method: str
     ablation: Ablation | str
     n_prompts: int
+    node_scores: Float[Tensor, " src"] | None = None
 
     @property
     def nodes(self) -> Float[Tensor, " src"]:
         """Score of each source.
 
         dm/dz_u is the sum of the gradients at everything that reads u, so a node's attribution is
-        exactly the sum of its edges'.
+        exactly the sum of its edges', unless the method measures nodes by themselves.
         """
-        return self.edges.sum(dim=1)
+        return self.edges.sum(dim=1) if self.node_scores is None else self.node_scores
 
     def check_finite(self) -> Scores:
         """Returns the scores.

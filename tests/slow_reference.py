@@ -1,0 +1,280 @@
+"""A slow second implementation of the method, to judge the fast one by.
+
+The model is computed block by block in plain torch, one head at a time. What `circuits` never
+holds all at once is written out here: every destination (`a0.h1<q>`, `m0`, `logits`, ...) has an
+input tensor of its own, the sum of what its sources wrote plus the constants (`b_O`). So
+
+- an edge's score is what its source writes, clean minus ablated, times the gradient that autograd
+  finds at that very tensor;
+- a circuit is the same loop, each source outside it replaced in the sum by what it writes ablated.
+
+Only norms, MLPs, rotations and the unembedding are called on the model's own modules: none of them
+knows of an edge. Nothing is shared with the code under test but the names of nodes and the metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from circuits.gate import is_gated
+from circuits.metrics import METRICS
+from circuits.tasks.prompts import Prompts
+
+Stream = Float[Tensor, "batch pos d_model"]
+Written = dict[str, Stream]
+"""What each source wrote, by the source's name."""
+Reader = Callable[[str, Written, Tensor], Stream]
+"""(destination, what its sources wrote, constants) -> the destination's input, a new tensor."""
+
+
+@dataclass
+class SlowRun:
+    """One forward pass, every tensor under the name of its node.
+
+    Attributes:
+        written: What each source writes to the residual stream.
+        read: The input of each destination, a tensor that nothing else reads.
+        pattern: Attention of each head after the gate.
+        value: Value vectors of each head.
+        z: The sum over keys of pattern times value, of each head.
+        logits: The logits at all positions.
+    """
+
+    written: Written = field(default_factory=dict)
+    read: dict[str, Stream] = field(default_factory=dict)
+    pattern: dict[str, Float[Tensor, "batch query_pos key_pos"]] = field(default_factory=dict)
+    value: dict[str, Float[Tensor, "batch key_pos d_head"]] = field(default_factory=dict)
+    z: dict[str, Float[Tensor, "batch query_pos d_head"]] = field(default_factory=dict)
+    logits: Float[Tensor, "batch pos d_vocab"] = field(default_factory=lambda: torch.empty(0, 0, 0))
+
+    def terms(self, head: str) -> Float[Tensor, "batch query_pos key_pos d_head"]:
+        """Returns A_ij P_ij v_j of every attention edge of a head."""
+        return self.pattern[head][..., None] * self.value[head][:, None]
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """What sources write and attention edges carry when ablated."""
+
+    written: Written
+    terms: dict[str, Float[Tensor, "batch query_pos key_pos d_head"]]
+
+
+@dataclass(frozen=True)
+class SlowScores:
+    """Scores of each prompt, edges by name and attention edges by the name of their head."""
+
+    edges: dict[str, Float[Tensor, " batch"]]
+    attention_edges: dict[str, Float[Tensor, "batch query_pos key_pos"]]
+
+
+def sum_of_all(dest: str, upstream: Written, constants: Tensor) -> Stream:
+    """Returns the input of any destination of the whole model."""
+    del dest
+    return torch.stack([*upstream.values()]).sum(dim=0) + constants
+
+
+def forward(model: HookedTransformer, embed: Stream, reader: Reader = sum_of_all) -> SlowRun:
+    """Returns the run whose `input` writes `embed` and whose destinations read by `reader`."""
+    cfg, run = model.cfg, SlowRun()
+    constants = torch.zeros_like(embed)
+    run.written["input"] = embed
+    for layer in range(cfg.n_layers):
+        block: Any = model.blocks[layer]
+        before = dict(run.written)
+        constants_before = constants
+        for head in range(cfg.n_heads):
+            name = f"a{layer}.h{head}"
+            normalised = {}
+            for read in "qkv":
+                run.read[f"{name}<{read}>"] = reader(f"{name}<{read}>", before, constants)
+                normalised[read] = block.ln1(run.read[f"{name}<{read}>"])
+            _attend(run, block.attn, name, head, normalised)
+            run.written[name] = run.z[name] @ block.attn.W_O[head]
+        constants = constants + block.attn.b_O
+        if not cfg.attn_only:
+            # A parallel MLP does not see its own layer's heads, nor their bias.
+            upstream = before if cfg.parallel_attn_mlp else dict(run.written)
+            seen = constants_before if cfg.parallel_attn_mlp else constants
+            run.read[f"m{layer}"] = reader(f"m{layer}", upstream, seen)
+            run.written[f"m{layer}"] = block.mlp(block.ln2(run.read[f"m{layer}"]))
+    run.read["logits"] = reader("logits", dict(run.written), constants)
+    final = (
+        run.read["logits"] if cfg.normalization_type is None else model.ln_final(run.read["logits"])
+    )
+    run.logits = _capped(model.unembed(final), cfg.output_logits_soft_cap)
+    return run
+
+
+def embedding(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> Stream:
+    """Returns what `input` writes: token embeddings, and positions where they are added."""
+    embed = model.embed(tokens)  # a lookup, and the norm behind it in models like BLOOM
+    positions = model.cfg.positional_embedding_type
+    assert positions in ("standard", "rotary", "alibi"), "others are not written out here"
+    return embed + model.W_pos[: tokens.shape[1]] if positions == "standard" else embed
+
+
+def run_circuit(
+    model: HookedTransformer,
+    prompts: Prompts,
+    edges: Collection[str],
+    *,
+    metric: str = "logit_diff",
+    ablation: str = "corrupted",
+) -> Float[Tensor, " batch"]:
+    """Returns the metric of each prompt with only the named edges intact."""
+    ablated = ablate(model, prompts, ablation)
+
+    def read(dest: str, upstream: Written, constants: Tensor) -> Stream:
+        total = constants
+        for src, now in upstream.items():
+            total = total + (now if f"{src}->{dest}" in edges else ablated.written[src])
+        return total
+
+    with torch.no_grad():
+        run = forward(model, embedding(model, prompts.clean), read)
+        return _metric(model, prompts, run, metric)
+
+
+def score(
+    model: HookedTransformer,
+    prompts: Prompts,
+    *,
+    metric: str = "logit_diff",
+    ablation: str = "corrupted",
+    fractions: Sequence[float] = (1.0,),
+) -> SlowScores:
+    """Returns scores with the gradient averaged over points on the path from ablated to clean."""
+    ablated = ablate(model, prompts, ablation)
+    with torch.no_grad():
+        clean = forward(model, embedding(model, prompts.clean))
+    start = ablated.written["input"]
+    slopes = []
+    for fraction in fractions:
+        embed = start + fraction * (clean.written["input"] - start)
+        slopes.append(_gradients(model, prompts, embed.requires_grad_(), metric))
+    slope = {name: torch.stack([point[name] for point in slopes]).mean(0) for name in slopes[0]}
+    edges = {}
+    for dest, sources in sources_of_destinations(model).items():
+        for src in sources:
+            change = clean.written[src] - ablated.written[src]
+            edges[f"{src}->{dest}"] = (change * slope[dest]).sum(dim=(1, 2))
+    attention_edges = {}
+    for head in clean.z:
+        change = clean.terms(head) - ablated.terms[head]
+        attention_edges[head] = (change * slope[head][:, :, None]).sum(dim=-1)
+    return SlowScores(edges, attention_edges)
+
+
+def sources_of_destinations(model: HookedTransformer) -> dict[str, list[str]]:
+    """Returns which sources each destination reads, as the model itself sums them up."""
+    found: dict[str, list[str]] = {}
+
+    def note(dest: str, upstream: Written, constants: Tensor) -> Stream:
+        found[dest] = list(upstream)
+        return sum_of_all(dest, upstream, constants)
+
+    with torch.no_grad():
+        forward(model, embedding(model, torch.zeros(1, 1, dtype=torch.long)), note)
+    return found
+
+
+@torch.no_grad()
+def ablate(model: HookedTransformer, prompts: Prompts, ablation: str) -> Ablated:
+    """Returns what components write in the corrupted run, in the mean of a template, or nothing."""
+    tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
+    run = forward(model, embedding(model, tokens))
+    written, terms = run.written, {head: run.terms(head) for head in run.z}
+    if ablation == "corrupted":
+        return Ablated(written, terms)
+    change = {"zero": torch.zeros_like, "mean": lambda acts: _template_means(acts, prompts)}
+    return Ablated(
+        {name: change[ablation](acts) for name, acts in written.items()},
+        {name: change[ablation](acts) for name, acts in terms.items()},
+    )
+
+
+def _attend(run: SlowRun, attn: Any, name: str, head: int, normalised: dict[str, Stream]) -> None:
+    """Computes one head from what its three inputs are after the norm."""
+    cfg = attn.cfg
+    shared = head  # the key and value head that this query head uses
+    if cfg.n_key_value_heads is not None:
+        shared = head // (cfg.n_heads // cfg.n_key_value_heads)
+        key, value = (attn._W_K, attn._b_K), (attn._W_V, attn._b_V)
+    else:
+        key, value = (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)
+    q = normalised["q"] @ attn.W_Q[head] + attn.b_Q[head]
+    k = normalised["k"] @ key[0][shared] + key[1][shared]
+    v = normalised["v"] @ value[0][shared] + value[1][shared]
+    if cfg.use_qk_norm:
+        q, k = attn.q_norm(q), attn.k_norm(k)
+    if cfg.clip_qkv is not None:
+        q, k, v = (part.clamp(-cfg.clip_qkv, cfg.clip_qkv) for part in (q, k, v))
+    if cfg.positional_embedding_type == "rotary":
+        # It turns all heads alike, and wants an axis for them.
+        q, k = attn.apply_rotary(q[:, :, None])[:, :, 0], attn.apply_rotary(k[:, :, None])[:, :, 0]
+    scores = _capped(q @ k.mT / attn.attn_scale, cfg.attn_scores_soft_cap)
+    distance = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])  # query less key
+    if cfg.positional_embedding_type == "alibi":
+        scores = scores - distance * 2 ** (-8 * (head + 1) / cfg.n_heads)
+    reach = cfg.window_size if attn.attn_type == "local" else q.shape[1]
+    scores = scores.masked_fill((distance < 0) | (distance >= reach), -torch.inf)
+    if cfg.use_attention_sinks:  # one more key, that has a score and no value
+        sink = attn.sinks[head].expand(*scores.shape[:2], 1)
+        pattern = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        pattern = scores.softmax(dim=-1)
+    if is_gated(attn):
+        pattern = pattern * _gate(scores + attn.hook_gate.bias)
+    run.pattern[name], run.value[name], run.z[name] = pattern, v, pattern @ v
+
+
+def _gate(logits: Tensor) -> Tensor:
+    """1 where the gate logit is positive, differentiated as if it were its sigmoid."""
+    soft = logits.sigmoid()
+    return (logits > 0).to(logits.dtype) + soft - soft.detach()
+
+
+def _capped(values: Tensor, cap: float | None) -> Tensor:
+    return cap * (values / cap).tanh() if cap is not None and cap > 0 else values
+
+
+def _gradients(
+    model: HookedTransformer, prompts: Prompts, embed: Stream, metric: str
+) -> dict[str, Tensor]:
+    """Gradients of the metric at every destination's input and at every head's z."""
+    run = forward(model, embed)
+    places = run.read | run.z
+    total = _metric(model, prompts, run, metric).sum()
+    # What padding computes, no metric reads; and a whole last layer may have its gates shut.
+    found = torch.autograd.grad(
+        total, list(places.values()), allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(places, found, strict=True))
+
+
+def _metric(
+    model: HookedTransformer, prompts: Prompts, run: SlowRun, metric: str
+) -> Float[Tensor, " batch"]:
+    rows = torch.arange(len(prompts))
+    logits = clean = run.logits[rows, prompts.last]
+    if metric == "kl_div":  # the only one that looks at the clean run
+        with torch.no_grad():
+            clean = forward(model, embedding(model, prompts.clean)).logits[rows, prompts.last]
+    return METRICS[metric](logits, prompts, clean)
+
+
+def _template_means(acts: Tensor, prompts: Prompts) -> Tensor:
+    """Each prompt's activations replaced by the mean over the prompts of its template."""
+    means = []
+    for template in prompts.templates:
+        rows = [i for i, other in enumerate(prompts.templates) if other == template]
+        means.append(acts[rows].mean(dim=0))
+    return torch.stack(means)
