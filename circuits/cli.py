@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -104,7 +105,8 @@ def compare_command(
     _print_frame(comparison.models_table(), "Are the models equally good?")
     _print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
     out_console.print(
-        "ratio = dense / sparse, with its 95 % interval over held-out prompts; F: faithfulness\n"
+        "ratio: dense / sparse, with its 95 % interval over held-out prompts; faithful: the\n"
+        "circuit's faithfulness, dense and sparse\n"
         f"{comparison.run['seconds']} s, seed {seed}, {device}. Open {out / 'report.html'}"
     )
 
@@ -370,7 +372,7 @@ def _progress(total: int) -> Iterator[Any]:
 
 
 def _print_frame(frame: pd.DataFrame, title: str) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for name in frame.columns:
         justify = "right" if frame[name].dtype.kind in "fi" else "left"
         table.add_column(name, justify=justify, no_wrap=True)
@@ -382,11 +384,11 @@ def _print_frame(frame: pd.DataFrame, title: str) -> None:
 def _compact(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary in columns that fit a terminal; the files have all of them."""
     bounds = zip(summary["ratio"], summary["ratio_low"], summary["ratio_high"], strict=True)
+    measured = zip(summary["faithfulness_dense"], summary["faithfulness_sparse"], strict=True)
     return summary[["task", "granularity", "dense", "sparse"]].assign(
         **{
-            "ratio (95 %)": [f"{one:.2f} ({low:.2f} to {high:.2f})" for one, low, high in bounds],
-            "F dense": summary["faithfulness_dense"],
-            "F sparse": summary["faithfulness_sparse"],
+            "ratio [95 %]": [f"{one:.2f} [{low:.2f}, {high:.2f}]" for one, low, high in bounds],
+            "faithful": [f"{dense:.3f}, {sparse:.3f}" for dense, sparse in measured],
         }
     )
 

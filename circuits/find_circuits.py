@@ -82,7 +82,8 @@ def discover(
     ranking = prepare_experiment(
         model, prompts.ranking, metric=task.metric, ablation=config.ablation
     )
-    scores = METHODS[config.method](ranking)
+    wanted = "attention_edge" in config.granularities
+    scores = METHODS[config.method](ranking, attention_edges=wanted)
     scores = _with_lone_templates(scores, heldout, config)
     on_step(f"{task.name}: scored")
     found: dict[str, Found] = {}
