@@ -46,7 +46,16 @@ Granularities = Annotated[
     list[str] | None,
     typer.Option("--granularity", help="head, mlp, edge or attention_edge. Repeatable."),
 ]
-Method = Annotated[str, typer.Option(help="attribution_patching or integrated_gradients.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="attribution_patching, integrated_gradients, integrated_activations, "
+        "gradient_average, local_patching or exact_patching."
+    ),
+]
+SelectionName = Annotated[
+    str, typer.Option("--selection", help="Order of components: absolute, signed or greedy.")
+]
 AblationName = Annotated[str, typer.Option("--ablation", help="corrupted, mean or zero.")]
 NPrompts = Annotated[int, typer.Option("--prompts", help="Prompts to rank on, and to hold out.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts, random circuits and resamples.")]
@@ -70,6 +79,7 @@ def compare_command(
     target: Target = 0.9,
     granularity: Granularities = None,
     method: Method = "attribution_patching",
+    selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
     prompts: NPrompts = 100,
     seed: Seed = 0,
@@ -87,7 +97,7 @@ def compare_command(
         from circuits.report import check_writable, write_results
 
         tasks = [_read_task(name) for name in task or DEFAULT_TASKS]
-        config = _config(target, granularity, method, ablation, prompts, seed)
+        config = _config(target, granularity, method, selection, ablation, prompts, seed)
         check_writable(out)
         models = load_model(dense, device=device), load_model(sparse, device=device)
         sequences = None
@@ -118,6 +128,7 @@ def discover_command(
     target: Target = 0.9,
     granularity: Granularities = None,
     method: Method = "attribution_patching",
+    selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
     prompts: NPrompts = 100,
     seed: Seed = 0,
@@ -132,7 +143,7 @@ def discover_command(
         from circuits.models import load_model
 
         chosen = _read_task(task)
-        config = _config(target, granularity, method, ablation, prompts, seed)
+        config = _config(target, granularity, method, selection, ablation, prompts, seed)
         if not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
         loaded = load_model(model, device=device)
@@ -335,6 +346,7 @@ def _config(
     target: float,
     granularity: list[str] | None,
     method: str,
+    selection: str,
     ablation: str,
     prompts: int,
     seed: int,
@@ -347,6 +359,7 @@ def _config(
         target=target,
         granularities=tuple(dict.fromkeys(names)),
         method=method,
+        selection=selection,
         ablation=ablation,
         n_prompts=prompts,
         seed=seed,

@@ -109,6 +109,7 @@ def compare(
             "seconds": round(time.perf_counter() - started, 1),
             "target": config.target,
             "method": config.method,
+            "selection": config.selection,
             "ablation": config.ablation,
             "prompts": config.n_prompts,
         },

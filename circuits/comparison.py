@@ -146,6 +146,7 @@ class Comparison:
                     "holding_attribution": one.n_attribution,
                     "faithfulness": one.faithfulness,
                     "without_last": one.faithfulness_without_last,
+                    "rest": one.faithfulness_of_rest,
                     "random_same_size": sum(one.random_faithfulness) / len(one.random_faithfulness),
                     "cpr": one.cpr,
                     "cmd": one.cmd,

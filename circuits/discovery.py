@@ -15,6 +15,7 @@ from circuits.activations import Ablation
 from circuits.attribute import GRANULARITIES, METHODS, Granularity
 from circuits.circuit import Circuit
 from circuits.files import write_json
+from circuits.select import SELECTIONS, Selection
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class DiscoverConfig:
         target: The faithfulness that a circuit must reach.
         granularities: The kinds of component to choose among.
         method: A name in `circuits.attribute.METHODS`.
+        selection: How scores order components: `absolute`, `signed` or `greedy`.
         ablation: What components outside the circuit write.
         n_prompts: Size of the ranking set, and of the held-out set.
         seed: Seed of prompts, random circuits and resamples.
@@ -33,6 +35,7 @@ class DiscoverConfig:
     target: float = 0.9
     granularities: tuple[Granularity | str, ...] = GRANULARITIES
     method: str = "attribution_patching"
+    selection: Selection | str = "absolute"
     ablation: Ablation | str = "corrupted"
     n_prompts: int = 100
     seed: int = 0
@@ -42,6 +45,10 @@ class DiscoverConfig:
             raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(
+                f"unknown selection {self.selection!r}; choose one of {', '.join(SELECTIONS)}"
+            )
         if self.ablation not in get_args(Ablation):
             raise ValueError(
                 f"unknown ablation {self.ablation!r}; choose one of {', '.join(get_args(Ablation))}"
@@ -64,6 +71,8 @@ class Found:
         n_components: How many components there are to choose from.
         faithfulness: Its faithfulness on the held-out prompts.
         faithfulness_without_last: The same without the component added last; below the target.
+        faithfulness_of_rest: The same of all components outside the circuit: what the circuit
+            leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
         size_low: Lower end of the size's 95 % interval over prompts.
         size_high: Upper end.
         resampled_sizes: The size in each bootstrap resample, for paired ratios.
@@ -82,6 +91,7 @@ class Found:
     n_components: float
     faithfulness: float
     faithfulness_without_last: float | None
+    faithfulness_of_rest: float
     size_low: float
     size_high: float
     resampled_sizes: tuple[float, ...]

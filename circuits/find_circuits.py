@@ -110,7 +110,7 @@ def discover(
 
 def steps_of(config: DiscoverConfig) -> int:
     """Returns about how many times `discover` calls `on_step`."""
-    return 1 + len(config.granularities) * (N_GRID + 8 + N_RANDOM)
+    return 1 + len(config.granularities) * (N_GRID + 9 + N_RANDOM)
 
 
 def _with_lone_templates(scores: Scores, heldout: Experiment, config: DiscoverConfig) -> Scores:
@@ -141,7 +141,7 @@ def _find_components(
     on_step: Callable[[], None],
 ) -> Found:
     graph = heldout.graph
-    ranking = rank_components(scores, granularity)
+    ranking = rank_components(scores, granularity, config.selection)
     groups = torch.zeros(len(heldout.prompts), dtype=torch.long)
 
     def evaluate(chosen: Tensor) -> Tensor:
@@ -159,6 +159,8 @@ def _find_components(
         target=config.target,
         on_trial=on_step,
     )
+    rest = evaluate(ranking[int(search.chosen[0]) :])
+    on_step()
     generator = torch.Generator().manual_seed(config.seed)
     random_values = []
     for _ in range(N_RANDOM):
@@ -172,6 +174,7 @@ def _find_components(
         counted=torch.tensor([[circuit_at(int(k)).size] for k in search.sizes[:, 0]]),
         n_components=len(ranking),
         n_attribution=n_holding(values, config.target),
+        rest=rest,
         random_values=torch.stack(random_values),
         heldout=heldout,
         config=config,
@@ -187,7 +190,9 @@ def _find_attention_edges(
     by_template = heldout.prompts.groups()
     lengths = heldout.prompts.lengths
     rankings = {
-        template: rank_attention_edges(scores.attention_edges[template], int(lengths[rows[0]]))
+        template: rank_attention_edges(
+            scores.attention_edges[template], int(lengths[rows[0]]), config.selection
+        )
         for template, rows in by_template.items()
     }
     groups = torch.empty(len(heldout.prompts), dtype=torch.long)
@@ -207,6 +212,9 @@ def _find_attention_edges(
         target=config.target,
         on_trial=on_step,
     )
+    turned = [ranking.roll(-int(size)) for ranking, size in zip(orders, search.chosen, strict=True)]
+    rest = evaluate(turned, torch.tensor([len(one) for one in orders]) - search.chosen)
+    on_step()
     generator = torch.Generator().manual_seed(config.seed)
     random_values = []
     for _ in range(N_RANDOM):
@@ -228,6 +236,7 @@ def _find_attention_edges(
         counted=search.sizes,
         n_components=sum(map(len, orders)) / len(orders),
         n_attribution=sum(held) / len(held),
+        rest=rest,
         random_values=torch.stack(random_values),
         heldout=heldout,
         config=config,
@@ -260,6 +269,7 @@ def _evidence(
     counted: Tensor,
     n_components: float,
     n_attribution: float,
+    rest: Tensor,
     random_values: Tensor,
     heldout: Experiment,
     config: DiscoverConfig,
@@ -281,6 +291,7 @@ def _evidence(
         "task_metric": heldout.metric,
         "ablation": config.ablation,
         "method": config.method,
+        "selection": config.selection,
         "target": config.target,
         "seed": config.seed,
         "n_heldout": len(heldout.prompts),
@@ -292,6 +303,7 @@ def _evidence(
         n_components=n_components,
         faithfulness=found["faithfulness"],
         faithfulness_without_last=without_last,
+        faithfulness_of_rest=float(faithfulness(rest.cpu().double(), full, empty)),
         size_low=size_low,
         size_high=size_high,
         resampled_sizes=tuple(sizes.tolist()),

@@ -248,7 +248,8 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         *(_figure(figures[f"{task}.faithfulness"]) for task in comparison.discoveries),
         "<p>Beside each size: its interval over prompts, how many components hold the target's "
         "share of all absolute attribution (no intervention), faithfulness without the component "
-        "added last and of random circuits of the same size, and MIB's areas (cpr: under the "
+        "added last, of the rest (everything outside the circuit; near 0 if the circuit is "
+        "complete) and of random circuits of the same size, and MIB's areas (cpr: under the "
         "curve; cmd: between the curve and 1).</p>",
         _table(tables["evidence"]),
         "<h2>4. What do they look like?</h2>",

@@ -1,11 +1,16 @@
 """From scores to circuits: rank components, keep the first k, drop what is not connected.
 
 Components are ranked by the absolute value of their score, since a component that counters the
-behaviour is as much a part of its mechanism as one that drives it. What no path from `input` to
+behaviour is as much a part of its mechanism as one that drives it. Two other rules are there to
+compare with: `signed` puts what supports the behaviour first, `greedy` grows the circuit from the
+logits, so that every edge leads somewhere as soon as it is chosen. What no path from `input` to
 `logits` inside the circuit passes through changes nothing; it is dropped and not counted.
 """
 
 from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,26 +23,72 @@ from circuits.graph import Graph, NodeKind
 Ranking = Int[Tensor, " components"]
 
 
-def rank_components(scores: Scores, granularity: Granularity | str) -> Ranking:
-    """Returns the heads or MLPs (as rows) or the edges (as flat indices), strongest first."""
+Selection = Literal["absolute", "signed", "greedy"]
+"""How components are put in order."""
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+
+
+def rank_components(
+    scores: Scores, granularity: Granularity | str, selection: Selection | str = "absolute"
+) -> Ranking:
+    """Returns the heads or MLPs (as rows) or the edges (as flat indices), strongest first.
+
+    Nodes have no order of growth: there `greedy` is `absolute`.
+    """
+    if granularity == "edge" and selection == "greedy":
+        return _rank_greedily(scores)
     if granularity == "edge":
         candidates = scores.graph.mask.flatten().nonzero()[:, 0]
-        strength = scores.edges.flatten()[candidates].abs()
+        strength = scores.edges.flatten()[candidates]
     else:
         candidates = torch.tensor(scores.graph.nodes_of_kind(_node_kind(granularity)))
-        strength = scores.nodes[candidates].abs()
-    return candidates[strength.argsort(descending=True, stable=True)]
+        strength = scores.nodes[candidates]
+    return candidates[_order(strength, selection)]
 
 
 def rank_attention_edges(
-    scores: Float[Tensor, "layer head query_pos key_pos"], length: int
+    scores: Float[Tensor, "layer head query_pos key_pos"],
+    length: int,
+    selection: Selection | str = "absolute",
 ) -> Ranking:
     """Returns the causal pairs of the first `length` positions as flat indices, strongest first."""
     allowed = torch.zeros_like(scores, dtype=torch.bool)
     allowed[..., :length, :length] = torch.ones(length, length).tril().bool()
     candidates = allowed.flatten().nonzero()[:, 0]
-    strength = scores.flatten()[candidates].abs()
-    return candidates[strength.argsort(descending=True, stable=True)]
+    return candidates[_order(scores.flatten()[candidates], selection)]
+
+
+def _order(values: Tensor, selection: Selection | str) -> Ranking:
+    strength = values if selection == "signed" else values.abs()
+    return strength.argsort(descending=True, stable=True)
+
+
+def _rank_greedily(scores: Scores) -> Ranking:
+    """Edges in the order in which a circuit grows from the logits, always by its strongest.
+
+    An edge may be added once the node that it leads to is in. Source: the greedy search of
+    EAP-IG (Hanna et al. 2024, arXiv 2403.17806).
+    """
+    graph, width = scores.graph, scores.graph.n_destinations
+    strength = scores.edges.abs().tolist()
+    open_: list[tuple[float, int]] = []
+
+    def admit(columns: list[int]) -> None:
+        for column in columns:
+            for row in graph.mask[:, column].nonzero()[:, 0].tolist():
+                heappush(open_, (-strength[row][column], row * width + column))
+
+    admit([width - 1])
+    seen: set[int] = {0}  # Nothing leads to the input.
+    order = []
+    while open_:
+        _, edge = heappop(open_)
+        order.append(edge)
+        row = edge // width
+        if row not in seen:
+            seen.add(row)
+            admit(graph.node_destinations[graph.sources[row]])
+    return torch.tensor(order)
 
 
 def select_edges(

@@ -54,6 +54,7 @@ def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Fo
         n_components=40.0,
         faithfulness=0.92,
         faithfulness_without_last=0.8,
+        faithfulness_of_rest=0.1,
         size_low=min(resampled),
         size_high=max(resampled),
         resampled_sizes=resampled,

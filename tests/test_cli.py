@@ -84,6 +84,7 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
         (["compare", "--device", "tpu"], "device"),
         (["compare", "--granularity", "neuron"], "unknown granularity 'neuron'"),
         (["compare", "--method", "magic"], "unknown method 'magic'"),
+        (["compare", "--selection", "luck"], "unknown selection 'luck'"),
         (["compare", "--target", "1.5"], "target"),
         (["compare", "--prompts", "1"], "at least 2 prompts"),
         (["compare", "--no-such-flag"], "No such option"),
@@ -111,12 +112,13 @@ def test_a_folder_of_something_else_is_refused_before_any_work(capsys, tmp_path)
 
 def test_a_failure_exits_1_and_shows_a_traceback_only_with_debug(capsys, tmp_path):
     pairs = tmp_path / "pairs.csv"
-    rows = [
-        f"When {a} and {b} went to the store,When {b} and {a} went to the store, Mary, John"
+    # The giver for an answer: the whole model does worse at this than an ablated one.
+    lines = [
+        f'"When {a} and {b} went to the store, {b} gave a ring to",'
+        f'"When {a} and {b} went to the store, David gave a ring to",{b},{a}'
         for a in ("Mary", "Alice", "Anna")
         for b in ("John", "James")
     ]
-    lines = [f'"{r.split(",")[0]}","{r.split(",")[1]}"," Mary"," John"' for r in rows]
     pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(lines) + "\n")
     arguments = ["discover", "--task", str(pairs), "--prompts", "3", "--out", str(tmp_path / "o")]
     code, _, error = run(capsys, *arguments)

@@ -237,3 +237,23 @@ def test_an_unknown_ablation_is_refused():
 def test_a_target_out_of_range_is_refused(target):
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         DiscoverConfig(target=target)
+
+
+@pytest.mark.parametrize("granularity", ["head", "edge", "attention_edge"])
+def test_what_a_circuit_written_by_hand_leaves_out_does_nothing(granularity):
+    config = DiscoverConfig(target=0.99, granularities=(granularity,))
+    found = discover(induction_model(), TASK, config, prompts=known_prompts()).found[granularity]
+    assert found.faithfulness_of_rest == pytest.approx(0, abs=1e-3)
+
+
+def test_selection_changes_the_order_in_which_components_are_taken():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    curves = set()
+    for selection in ("absolute", "signed", "greedy"):
+        config = DiscoverConfig(granularities=("edge",), selection=selection)
+        found = discover(model, TASK, config, prompts=prompts).found["edge"]
+        assert found.faithfulness >= config.target
+        assert found.circuit.found["selection"] == selection
+        curves.add(found.curve_faithfulness)
+    assert len(curves) > 1

@@ -160,3 +160,42 @@ def test_all_of_the_attribution_is_never_held_by_more_than_there_are():
 
 def test_scores_that_are_all_zero_hold_nothing():
     assert n_holding(torch.zeros(5), 0.9) == 0
+
+
+def test_signed_selection_puts_supporting_edges_first_and_countering_ones_last():
+    scores = scores_of({"input->m0": 0.5, "m1->logits": -2.0, "a0.h1->a1.h0<k>": 1.0})
+    ranking = rank_components(scores, "edge", "signed")
+    assert torch.equal(ranking[:2], chosen_edges("a0.h1->a1.h0<k>", "input->m0"))
+    assert torch.equal(ranking[-1:], chosen_edges("m1->logits"))
+    pairs = torch.tensor([[[[0.0, 9.0], [-3.0, 1.0]]]])
+    assert rank_attention_edges(pairs, 2, "signed").tolist() == [3, 0, 2]
+    assert rank_attention_edges(pairs, 2).tolist() == [2, 3, 0]
+
+
+def test_greedy_selection_grows_from_the_logits_by_the_strongest_edge():
+    """A plain loop over all edges that may be added next."""
+    torch.manual_seed(0)
+    scores = scores_of({})
+    scores.edges[GRAPH.mask] = torch.randn(int(GRAPH.mask.sum()))
+    inside, order = {"logits"}, []
+    left = {(row, column) for row, column in GRAPH.mask.nonzero().tolist()}
+    while left:
+        open_ = [
+            place for place in left if GRAPH.destinations[place[1]].partition("<")[0] in inside
+        ]
+        best = max(open_, key=lambda place: abs(scores.edges[place].item()))
+        order.append(best[0] * GRAPH.n_destinations + best[1])
+        inside.add(GRAPH.sources[best[0]])
+        left.remove(best)
+    assert rank_components(scores, "edge", "greedy").tolist() == order
+
+
+def test_greedy_selection_keeps_every_edge_on_a_way_to_the_logits():
+    torch.manual_seed(1)
+    scores = scores_of({})
+    scores.edges[GRAPH.mask] = torch.randn(int(GRAPH.mask.sum()))
+    for size in (1, 5, 20):
+        edges = select_edges(GRAPH, "edge", rank_components(scores, "edge", "greedy")[:size])
+        with_input = edges.clone()
+        with_input[0] |= GRAPH.mask[0]  # Every node then hears the input.
+        assert (GRAPH.connected(with_input) & edges).sum() == size
