@@ -233,6 +233,15 @@ def train_command(
     text: Annotated[
         Path | None, typer.Option(help="UTF-8 training text; else the synthetic corpus.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Dataset to train on: a hub name, or .jsonl, .csv, .parquet, .txt."),
+    ] = None,
+    data_subset: Annotated[
+        str | None, typer.Option(help="The hub dataset's configuration.")
+    ] = None,
+    data_split: Annotated[str, typer.Option(help="The part of the dataset to read.")] = "train",
+    data_column: Annotated[str, typer.Option(help="The dataset's column of text.")] = "text",
     context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2500,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 32,
@@ -273,7 +282,21 @@ def train_command(
         dense = load_model(model, device=device)
         frozen = frozen_parameters(dense)
         stream: TokenStream
-        if text is None:
+        if text is not None and data is not None:
+            raise ValueError("give --text or --data, not both")
+        if data is not None:
+            from circuits.sparsify.dataset_stream import DatasetStream
+
+            stream = DatasetStream(
+                data,
+                dense.tokenizer,
+                context=context,
+                seed=seed,
+                column=data_column,
+                subset=data_subset,
+                split=data_split,
+            )
+        elif text is None:
             stream = CorpusStream(dense.tokenizer, context=context, seed=seed)
         else:
             stream = _text_stream(text, dense.tokenizer, context, seed)

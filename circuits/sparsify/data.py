@@ -58,10 +58,10 @@ class CorpusStream:
         self, tokenizer: Any, *, context: int, seed: int = 0, behaviours: tuple[str, ...] = ()
     ) -> None:
         """Sets up the stream; `behaviours` restricts the corpus to some of its behaviours."""
-        _check_context(context)
+        check_context(context)
         self._behaviours = behaviours
         self._tokenizer = tokenizer
-        self._separator = _separator(tokenizer)
+        self._separator = separator_of(tokenizer)
         self._seed = seed
         self.context = context
 
@@ -71,7 +71,7 @@ class CorpusStream:
 
     def held_out(self, part: HeldOut | str, n_sequences: int) -> Int[Tensor, "batch pos"]:
         """Returns `n_sequences` of a held-out set."""
-        _check_part(part)
+        check_part(part)
         return self._rows(part, 0, n_sequences)
 
     def describe(self) -> dict[str, Any]:
@@ -81,16 +81,16 @@ class CorpusStream:
             "behaviours": list(self._behaviours) or "all",
             "context": self.context,
             "seed": self._seed,
-            "tokenizer": _tokenizer_digest(self._tokenizer),
+            "tokenizer": tokenizer_digest(self._tokenizer),
         }
 
     def _rows(self, part: str, step: int, n_rows: int) -> Tensor:
-        number = _number(f"{self._seed}/{part}/{step}") % _SEEDS_PER_PART
+        number = number_of(f"{self._seed}/{part}/{step}") % _SEEDS_PER_PART
         stream = documents(_PARTS.index(part) * _SEEDS_PER_PART + number, self._behaviours)
         ids: list[int] = []
         while len(ids) < n_rows * self.context:
             chunk = list(itertools.islice(stream, _CHUNK))
-            ids += _token_ids(self._tokenizer, self._separator, chunk)
+            ids += token_ids_of(self._tokenizer, self._separator, chunk)
         return torch.tensor(ids[: n_rows * self.context]).view(n_rows, self.context)
 
 
@@ -124,20 +124,20 @@ class TextStream:
             ValueError: no text, no UTF-8, too few documents, or a part that fills no sequence.
             OSError: the file cannot be read.
         """
-        _check_context(context)
+        check_context(context)
         if not 0 < held_out_fraction < 1:
             raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be in (0, 1)")
         self.context = context
         self._seed = seed
         self._held_out_fraction = held_out_fraction
         self._tokenizer = tokenizer
-        separator = _separator(tokenizer)
+        separator = separator_of(tokenizer)
         content = Path(path).read_bytes()
         self._digest = hashlib.sha256(content).hexdigest()
         texts = _split_documents(content, str(path), tokenizer.convert_ids_to_tokens(separator))
         parts = _split_parts(texts, seed, held_out_fraction)
         self._parts = {
-            part: self._pack(part, _token_ids(tokenizer, separator, parts[part]), str(path))
+            part: self._pack(part, token_ids_of(tokenizer, separator, parts[part]), str(path))
             for part in _PARTS
         }
 
@@ -160,7 +160,7 @@ class TextStream:
 
     def held_out(self, part: HeldOut | str, n_sequences: int) -> Int[Tensor, "batch pos"]:
         """Returns the first `n_sequences` of a held-out set, or all it has if that is less."""
-        _check_part(part)
+        check_part(part)
         return self._parts[part][:n_sequences]
 
     def describe(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class TextStream:
             "seed": self._seed,
             "held_out_fraction": self._held_out_fraction,
             "text": self._digest,
-            "tokenizer": _tokenizer_digest(self._tokenizer),
+            "tokenizer": tokenizer_digest(self._tokenizer),
         }
 
     def _pack(self, part: str, ids: list[int], path: str) -> Tensor:
@@ -184,7 +184,7 @@ class TextStream:
         return torch.tensor(ids[: n_rows * self.context]).view(n_rows, self.context)
 
     def _order(self, epoch: int, n_rows: int) -> Tensor:
-        generator = torch.Generator().manual_seed(_number(f"{self._seed}/epoch/{epoch}"))
+        generator = torch.Generator().manual_seed(number_of(f"{self._seed}/epoch/{epoch}"))
         return torch.randperm(n_rows, generator=generator)
 
 
@@ -203,7 +203,7 @@ def _split_documents(content: bytes, path: str, separator: str) -> list[str]:
 
 
 def _split_parts(texts: list[str], seed: int, held_out_fraction: float) -> dict[str, list[str]]:
-    ranked = sorted(set(texts), key=lambda text: _number(f"{seed}/{text}"))
+    ranked = sorted(set(texts), key=lambda text: number_of(f"{seed}/{text}"))
     if len(ranked) < 3:
         raise ValueError(
             f"the text has {len(ranked)} different documents; training, control and selection "
@@ -218,34 +218,38 @@ def _split_parts(texts: list[str], seed: int, held_out_fraction: float) -> dict[
     }
 
 
-def _token_ids(tokenizer: Any, separator: int, texts: list[str]) -> list[int]:
-    """The ids of the documents end to end, each after a separator."""
+def token_ids_of(tokenizer: Any, separator: int, texts: list[str]) -> list[int]:
+    """Returns the ids of the documents end to end, each after a separator."""
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return [token for row in rows for token in (separator, *row)]
 
 
-def _separator(tokenizer: Any) -> int:
+def separator_of(tokenizer: Any) -> int:
+    """Returns the token that documents are set apart with; a tokenizer without one is refused."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
     raise ValueError("the tokenizer has no bos and no eos token to set documents apart with")
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Returns a short digest of a tokenizer's vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
 
 
-def _number(text: str) -> int:
-    """A number of 63 bits, the same for the same text on every machine."""
+def number_of(text: str) -> int:
+    """Returns a number of 63 bits, the same for the same text on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _check_context(context: int) -> None:
+def check_context(context: int) -> None:
+    """Refuses a context in which nothing can be predicted."""
     if context < 2:
         raise ValueError(f"context is {context}; it must be at least 2 to predict a next token")
 
 
-def _check_part(part: str) -> None:
+def check_part(part: str) -> None:
+    """Refuses what is no name of a held-out set."""
     if part not in _PARTS[1:]:
         raise ValueError(f"held-out set {part!r} is not 'control' or 'selection'")

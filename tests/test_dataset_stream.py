@@ -1,0 +1,141 @@
+"""Sequences from datasets: the same for the same seed, wherever reading starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from circuits.sparsify.dataset_stream import DatasetStream
+from tests.helpers import word_tokenizer
+
+# A stream that is not read to its end leaves its file open until it is collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+WORDS = [f"w{i}" for i in range(600)]
+DOCUMENTS = [" ".join(WORDS[3 * i : 3 * i + 3]) for i in range(200)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return word_tokenizer(WORDS)
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> str:
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "id": 1}) + "\n" for text in DOCUMENTS))
+    return str(path)
+
+
+def open_stream(name: str, tokenizer: PreTrainedTokenizerBase, **options) -> DatasetStream:
+    return DatasetStream(name, tokenizer, **{"context": 8, "held_out_fraction": 0.2} | options)
+
+
+def words_in(tokens: torch.Tensor) -> set[int]:
+    return set(tokens.flatten().tolist()) - {0}
+
+
+def test_any_step_can_be_asked_for_at_any_time(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer)
+    in_order = [stream.batch(step, 4) for step in range(12)]
+    again = open_stream(jsonl, tokenizer)
+    for step in (7, 2, 3, 11, 0):
+        assert torch.equal(again.batch(step, 4), in_order[step])
+
+
+def test_no_token_is_lost_between_rows_or_documents(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer)
+    ids = stream.batch(0, 10).flatten()
+    starts = (ids == 0).nonzero()[:, 0]
+    assert starts[0] == 0
+    assert set(starts.diff().tolist()) == {4}
+    firsts = ids[starts[:-1] + 1]
+    assert torch.equal(ids[starts[:-1] + 3], firsts + 2)
+
+
+def test_the_sets_share_no_document_and_miss_none(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer)
+    n_rows = 200 * 4 // 8
+    train = words_in(stream.batch(0, n_rows - 20))
+    control, selection = (
+        words_in(stream.held_out(part, n_rows)) for part in ("control", "selection")
+    )
+    assert not train & control
+    assert not train & selection
+    assert not control & selection
+    assert 0.1 * 600 < len(control | selection) < 0.3 * 600
+
+
+def test_the_seed_decides_the_order_and_not_what_is_held_out(jsonl, tokenizer):
+    one, other = (open_stream(jsonl, tokenizer, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.batch(0, 4), other.batch(0, 4))
+    assert torch.equal(one.held_out("control", 3), other.held_out("control", 3))
+
+
+def test_the_documents_come_around_in_another_order(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer)
+    tokens = stream.batch(0, 180)  # the training documents fill about 80 rows
+    first, second = tokens[:60], tokens[90:150]
+    assert len(words_in(first) & words_in(second)) > 200
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".txt"])
+def test_other_files_give_the_same_sequences(tmp_path, jsonl, tokenizer, ending):
+    path = tmp_path / f"documents{ending}"
+    frame = pd.DataFrame({"text": DOCUMENTS})
+    if ending == ".csv":
+        frame.to_csv(path, index=False)
+    elif ending == ".parquet":
+        frame.to_parquet(path)
+    else:
+        path.write_text("\n".join(DOCUMENTS))
+    expected = open_stream(jsonl, tokenizer).held_out("selection", 4)
+    assert torch.equal(open_stream(str(path), tokenizer).held_out("selection", 4), expected)
+
+
+def test_equal_descriptions_mean_equal_tokens(tmp_path, jsonl, tokenizer):
+    one = open_stream(jsonl, tokenizer)
+    assert one.describe() == open_stream(jsonl, tokenizer).describe()
+    json.dumps(one.describe())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "documents.jsonl").write_text(Path(jsonl).read_text() * 2)
+    changed = open_stream(str(other / "documents.jsonl"), tokenizer)
+    assert one.describe() != changed.describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"column": "body"}, "no column 'body' of text; its columns are text, id"),
+        ({"column": "id"}, "no column 'id' of text"),
+        ({"context": 1}, "context is 1"),
+        ({"held_out_fraction": 0}, "must be in"),
+    ],
+)
+def test_bad_options_are_refused(jsonl, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        open_stream(jsonl, tokenizer, **options)
+
+
+def test_a_missing_file_is_refused(tokenizer):
+    with pytest.raises(FileNotFoundError, match="there is no file nothing.jsonl"):
+        open_stream("nothing.jsonl", tokenizer)
+
+
+def test_an_unknown_ending_is_refused(tmp_path, tokenizer):
+    (tmp_path / "text.pdf").write_text("text")
+    with pytest.raises(ValueError, match=r"known endings are .jsonl"):
+        open_stream(str(tmp_path / "text.pdf"), tokenizer)
+
+
+def test_held_out_documents_that_fill_no_sequence_are_refused(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer, held_out_fraction=0.02, context=64)
+    with pytest.raises(ValueError, match="do not fill one sequence of 64 tokens"):
+        stream.held_out("control", 1)
