@@ -130,6 +130,7 @@ def graph_of(model: HookedTransformer) -> Graph:
         n_heads=cfg.n_heads,
         has_mlps=not cfg.attn_only,
         parallel_attn_mlp=bool(cfg.parallel_attn_mlp),
+        d_model=cfg.d_model,
     )
 
 

@@ -8,6 +8,7 @@ place for (granularity, attention edges, how the circuit was found) stands besid
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from circuits.attribute import GRANULARITIES, Granularity
 from circuits.files import write_json
-from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
+from circuits.graph import LOGITS, Graph, node_kind, node_layer
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ class Circuit:
                 "n_heads": graph.n_heads,
                 "parallel_attn_mlp": graph.parallel_attn_mlp,
                 "has_mlps": graph.has_mlps,
-            },
+            }
+            | ({} if graph.d_model is None else {"d_model": graph.d_model}),
             "nodes": nodes,
             "edges": {
                 graph.edge_name(src, dest): {
@@ -181,30 +183,42 @@ class Circuit:
     def from_json(cls, content: dict[str, Any]) -> Circuit:
         """Returns the circuit in the content of such a file.
 
+        EAP-IG writes every node and edge. A file may leave out scores, and nodes: then those with
+        an edge in the circuit are in.
+
         Raises:
-            ValueError: nodes or edges that its architecture does not have.
+            ValueError: nodes or edges that its architecture does not have, a score that is not a
+                finite number, or an edge of a node that is not in the circuit.
         """
         cfg = content["cfg"]
         graph = Graph(
-            cfg["n_layers"], cfg["n_heads"], cfg.get("has_mlps", True), cfg["parallel_attn_mlp"]
+            cfg["n_layers"],
+            cfg["n_heads"],
+            cfg.get("has_mlps", True),
+            cfg["parallel_attn_mlp"],
+            cfg.get("d_model"),
         )
         edges, scores = torch.zeros_like(graph.mask), torch.zeros(graph.mask.shape)
         for name, edge in content["edges"].items():
             src, dest = graph.edge_index(name)
-            edges[src, dest] = edge["in_graph"]
-            scores[src, dest] = edge.get("score", 0.0)
-        listed = content["nodes"]
-        unknown = set(listed) - {*graph.sources, LOGITS}
-        if unknown:
-            raise ValueError(f"the graph lacks the nodes {sorted(unknown)[:3]} of the circuit")
-        rows = [
-            name == INPUT or bool(listed.get(name, {}).get("in_graph", False))
-            for name in graph.sources
-        ]
+            edges[src, dest] = _flag(name, edge)
+            scores[src, dest] = _finite(name, edge.get("score", 0.0))
+        granularity = content.get("granularity", "edge")
+        nodes = edges.any(dim=1)
+        if content["nodes"]:
+            nodes = _listed_nodes(graph, content["nodes"])
+        nodes[0] = True
+        lonely = (edges & ~nodes[:, None]).nonzero().tolist()
+        if lonely:
+            name = graph.edge_name(*lonely[0])
+            raise ValueError(
+                f"edge {name} is in the circuit, but its node {graph.sources[lonely[0][0]]} is "
+                "not; set in_graph of both, or of neither"
+            )
         return cls(
             graph=graph,
-            granularity=content.get("granularity", "edge"),
-            nodes=torch.tensor(rows),
+            granularity=granularity,
+            nodes=nodes,
             edges=edges,
             scores=scores,
             attention_edges={
@@ -213,3 +227,23 @@ class Circuit:
             },
             found=content.get("found", {}),
         )
+
+
+def _listed_nodes(graph: Graph, listed: dict[str, Any]) -> Bool[Tensor, " src"]:
+    unknown = set(listed) - {*graph.sources, LOGITS}
+    if unknown:
+        raise ValueError(f"the graph lacks the nodes {sorted(unknown)[:3]} of the circuit")
+    return torch.tensor([name in listed and _flag(name, listed[name]) for name in graph.sources])
+
+
+def _flag(name: str, entry: dict[str, Any]) -> bool:
+    flag = entry["in_graph"]
+    if not isinstance(flag, bool):
+        raise ValueError(f"in_graph of {name} is {flag!r}; it must be true or false")
+    return flag
+
+
+def _finite(name: str, score: Any) -> float:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"the score of {name} is {score!r}; it must be a finite number")
+    return float(score)

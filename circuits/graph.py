@@ -13,7 +13,7 @@ tensor of activations and no score. Names are those of EAP-IG and of the MIB ben
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -37,12 +37,15 @@ class Graph:
         has_mlps: Whether blocks have an MLP.
         parallel_attn_mlp: Whether a block's MLP reads the block's input instead of what its own
             heads have added (GPT-J, Pythia).
+        d_model: Width of the residual stream, where known. It changes nothing about the graph,
+            but the files of other tools hold it.
     """
 
     n_layers: int
     n_heads: int
     has_mlps: bool = True
     parallel_attn_mlp: bool = False
+    d_model: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuits.ablate import Experiment, check_does_task, faithfulness, run_edges
 from circuits.circuit import Circuit
+from circuits.exchange import check_fits
 
 
 def faithfulness_of(experiment: Experiment, circuit: Circuit) -> float:
@@ -71,11 +72,7 @@ def _faithfulness(experiment: Experiment, edges: Bool[Tensor, "src dest"]) -> fl
 
 
 def _check(experiment: Experiment, circuit: Circuit) -> None:
-    if circuit.graph != experiment.graph:
-        raise ValueError(
-            f"the circuit is of {circuit.graph}, the model has {experiment.graph}; give a circuit "
-            "of this architecture"
-        )
+    check_fits(circuit, experiment.graph)
     if circuit.granularity == "attention_edge":
         raise ValueError(
             "attention edges are no edges of the graph; give a circuit of heads, MLPs or edges"
