@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -10,6 +11,11 @@ import torch
 from transformer_lens import HookedTransformer
 
 from tests.helpers import make_tiny_model
+
+# The models are too small to gain from threads, which on a busy machine wait for each other. The
+# variable is for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ def test_there_are_notebooks():
 def test_the_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     tables = [
         output
