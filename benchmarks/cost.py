@@ -251,12 +251,10 @@ def main() -> None:
     if arguments.memory_of:
         print(grown_memory(arguments.memory_of, arguments.batch, arguments.pos))
         return
-    shapes = [(12, 8, 16)]
+    rows = time_ratios(12, 8, 16, arguments.repeats)
     if not arguments.quick:
-        shapes += [(6, 8, 16), (12, 8, 64), (12, 32, 16)]
-    rows: list[dict[str, object]] = []
-    for shape in shapes:
-        rows += time_ratios(*shape, arguments.repeats)
+        for shape in ((6, 8, 16), (12, 8, 32), (12, 16, 16)):
+            rows += time_ratios(*shape, max(1, arguments.repeats // 2))
     if sys.platform == "linux" and not torch.cuda.is_available():
         rows.append(memory_ratio(8, 16))
     rows.append(curve_seconds(32, 16))
