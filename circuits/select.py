@@ -119,6 +119,21 @@ def build_circuit(scores: Scores, granularity: Granularity | str, chosen: Rankin
     )
 
 
+def build_circuit_above(
+    scores: Scores, granularity: Granularity | str, threshold: float
+) -> Circuit:
+    """Returns the circuit of all heads, MLPs or edges whose absolute score is at least `threshold`.
+
+    Raises:
+        ValueError: the threshold is negative or no number.
+    """
+    if not threshold >= 0:
+        raise ValueError(f"the threshold must be 0 or more, in the metric's units; got {threshold}")
+    ranking = rank_components(scores, granularity)
+    values = scores.edges.flatten() if granularity == "edge" else scores.nodes
+    return build_circuit(scores, granularity, ranking[values[ranking].abs() >= threshold])
+
+
 def build_attention_circuit(scores: Scores, chosen: dict[str, Ranking]) -> Circuit:
     """Returns the circuit of the attention edges chosen in each template.
 

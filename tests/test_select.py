@@ -6,6 +6,7 @@ from circuits.graph import Graph
 from circuits.select import (
     build_attention_circuit,
     build_circuit,
+    build_circuit_above,
     n_holding,
     rank_attention_edges,
     rank_components,
@@ -199,3 +200,18 @@ def test_greedy_selection_keeps_every_edge_on_a_way_to_the_logits():
         with_input = edges.clone()
         with_input[0] |= GRAPH.mask[0]  # Every node then hears the input.
         assert (GRAPH.connected(with_input) & edges).sum() == size
+
+
+def test_a_threshold_keeps_what_is_at_least_as_strong():
+    edges = {"input->m0": 0.5, "m0->logits": -0.5, "input->logits": 0.49, "input->m1": 3.0}
+    circuit = build_circuit_above(scores_of(edges), "edge", 0.5)
+    # The edge into m1 is strong but leads nowhere.
+    assert circuit.edge_names == ["input->m0", "m0->logits"]
+    heads = build_circuit_above(scores_of({"a1.h0->logits": -1.0, "a0.h1->m0": 0.2}), "head", 0.5)
+    assert heads.heads == ["a1.h0"]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan")])
+def test_a_bad_threshold_is_refused(threshold):
+    with pytest.raises(ValueError, match="threshold must be 0 or more"):
+        build_circuit_above(scores_of({}), "edge", threshold)
