@@ -121,6 +121,52 @@ def compare_command(
     )
 
 
+@app.command("robustness")
+def robustness_command(
+    dense: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
+    sparse: Annotated[str, typer.Option(help="Its sparse twin: a name or folder.")] = "sparse",
+    task: Tasks = None,
+    granularity: Annotated[
+        list[str] | None, typer.Option("--granularity", help="head, mlp or edge. Repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Methods to try. Repeatable.")
+    ] = None,
+    prompts: NPrompts = 50,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("robustness"),
+) -> None:
+    """See whether the ratio of sizes holds under other methods, ablations and targets."""
+    with _usage_errors():
+        from circuits.figures import robustness_figure
+        from circuits.files import write_text
+        from circuits.models import load_model
+        from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
+
+        tasks = [_read_task(name) for name in task or DEFAULT_TASKS]
+        methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
+        out.mkdir(parents=True, exist_ok=True)
+        models = load_model(dense, device=device), load_model(sparse, device=device)
+    err_console.print(f"trying {dense} and {sparse} on {device}, seed {seed}")
+    with _progress(n_steps(len(tasks), methods)) as step, _usage_errors():
+        table = robustness(
+            *models,
+            tasks,
+            granularities=tuple(granularity or GRANULARITIES),
+            methods=methods,
+            n_prompts=prompts,
+            seed=seed,
+            on_step=step,
+        )
+    write_text(out / "robustness.csv", table.to_csv(index=False))
+    page = robustness_figure(table).to_html(include_plotlyjs=True, full_html=True)
+    write_text(out / "robustness.html", page)
+    for sentence in verdicts(table):
+        out_console.print(sentence, soft_wrap=True)
+    out_console.print(f"written to {out}")
+
+
 @app.command("discover")
 def discover_command(
     model: Annotated[str, typer.Option(help="A model: a name or folder.")] = "dense",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,14 +193,20 @@ class Comparison:
 
 
 def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns dense size over sparse size, and its 95 % interval over shared resamples.
+    """Returns dense size over sparse size, and its 95 % interval over shared resamples."""
+    return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
+
+
+def ratio_interval(
+    dense: float, sparse: float, dense_samples: Sequence[float], sparse_samples: Sequence[float]
+) -> tuple[float, float, float]:
+    """Returns a ratio of sizes, and its 95 % interval over resamples of the same prompts.
 
     NaN where both circuits are empty, infinity where only the sparse one is.
     """
-    ratio = _divide(dense.size, sparse.size)
+    ratio = _divide(dense, sparse)
     samples = [
-        _divide(one, other)
-        for one, other in zip(dense.resampled_sizes, sparse.resampled_sizes, strict=True)
+        _divide(one, other) for one, other in zip(dense_samples, sparse_samples, strict=True)
     ]
     if any(math.isnan(sample) for sample in samples):
         return ratio, math.nan, math.nan

@@ -1,0 +1,215 @@
+"""Does the ratio of circuit sizes hold when the choices behind it change?
+
+One choice is varied at a time, the others stay at their defaults: the attribution method, the
+ablation, and along with each of them the faithfulness that is asked for. A claim about two models
+that depends on one of these choices is a claim about the choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from circuits.ablate import Experiment, check_does_task, prepare_experiment, run_edges
+from circuits.activations import Ablation
+from circuits.attribute import METHODS, Scores
+from circuits.comparison import SIDES, ratio_interval
+from circuits.discovery import DiscoverConfig
+from circuits.intervals import resample_counts, resampled_sizes
+from circuits.models import tokenizer_of
+from circuits.search import find_smallest
+from circuits.select import build_circuit, rank_components, select_edges
+from circuits.tasks import Task, TaskPrompts
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+TARGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+GRANULARITIES = ("head", "edge")
+FAST_METHODS = tuple(
+    name for name in METHODS if name not in ("exact_patching", "integrated_activations")
+)
+"""Methods that cost a few passes; the others can be asked for by name."""
+COLUMNS = (
+    *("task", "granularity", "method", "ablation", "target", "prompts"),
+    *("dense", "sparse", "ratio", "ratio_low", "ratio_high", "note"),
+)
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The size of one model's circuit, and in each resample of the prompts."""
+
+    size: float
+    resampled: tuple[float, ...]
+
+
+def robustness(
+    dense: HookedTransformer,
+    sparse: HookedTransformer,
+    tasks: Sequence[Task],
+    *,
+    granularities: Sequence[str] = GRANULARITIES,
+    methods: Sequence[str] = FAST_METHODS,
+    ablations: Sequence[str] = get_args(Ablation),
+    targets: Sequence[float] = TARGETS,
+    n_prompts: int = 50,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda _what: None,
+) -> pd.DataFrame:
+    """Returns the ratio of circuit sizes, dense over sparse, for each choice.
+
+    The first method and the first ablation are the base: methods are varied under the first
+    ablation, ablations under the first method. Ratios have 95 % intervals over held-out prompts,
+    the same prompts for both models. Where a model does not do the task under an ablation, there
+    is no size and `note` says why.
+
+    Raises:
+        ValueError: an unknown choice, or bad prompts.
+    """
+    if "attention_edge" in granularities:
+        raise ValueError("attention edges have no robustness table; choose among head, mlp, edge")
+    base = {"granularities": tuple(granularities), "n_prompts": n_prompts, "seed": seed}
+    settings = [(method, ablations[0]) for method in methods]
+    settings += [(methods[0], ablation) for ablation in ablations[1:]]
+    # All choices are checked before anything is run.
+    for target in targets:
+        for method, ablation in settings:
+            DiscoverConfig(target=target, method=method, ablation=ablation, **base)
+    models = dict(zip(SIDES, (dense, sparse), strict=True))
+    rows = []
+    for task in tasks:
+        prompts = {
+            side: task.build(
+                tokenizer_of(model), n_ranking=n_prompts, n_heldout=n_prompts, seed=seed
+            )
+            for side, model in models.items()
+        }
+        for method, ablation in settings:
+            found: dict[str, dict[tuple[str, float], _Sizes]] = {}
+            note = ""
+            for side, model in models.items():
+                on_step(f"{side} {task.name}: {method}, {ablation}")
+                try:
+                    found[side] = _sizes_of(
+                        model, task, prompts[side], method, ablation, granularities, targets, seed
+                    )
+                except ValueError as error:
+                    note = f"{side} model: {error}"
+                    break
+            for granularity in granularities:
+                for target in targets:
+                    sizes = [found[side][granularity, target] for side in SIDES] if not note else []
+                    rows.append(
+                        {
+                            "task": task.name,
+                            "granularity": granularity,
+                            "method": method,
+                            "ablation": ablation,
+                            "target": target,
+                            "prompts": n_prompts,
+                            "note": note,
+                        }
+                        | _ratio(*sizes)
+                    )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def n_steps(
+    n_tasks: int,
+    methods: Sequence[str] = FAST_METHODS,
+    ablations: Sequence[str] = get_args(Ablation),
+) -> int:
+    """Returns about how many times `robustness` calls `on_step`."""
+    return 2 * n_tasks * (len(methods) + len(ablations) - 1)
+
+
+def verdicts(table: pd.DataFrame) -> list[str]:
+    """Returns a sentence for each task and granularity: in how many settings the ratio holds."""
+    found = []
+    for task, granularity in dict.fromkeys(zip(table["task"], table["granularity"], strict=True)):
+        rows: Any = table[(table["task"] == task) & (table["granularity"] == granularity)]
+        known = rows[rows["ratio"].notna()]
+        fewer, more = int((known["ratio_low"] > 1).sum()), int((known["ratio_high"] < 1).sum())
+        left_out = "" if len(known) == len(rows) else f" ({len(rows) - len(known)} without a size)"
+        span = f"{known['ratio'].min():.2g} to {known['ratio'].max():.2g}" if len(known) else "none"
+        found.append(
+            f"{task}, {granularity}: of {len(known)} settings{left_out} the sparse model needs "
+            f"clearly fewer in {fewer}, clearly more in {more}; ratio {span}"
+        )
+    return found
+
+
+def _ratio(dense: _Sizes | None = None, sparse: _Sizes | None = None) -> dict[str, float]:
+    if dense is None or sparse is None:
+        return dict.fromkeys(("dense", "sparse", "ratio", "ratio_low", "ratio_high"), math.nan)
+    ratio, low, high = ratio_interval(dense.size, sparse.size, dense.resampled, sparse.resampled)
+    return {
+        "dense": dense.size,
+        "sparse": sparse.size,
+        "ratio": ratio,
+        "ratio_low": low,
+        "ratio_high": high,
+    }
+
+
+def _sizes_of(
+    model: HookedTransformer,
+    task: Task,
+    prompts: TaskPrompts,
+    method: str,
+    ablation: str,
+    granularities: Sequence[str],
+    targets: Sequence[float],
+    seed: int,
+) -> dict[tuple[str, float], _Sizes]:
+    """Circuit sizes by granularity and target; sizes that were run once are not run again."""
+    heldout = prepare_experiment(model, prompts.heldout, metric=task.metric, ablation=ablation)
+    check_does_task(heldout)
+    ranked = prepare_experiment(model, prompts.ranking, metric=task.metric, ablation=ablation)
+    scores = METHODS[method](ranked, attention_edges=False)
+    counts = resample_counts(heldout.prompts.templates, seed=seed)
+    return {
+        (granularity, target): sizes
+        for granularity in granularities
+        for target, sizes in zip(
+            targets, _sizes_at(heldout, scores, granularity, targets, counts), strict=True
+        )
+    }
+
+
+def _sizes_at(
+    heldout: Experiment, scores: Scores, granularity: str, targets: Sequence[float], counts: Tensor
+) -> list[_Sizes]:
+    ranking = rank_components(scores, granularity)
+    measured: dict[int, Tensor] = {}
+    counted: dict[int, float] = {}
+
+    def evaluate(sizes: Tensor) -> Tensor:
+        size = int(sizes[0])
+        if size not in measured:
+            edges = select_edges(heldout.graph, granularity, ranking[:size])
+            measured[size] = run_edges(heldout, edges)
+            counted[size] = build_circuit(scores, granularity, ranking[:size]).size
+        return measured[size]
+
+    found = []
+    for target in targets:
+        search = find_smallest(
+            evaluate,
+            n_components=torch.tensor([len(ranking)]),
+            groups=torch.zeros(len(heldout.prompts), dtype=torch.long),
+            full=heldout.full,
+            empty=heldout.empty,
+            target=target,
+        )
+        sizes = torch.tensor([[counted[int(size)]] for size in search.sizes[:, 0]])
+        resampled = resampled_sizes(search, sizes.double(), counts)
+        found.append(_Sizes(counted[int(search.chosen[0])], tuple(resampled.tolist())))
+    return found

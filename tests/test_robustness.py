@@ -1,0 +1,155 @@
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from circuits.discovery import DiscoverConfig
+from circuits.figures import robustness_figure
+from circuits.find_circuits import discover
+from circuits.models import load_model
+from circuits.robustness import COLUMNS, n_steps, robustness, verdicts
+from circuits.tasks import Task, get_task
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_model("dense"), load_model("sparse")
+
+
+@pytest.fixture(scope="module")
+def table(pair):
+    told = []
+    found = robustness(
+        *pair,
+        [get_task("ioi")],
+        granularities=("head",),
+        methods=("attribution_patching", "gradient_average"),
+        ablations=("corrupted", "zero"),
+        targets=(0.7, 0.9),
+        n_prompts=10,
+        on_step=told.append,
+    )
+    assert len(told) == n_steps(1, ("a", "b"), ("c", "d")) == 6
+    return found
+
+
+def test_methods_and_ablations_are_varied_one_at_a_time(table):
+    assert tuple(table.columns) == COLUMNS
+    settings = set(zip(table["method"], table["ablation"], strict=True))
+    assert settings == {
+        ("attribution_patching", "corrupted"),
+        ("gradient_average", "corrupted"),
+        ("attribution_patching", "zero"),
+    }
+    assert len(table) == 3 * 2
+
+
+def test_sizes_are_those_that_discovery_finds(pair, table):
+    for _, row in table[table["target"] == 0.9].iterrows():
+        config = DiscoverConfig(
+            target=row["target"],
+            granularities=("head",),
+            method=row["method"],
+            ablation=row["ablation"],
+            n_prompts=10,
+        )
+        for side, model in zip(("dense", "sparse"), pair, strict=True):
+            assert discover(model, get_task("ioi"), config).found["head"].size == row[side]
+        assert row["ratio"] == row["dense"] / row["sparse"]
+        assert row["ratio_low"] <= row["ratio"] * 1.5
+        assert row["ratio_high"] >= row["ratio"] / 1.5
+
+
+def test_a_model_against_itself_has_ratio_1_everywhere(pair):
+    table = robustness(
+        pair[1],
+        pair[1],
+        [get_task("ioi")],
+        granularities=("head",),
+        methods=("attribution_patching",),
+        ablations=("corrupted",),
+        targets=(0.5, 0.9),
+        n_prompts=8,
+    )
+    assert (table[["ratio", "ratio_low", "ratio_high"]] == 1).all(axis=None)
+    (sentence,) = verdicts(table)
+    assert "clearly fewer in 0, clearly more in 0; ratio 1 to 1" in sentence
+
+
+def test_a_task_that_a_model_cannot_do_is_noted_and_has_no_size(pair):
+    ioi = get_task("ioi")
+
+    def backwards(tokenizer, n, seed):
+        return [
+            replace(pair, answers=pair.wrong_answers, wrong_answers=pair.answers)
+            for pair in ioi.pairs(tokenizer, n, seed)
+        ]
+
+    task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
+    table = robustness(
+        *pair,
+        [task],
+        methods=("attribution_patching",),
+        ablations=("corrupted",),
+        targets=(0.9,),
+        n_prompts=6,
+    )
+    assert table["ratio"].isna().all()
+    assert table["note"].str.contains("dense model: the model does not do the task").all()
+    assert "of 0 settings (1 without a size)" in verdicts(table)[0]
+
+
+def made_up(**columns):
+    row = {
+        "task": "ioi",
+        "granularity": "edge",
+        "method": "attribution_patching",
+        "ablation": "corrupted",
+        "target": 0.9,
+        "prompts": 10,
+        "dense": 20.0,
+        "sparse": 10.0,
+        "ratio": 2.0,
+        "ratio_low": 1.5,
+        "ratio_high": 3.0,
+        "note": "",
+    }
+    return row | columns
+
+
+def test_verdicts_count_what_is_clear():
+    table = pd.DataFrame(
+        [
+            made_up(),
+            made_up(target=0.95, ratio=1.2, ratio_low=0.9, ratio_high=1.4),
+            made_up(target=0.99, ratio=0.5, ratio_low=0.4, ratio_high=0.8),
+            made_up(method="other", ratio=math.nan, ratio_low=math.nan, ratio_high=math.nan),
+        ]
+    )
+    assert verdicts(table) == [
+        "ioi, edge: of 3 settings (1 without a size) the sparse model needs clearly fewer in 1, "
+        "clearly more in 1; ratio 0.5 to 2"
+    ]
+
+
+def test_the_figure_has_a_line_for_each_setting_in_each_panel(table):
+    figure = robustness_figure(table)
+    assert len(figure.data) == 3
+    assert [trace.name for trace in figure.data][0] == "attribution patching, corrupted"
+    hostile = robustness_figure(pd.DataFrame([made_up(task="<b>task</b>")]))
+    assert "&lt;b&gt;" in hostile.layout.annotations[0].text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularities": ("attention_edge",)}, "no robustness table"),
+        ({"methods": ("magic",)}, "unknown method 'magic'"),
+        ({"ablations": ("noise",)}, "unknown ablation 'noise'"),
+        ({"targets": (2.0,)}, "above 0 and at most 1"),
+    ],
+)
+def test_unknown_choices_are_refused(pair, options, message):
+    with pytest.raises(ValueError, match=message):
+        robustness(*pair, [get_task("ioi")], **options)
