@@ -161,3 +161,21 @@ def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
     )  # fmt: skip
     assert code == 1
     assert "no state kept the bound" in error
+
+
+def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path):
+    arguments = ["robustness", "--task", "ioi", "--granularity", "head", "--prompts", "6"]
+    arguments += ["--method", "attribution-patching", "--out", str(tmp_path / "out")]
+    code, shown, _ = run(capsys, *arguments)
+    assert code == 0
+    assert "ioi, head: of" in shown
+    table = pd.read_csv(tmp_path / "out" / "robustness.csv")
+    assert set(table["ablation"]) == {"corrupted", "mean", "zero"}
+    assert (tmp_path / "out" / "robustness.html").stat().st_size > 1e6
+
+
+def test_robustness_of_attention_edges_is_refused(capsys, tmp_path):
+    arguments = ["robustness", "--granularity", "attention_edge", "--out", str(tmp_path / "out")]
+    code, _, error = run(capsys, *arguments)
+    assert code == 2
+    assert "no robustness table" in error

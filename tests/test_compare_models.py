@@ -1,8 +1,10 @@
 import pytest
 
+from circuits.ablate import prepare_experiment
 from circuits.compare_models import compare
 from circuits.discovery import DiscoverConfig
-from circuits.models import load_model
+from circuits.metrics import accuracy
+from circuits.models import load_model, tokenizer_of
 from circuits.report import headlines, report_html, warnings_of, write_results
 from circuits.tasks import get_task
 
@@ -22,6 +24,15 @@ def test_both_models_do_both_tasks(comparison):
     table = comparison.models_table().set_index(["task", "model"])
     assert (table["accuracy"] >= 0.95).all()
     assert (table.loc["greater_than", "metric"] >= 0.8).all()
+
+
+@pytest.mark.parametrize("name", ["ioi_swap", "induction", "pronoun"])
+def test_both_models_do_the_other_tasks(pair, name):
+    for model in pair:
+        task = get_task(name)
+        prompts = task.build(tokenizer_of(model), n_ranking=1, n_heldout=100).heldout
+        experiment = prepare_experiment(model, prompts, metric=task.metric)
+        assert accuracy(experiment.clean_logits, prompts).float().mean() >= 0.95
 
 
 def test_the_sparse_model_is_sparse_and_no_worse(comparison):

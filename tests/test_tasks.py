@@ -51,6 +51,27 @@ def test_ioi_has_every_template_in_both_orders_equally_often(tokenizer):
         assert (first < other).all() if "ABBA" in template else (first > other).all()
 
 
+def test_pronoun_changes_the_name_alone_and_asks_for_both_genders(tokenizer):
+    prompts = get_task("pronoun").build(tokenizer, n_ranking=30, n_heldout=30).ranking
+    assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 1).all()
+    assert (prompts.answers != prompts.wrong_answers).all()
+    she = tokenizer.convert_tokens_to_ids("she")
+    assert (prompts.answers == she).sum() == 15
+
+
+def test_induction_exchanges_the_next_word_and_a_later_one(tokenizer):
+    prompts = get_task("induction").build(tokenizer, n_ranking=30, n_heldout=30).ranking
+    for row in range(30):
+        clean, corrupted = prompts.clean[row], prompts.corrupted[row]
+        places = (clean != corrupted).nonzero()[:, 0].tolist()
+        assert len(places) == 2
+        assert clean[places].tolist() == corrupted[places].flip(0).tolist()
+        assert clean[places[0]] == prompts.answers[row]
+        assert clean[places[1]] == prompts.wrong_answers[row]
+        # The word before the answer, at its first mention, is the last word of the prompt.
+        assert clean[places[0] - 1] == clean[prompts.last[row]]
+
+
 def test_greater_than_splits_the_years_at_the_start_year(tokenizer):
     for pair in get_task("greater_than").pairs(tokenizer, 50, 0):
         century_and_year = pair.clean.split()[6]
