@@ -13,9 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from circuits.sparsify.dataset_stream import DatasetStream
 from tests.helpers import word_tokenizer
 
-# A stream that is not read to its end leaves its file open until it is collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 WORDS = [f"w{i}" for i in range(600)]
 DOCUMENTS = [" ".join(WORDS[3 * i : 3 * i + 3]) for i in range(200)]
 
