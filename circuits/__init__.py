@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits.attribute import Scores, attribution_patching, integrated_gradients
+    from circuits.bridge import load_bridge
     from circuits.circuit import Circuit
     from circuits.compare_models import compare
     from circuits.comparison import Comparison, load_comparison, save_comparison
@@ -40,6 +41,7 @@ _HOME = {
     "get_task": "tasks",
     "integrated_gradients": "attribute",
     "is_gated": "gate",
+    "load_bridge": "bridge",
     "load_comparison": "comparison",
     "load_model": "models",
     "measure_density": "gate",
@@ -69,6 +71,7 @@ __all__ = [
     "get_task",
     "integrated_gradients",
     "is_gated",
+    "load_bridge",
     "load_comparison",
     "load_model",
     "measure_density",

@@ -33,6 +33,7 @@ from circuits.activations import (
     logits_after,
     noting_changes,
     row_batches,
+    run_to_final,
     with_arguments,
 )
 from circuits.graph import READS, Graph
@@ -175,6 +176,10 @@ def _checked(experiment: Experiment, values: Tensor, which: str) -> Float[Tensor
     return values
 
 
+class CannotDoTask(ValueError):
+    """The model does not show the behaviour, so that there is no circuit to look for."""
+
+
 def check_does_task(experiment: Experiment, *, least_gap: float = 0.05) -> None:
     """Refuses a model that does not do the task: its faithfulness would be a ratio of noises.
 
@@ -182,13 +187,13 @@ def check_does_task(experiment: Experiment, *, least_gap: float = 0.05) -> None:
     prompts, and `least_gap` in the units of the metric.
 
     Raises:
-        ValueError: the gap is too small.
+        CannotDoTask: the gap is too small.
     """
     gaps = experiment.full - experiment.empty
     gap = gaps.mean().item()
     error = gaps.std().item() / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
     if gap < max(least_gap, 2 * error):
-        raise ValueError(
+        raise CannotDoTask(
             f"the model does not do the task: {experiment.metric} is "
             f"{experiment.full.mean():.3f} for the whole model and {experiment.empty.mean():.3f} "
             f"with everything ablated ({experiment.ablation}); the difference {gap:.3f} "
@@ -230,9 +235,7 @@ def _logits(
     model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
     found = []
     for rows in row_batches(graph, prompts, model.cfg.d_model):
-        resid = model.run_with_hooks(
-            prompts.clean[rows], fwd_hooks=hooks_of(rows), stop_at_layer=graph.n_layers
-        )
+        resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
         found.append(logits_after(model, resid, prompts.last[rows]))
     return torch.cat(found)
 

@@ -206,11 +206,22 @@ def record_activations(
 
     hooks: Hooks = [(name, with_arguments(keep, place=place)) for name, place in places.items()]
     with component_hooks(model, split_heads=False), torch.no_grad():
-        # The last norm and the unembedding are left out: nobody reads logits here.
-        model.run_with_hooks(tokens, fwd_hooks=hooks, stop_at_layer=graph.n_layers)
+        run_to_final(model, tokens, hooks)
     found.embed.copy_(found.resid_pre[0])
     found.attention.value.copy_(attended_value(model, found.attention.value))
     return found
+
+
+def run_to_final(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], hooks: Hooks
+) -> Float[Tensor, "batch pos d_model"]:
+    """Returns the final residual stream of a run with hooks; nobody reads that run's logits."""
+    found: list[Tensor] = []
+    n_layers = model.cfg.n_layers
+    last: Hooks = [(f"blocks.{n_layers - 1}.hook_resid_post", lambda act, hook: found.append(act))]
+    # A TransformerBridge runs to the end all the same; what it returns is not looked at.
+    model.run_with_hooks(tokens, fwd_hooks=[*hooks, *last], stop_at_layer=n_layers)
+    return found[0]
 
 
 def logits_after(
@@ -219,9 +230,12 @@ def logits_after(
     last: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch d_vocab"]:
     """Returns the logits at each prompt's `last` position only, from the final residual stream."""
-    ends = resid_final[torch.arange(len(last), device=resid_final.device), last]
-    # Starting behind the last block leaves the final norm, the unembedding and any soft cap.
-    return model(ends[:, None], start_at_layer=model.cfg.n_layers)[:, 0]
+    ends = resid_final[torch.arange(len(last), device=resid_final.device), last][:, None]
+    if model.cfg.normalization_type is not None:
+        ends = model.ln_final(ends)
+    logits = model.unembed(ends)[:, 0]
+    cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
+    return cap * (logits / cap).tanh() if cap > 0 else logits
 
 
 def row_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:

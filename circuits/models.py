@@ -35,6 +35,7 @@ from transformer_lens.loading_from_pretrained import (
     get_pretrained_state_dict,
     make_model_alias_map,
 )
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -134,7 +135,7 @@ def load_model(
     target = _checked_device(device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    folder = _find_folder(name_or_path)
+    folder = find_folder(name_or_path)
     if folder is None:
         model = _load_hub_model(str(name_or_path), dtype)
     else:
@@ -152,7 +153,7 @@ def load_model(
     return model.eval()
 
 
-def tokenizer_of(model: HookedTransformer) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: HookedTransformer | TransformerBridge) -> PreTrainedTokenizerBase:
     """Returns the model's tokenizer.
 
     Raises:
@@ -249,27 +250,36 @@ def save_model(
 
 @contextlib.contextmanager
 def component_hooks(
-    model: HookedTransformer, *, split_heads: bool = True
-) -> Iterator[HookedTransformer]:
+    model: HookedTransformer | TransformerBridge, *, split_heads: bool = True
+) -> Iterator[None]:
     """Gives every head its own q, k and v and every MLP its `hook_mlp_in`.
 
     Grouped keys and values are handed out to the heads that share them. With `split_heads` every
     head also has its own `hook_q_input`, `hook_k_input` and `hook_v_input`, which costs a copy of
     the residual stream and a layer norm for each. The flags return to what they were, also after
     an exception.
+
+    Raises:
+        ValueError: a TransformerBridge with grouped keys and values.
     """
+    grouped = model.cfg.n_key_value_heads not in (None, model.cfg.n_heads)
+    if grouped and not hasattr(model, "set_ungroup_grouped_query_attention"):
+        raise ValueError(
+            f"{model.cfg.model_name} shares keys and values between heads, which a "
+            "TransformerBridge cannot take apart; load the model with circuits.load_model"
+        )
     flags: dict[str, Callable[[bool], None]] = {}
     if split_heads:
         flags["use_split_qkv_input"] = model.set_use_split_qkv_input
     if not model.cfg.attn_only:
         flags["use_hook_mlp_in"] = model.set_use_hook_mlp_in
-    if model.cfg.n_key_value_heads not in (None, model.cfg.n_heads):
+    if grouped:
         flags["ungroup_grouped_query_attention"] = model.set_ungroup_grouped_query_attention
     before = {name: getattr(model.cfg, name) for name in flags}
     try:
         for switch in flags.values():
             switch(True)
-        yield model
+        yield
     finally:
         for name, switch in flags.items():
             switch(before[name])
@@ -283,7 +293,7 @@ def model_info(name_or_path: str | Path) -> ModelInfo:
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
     name = str(name_or_path)
-    folder = _find_folder(name_or_path)
+    folder = find_folder(name_or_path)
     if folder is None:
         with _hub_errors(name):
             raw = AutoConfig.from_pretrained(get_official_model_name(name)).to_dict()
@@ -335,7 +345,7 @@ def versions() -> dict[str, str]:
 # ---- finding -------------------------------------------------------------------------------
 
 
-def _find_folder(name_or_path: str | Path) -> Path | None:
+def find_folder(name_or_path: str | Path) -> Path | None:
     """Returns the local folder of a model, or None for a name that TransformerLens fetches."""
     name = str(name_or_path)
     if name in EMBEDDED and not isinstance(name_or_path, Path):

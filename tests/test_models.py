@@ -627,8 +627,8 @@ def test_a_card_is_frozen() -> None:
 def test_component_hooks_appear_and_change_no_logits(kind: str) -> None:
     model = from_hf(random_hf_model(CONFIGS[kind]), None)
     plain = logits(model)
-    with component_hooks(model) as hooked:
-        out, cache = hooked.run_with_cache(TOKENS)
+    with component_hooks(model):
+        out, cache = model.run_with_cache(TOKENS)
         shape = (2, 8, model.cfg.n_heads, model.cfg.d_model)
         for name in ("hook_q_input", "hook_k_input", "hook_v_input"):
             assert cache[f"blocks.0.{name}"].shape == shape

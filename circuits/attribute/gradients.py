@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.ablate import Experiment
-from circuits.activations import Hooks, attended_value, logits_after, with_arguments
+from circuits.activations import Hooks, attended_value, logits_after, run_to_final, with_arguments
 from circuits.graph import READS
 from circuits.metrics import METRICS
 from circuits.models import component_hooks
@@ -67,8 +67,12 @@ def run_backward(
     differentiated: dict[str, Tensor] = {}
     acts: dict[str, Tensor] = {}
 
-    def differentiate(act: Tensor, hook: object, *, name: str) -> None:
+    def differentiate(act: Tensor, hook: object, *, name: str) -> Tensor:
+        # On a TransformerBridge an act may be a view, which is on the path only if it is returned,
+        # and an MLP's input may be the residual stream itself, whose gradient holds more.
+        act = act.clone() if name.endswith("hook_mlp_in") else act
         differentiated[name] = act
+        return act
 
     def keep(act: Tensor, hook: object, *, name: str) -> None:
         acts[name] = act.detach()
@@ -93,9 +97,7 @@ def run_backward(
         _parameters_without_gradient(model),
     ):
         # The unembedding is by far the widest matrix: it is run at one position a prompt.
-        resid = model.run_with_hooks(
-            batch.clean, fwd_hooks=before + noting, stop_at_layer=graph.n_layers
-        )
+        resid = run_to_final(model, batch.clean, before + noting)
         logits = logits_after(model, resid, batch.last)
         reference = logits.detach() if clean_logits is None else clean_logits
         metric = METRICS[experiment.metric](logits, batch, reference).sum()

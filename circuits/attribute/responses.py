@@ -60,8 +60,14 @@ def check_runnable(experiment: Experiment) -> None:
     """Refuses a model whose heads cannot be run on their input alone.
 
     Raises:
-        ValueError: positions are added to what heads read, outside the residual stream.
+        ValueError: positions are added to what heads read, outside the residual stream, or the
+            model is a TransformerBridge, which runs as a whole only.
     """
+    if hasattr(experiment.model, "boot_transformers"):
+        raise ValueError(
+            "local and exact patching run single components, which a TransformerBridge does not "
+            "allow; use another method, or load the model with circuits.load_model"
+        )
     if experiment.model.cfg.positional_embedding_type in (
         "shortformer",
         "relative_positional_bias",
