@@ -75,6 +75,14 @@ def _options(
 def compare_command(
     dense: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
     sparse: Annotated[str, typer.Option(help="Its sparse twin: a name or folder.")] = "sparse",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="One more model beside the pair, as NAME=MODEL: a control, or a further twin. "
+            "Repeatable.",
+        ),
+    ] = None,
     task: Tasks = None,
     target: Target = 0.9,
     granularity: Granularities = None,
@@ -99,21 +107,33 @@ def compare_command(
         tasks = [_read_task(name) for name in task or DEFAULT_TASKS]
         config = _config(target, granularity, method, selection, ablation, prompts, seed)
         check_writable(out)
+        sources = _named_models(model or [])
         models = load_model(dense, device=device), load_model(sparse, device=device)
+        others = {name: load_model(source, device=device) for name, source in sources.items()}
         sequences = None
         if text is not None:
             context = min(128, *(model.cfg.n_ctx for model in models))
             stream = _text_stream(text, models[0].tokenizer, context, seed)
             sequences = stream.held_out("selection", 64)
-    err_console.print(f"comparing {dense} and {sparse} on {device}, seed {seed}")
-    with _progress(steps_of_compare(config, len(tasks))) as step:
+    beside = "".join(f", beside {name}" for name in others)
+    err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
+    with _progress(steps_of_compare(config, len(tasks), len(others))) as step:
         comparison = compare(
-            *models, tasks, config, text=sequences, names=(dense, sparse), on_step=step
+            *models,
+            tasks,
+            config,
+            text=sequences,
+            names=(dense, sparse),
+            others=others,
+            on_step=step,
         )
     comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
     write_results(comparison, out)
     _print_frame(comparison.models_table(), "Are the models equally good?")
     _print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
+    if others:
+        title = "The dense model against each of the others"
+        _print_frame(_compact_others(comparison.others_table()), title)
     out_console.print(
         "ratio: dense / sparse, with its 95 % interval over held-out prompts; faithful: the\n"
         "circuit's faithfulness, dense and sparse\n"
@@ -405,6 +425,23 @@ def _read_task(name: str) -> Task:
     return get_task(name.replace("-", "_"))
 
 
+def _named_models(given: list[str]) -> dict[str, str]:
+    """The names and sources in `NAME=MODEL`.
+
+    Raises:
+        ValueError: one is not of that form, or a name is taken.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise ValueError(f"--model is {text!r}; give NAME=MODEL, such as control=folder")
+        if name in (*found, "dense", "sparse"):
+            raise ValueError(f"two models are called {name!r}; give each --model another name")
+        found[name] = source
+    return found
+
+
 def _text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStream:
     from circuits.sparsify.data import TextStream
 
@@ -471,6 +508,18 @@ def _compact(summary: pd.DataFrame) -> pd.DataFrame:
         **{
             "ratio [95 %]": [f"{one:.2f} [{low:.2f}, {high:.2f}]" for one, low, high in bounds],
             "faithful": [f"{dense:.3f}, {sparse:.3f}" for dense, sparse in measured],
+        }
+    )
+
+
+def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
+    bounds = zip(table["ratio"], table["ratio_low"], table["ratio_high"], strict=True)
+    return table[["task", "granularity", "model", "dense", "size"]].assign(
+        **{
+            "ratio [95 %]": [
+                "does not do the task" if ratio != ratio else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+                for ratio, low, high in bounds
+            ]
         }
     )
 

@@ -8,23 +8,26 @@ tables, figures and the report are made.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.comparison import AttentionExample, Comparison, ModelFacts
+from circuits.ablate import CannotDoTask, graph_of
+from circuits.comparison import SIDES, AttentionExample, Comparison, ModelFacts
 from circuits.discovery import DiscoverConfig, Discovery
 from circuits.find_circuits import discover, steps_of
 from circuits.gate import is_gated, measure_density
 from circuits.models import tokenizer_of, versions
+from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate, evaluate_ce
 from circuits.tasks import Task, TaskPrompts
 from circuits.tasks.prompts import Prompts, is_single_token
+from circuits.transfer import Transfer, transfer
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -41,9 +44,12 @@ def compare(
     *,
     text: Int[Tensor, "sequences pos"] | None = None,
     names: tuple[str, str] = ("dense", "sparse"),
+    others: Mapping[str, HookedTransformer] | None = None,
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> Comparison:
     """Returns what discovery finds in both models, and how good and how sparse they are.
+
+    The pair's circuits are also run in each other's model, and the roles of its heads measured.
 
     Args:
         dense: The dense model.
@@ -54,16 +60,20 @@ def compare(
             them the synthetic corpus serves models that know its words; for others cross-entropy
             stays unknown, and density is measured on the tasks' prompts.
         names: What to call the two models in the results.
+        others: More models by name, such as controls and further twins. A task that one of them
+            cannot do is noted, not an error.
         on_step: Called with a few words after each forward run.
 
     Raises:
-        ValueError: no tasks, a task that a model cannot do, bad prompts.
+        ValueError: no tasks, a task that one of the pair cannot do, bad prompts, a name twice.
     """
     config = config or DiscoverConfig()
     if not tasks:
         raise ValueError("no tasks given; name at least one, such as 'ioi'")
     started = time.perf_counter()
-    models = {"dense": dense, "sparse": sparse}
+    models = _named(dense, sparse, others or {})
+    pair = {side: models[side] for side in SIDES}
+    labels: dict[str, str] = dict(zip(SIDES, names, strict=True))
     if text is None and all(_knows_corpus(model) for model in models.values()):
         context = min(CONTEXT, *(model.cfg.n_ctx for model in models.values()))
         text = CorpusStream(dense.tokenizer, context=context).held_out("selection", N_SEQUENCES)
@@ -81,8 +91,9 @@ def compare(
         for task in tasks
     }
     discoveries: dict[str, dict[str, Discovery]] = {}
+    refused: dict[str, dict[str, str]] = {}
     for task in tasks:
-        discoveries[task.name] = {}
+        discoveries[task.name], refused[task.name] = {}, {}
         for side, model in models.items():
 
             def step(what: str, side: str = side) -> None:
@@ -92,16 +103,35 @@ def compare(
                 discoveries[task.name][side] = discover(
                     model, task, config, prompts=prompts[task.name][side], on_step=step
                 )
+            except CannotDoTask as error:
+                if side in SIDES:
+                    raise ValueError(f"{side} model, task {task.name}: {error}") from error
+                refused[task.name][side] = str(error)
             except ValueError as error:
                 raise ValueError(f"{side} model, task {task.name}: {error}") from error
     facts = {}
-    for (side, model), name in zip(models.items(), names, strict=True):
-        facts[side] = _model_facts(model, name, text, prompts[tasks[0].name][side].heldout)
+    for side, model in models.items():
+        shown = labels.get(side, side)
+        facts[side] = _model_facts(model, shown, text, prompts[tasks[0].name][side].heldout)
         on_step(f"{side} cross-entropy and density")
+    transfers: list[Transfer] = []
+    roles: list[HeadRole] = []
+    for task in tasks:
+        heldout = {side: prompts[task.name][side].heldout for side in SIDES}
+        found = {side: discoveries[task.name][side] for side in SIDES}
+        if graph_of(dense).mask.shape == graph_of(sparse).mask.shape:
+            transfers += transfer(pair, heldout, task, found)
+        roles += head_roles(
+            pair, heldout, {side: _heads(one) for side, one in found.items()}, task.name
+        )
+        on_step(f"{task.name}: transfer and roles")
     return Comparison(
         models=facts,
         discoveries=discoveries,
-        examples={task.name: _example(models, task, prompts[task.name]) for task in tasks},
+        examples={task.name: _example(pair, task, prompts[task.name]) for task in tasks},
+        transfers=tuple(transfers),
+        roles=tuple(roles),
+        refused=refused,
         run={
             "versions": versions(),
             "seed": config.seed,
@@ -116,9 +146,27 @@ def compare(
     )
 
 
-def steps_of_compare(config: DiscoverConfig, n_tasks: int) -> int:
+def steps_of_compare(config: DiscoverConfig, n_tasks: int, n_others: int = 0) -> int:
     """Returns about how many times `compare` calls `on_step`."""
-    return 2 * n_tasks * steps_of(config) + 2
+    return (2 + n_others) * (n_tasks * steps_of(config) + 1) + n_tasks
+
+
+def _named(
+    dense: HookedTransformer, sparse: HookedTransformer, others: Mapping[str, HookedTransformer]
+) -> dict[str, HookedTransformer]:
+    taken = [name for name in others if name in SIDES or not name]
+    if taken:
+        raise ValueError(
+            f"another model cannot be called {taken[0]!r}; {' and '.join(SIDES)} are the pair"
+        )
+    return {"dense": dense, "sparse": sparse, **others}
+
+
+def _heads(found: Discovery) -> list[str]:
+    """The heads of the circuit of heads, or of edges where no heads were looked for."""
+    circuits = found.found
+    first = circuits.get("head") or circuits.get("edge") or next(iter(circuits.values()))
+    return first.circuit.heads
 
 
 def _knows_corpus(model: HookedTransformer) -> bool:

@@ -2,27 +2,28 @@
 
 A `Comparison` is plain values, no models: it can be saved, loaded and drawn anywhere. Its tables
 say whether the models are equally good (`models_table`) and how big their circuits are
-(`summary_table`).
+(`summary_table`). Any number of other models may stand beside the pair, as controls or as further
+twins: `others_table` compares the dense model with each of them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 import pandas as pd
-import torch
 
 from circuits.circuit import Circuit
 from circuits.discovery import Discovery, Found
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
-from circuits.intervals import interval
+from circuits.intervals import paired_p_value, ratio_interval
+from circuits.roles import HeadRole
+from circuits.transfer import Transfer
 
 SIDES = ("dense", "sparse")
 
@@ -75,15 +76,22 @@ class Comparison:
     """Everything that the tables, figures and the report are made of.
 
     Attributes:
-        models: Facts about the dense and the sparse model, by side ("dense", "sparse").
-        discoveries: What was found, by task, then by side.
+        models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
+        discoveries: What was found, by task, then by model. Another model that does not do a
+            task has no entry.
         examples: One prompt of each task, by task.
+        transfers: Each of the pair's circuits, run in the other model.
+        roles: What the heads of the pair attend to, by task.
+        refused: Why another model has no circuit, by task, then by model.
         run: How it was made: command, versions, seed, device, seconds.
     """
 
     models: dict[str, ModelFacts]
     discoveries: dict[str, dict[str, Discovery]]
     examples: dict[str, AttentionExample] = field(default_factory=dict)
+    transfers: tuple[Transfer, ...] = ()
+    roles: tuple[HeadRole, ...] = ()
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
     def models_table(self) -> pd.DataFrame:
@@ -107,7 +115,9 @@ class Comparison:
     def summary_table(self) -> pd.DataFrame:
         """Returns one row for each task and granularity: sizes, ratio with interval, faithfulness.
 
-        `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller.
+        `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
+        paired bootstrap's p-value of equal sizes. The interval from `templates_low` to
+        `templates_high` draws whole templates in place of prompts.
         """
         rows = []
         for task, found in self.discoveries.items():
@@ -115,6 +125,7 @@ class Comparison:
             for granularity in dense.found:
                 pair = (dense.found[granularity], sparse.found[granularity])
                 ratio, low, high = size_ratio(*pair)
+                _, templates_low, templates_high = template_ratio(*pair)
                 rows.append(
                     {
                         "task": task,
@@ -124,6 +135,9 @@ class Comparison:
                         "ratio": ratio,
                         "ratio_low": low,
                         "ratio_high": high,
+                        "p": paired_p_value(*(one.resampled_sizes for one in pair)),
+                        "templates_low": templates_low,
+                        "templates_high": templates_high,
                         "faithfulness_dense": pair[0].faithfulness,
                         "faithfulness_sparse": pair[1].faithfulness,
                         "target": dense.config.target,
@@ -156,6 +170,46 @@ class Comparison:
                 for side, discovery in found.items()
                 for granularity, one in discovery.found.items()
             ]
+        )
+
+    def others_table(self) -> pd.DataFrame:
+        """Returns one row for each task, granularity and model but the dense one.
+
+        `ratio` is the dense model's size over this model's. A model that does not do the task has
+        no size, and `note` says why.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            for granularity, dense in found["dense"].found.items():
+                for name, facts in self.models.items():
+                    if name == "dense":
+                        continue
+                    row = {"task": task, "granularity": granularity, "model": name}
+                    row |= {"ce": facts.ce, "density": facts.density}
+                    if name in found:
+                        one = found[name].found[granularity]
+                        ratio, low, high = size_ratio(dense, one)
+                        row |= {"accuracy": found[name].accuracy, "dense": dense.size}
+                        row |= {"size": one.size, "ratio": ratio, "ratio_low": low}
+                        row |= {"ratio_high": high, "note": ""}
+                    else:
+                        row["note"] = self.refused[task][name]
+                    rows.append(row)
+        columns = ("task", "granularity", "model", "accuracy", "ce", "density", "dense", "size")
+        columns += ("ratio", "ratio_low", "ratio_high", "note")
+        return pd.DataFrame(rows, columns=list(columns))
+
+    def transfer_table(self) -> pd.DataFrame:
+        """Returns one row for each circuit that was run in the other model."""
+        return pd.DataFrame(
+            [asdict(one) for one in self.transfers],
+            columns=[part.name for part in fields(Transfer)],
+        )
+
+    def roles_table(self) -> pd.DataFrame:
+        """Returns one row for each task, model and head: what it attends to, and its role."""
+        return pd.DataFrame(
+            [asdict(one) for one in self.roles], columns=[part.name for part in fields(HeadRole)]
         )
 
     def overlap_table(self) -> pd.DataFrame:
@@ -197,24 +251,11 @@ def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
     return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
 
 
-def ratio_interval(
-    dense: float, sparse: float, dense_samples: Sequence[float], sparse_samples: Sequence[float]
-) -> tuple[float, float, float]:
-    """Returns a ratio of sizes, and its 95 % interval over resamples of the same prompts.
-
-    NaN where both circuits are empty, infinity where only the sparse one is.
-    """
-    ratio = _divide(dense, sparse)
-    samples = [
-        _divide(one, other) for one, other in zip(dense_samples, sparse_samples, strict=True)
-    ]
-    if any(math.isnan(sample) for sample in samples):
-        return ratio, math.nan, math.nan
-    ordered = sorted(samples)
-    if math.isinf(ordered[-1]):  # Quantiles cannot be interpolated at infinity.
-        tail = round(0.025 * (len(ordered) - 1))
-        return ratio, ordered[tail], ordered[-1 - tail]
-    return ratio, *interval(torch.tensor(samples))
+def template_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
+    """Returns dense size over sparse size, and its 95 % interval over resamples of templates."""
+    return ratio_interval(
+        dense.size, sparse.size, dense.resampled_templates, sparse.resampled_templates
+    )
 
 
 def circuit_shape(circuit: Circuit) -> dict[str, float]:
@@ -252,12 +293,6 @@ def _members(circuit: Circuit) -> set[object]:
     return set(names[circuit.granularity])
 
 
-def _divide(dense: float, sparse: float) -> float:
-    if sparse == 0:
-        return math.nan if dense == 0 else math.inf
-    return dense / sparse
-
-
 def _mean(counts: list[int]) -> float:
     return sum(counts) / len(counts) if counts else 0.0
 
@@ -271,6 +306,9 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
             for task, found in comparison.discoveries.items()
         },
         "examples": {task: asdict(example) for task, example in comparison.examples.items()},
+        "transfers": [asdict(one) for one in comparison.transfers],
+        "roles": [asdict(one) for one in comparison.roles],
+        "refused": comparison.refused,
         "run": comparison.run,
     }
     write_json(path, content)
@@ -298,10 +336,12 @@ def load_comparison(path: Path) -> Comparison:
             task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
             for task, found in content["discoveries"].items()
         }
-        run = content["run"]
+        transfers = tuple(Transfer(**one) for one in content["transfers"])
+        roles = tuple(HeadRole(**one) for one in content["roles"])
+        refused, run = content["refused"], content["run"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no saved comparison ({type(error).__name__}: {error}); "
             "make one with `circuits compare`"
         ) from error
-    return Comparison(models, discoveries, examples, run)
+    return Comparison(models, discoveries, examples, transfers, roles, refused, run)

@@ -76,6 +76,8 @@ class Found:
         size_low: Lower end of the size's 95 % interval over prompts.
         size_high: Upper end.
         resampled_sizes: The size in each bootstrap resample, for paired ratios.
+        resampled_templates: The size in each resample of whole templates; empty if there is one.
+        template_sizes: The size that each template alone would need, along the same ranking.
         n_attribution: Components that hold the target's share of all absolute attribution.
         random_faithfulness: Faithfulness of random circuits of as many components.
         curve_sizes: Sizes tried, smallest first.
@@ -95,6 +97,8 @@ class Found:
     size_low: float
     size_high: float
     resampled_sizes: tuple[float, ...]
+    resampled_templates: tuple[float, ...]
+    template_sizes: dict[str, float]
     n_attribution: float
     random_faithfulness: tuple[float, ...]
     curve_sizes: tuple[float, ...]

@@ -27,7 +27,12 @@ from circuits.ablate import (
 from circuits.attribute import METHODS, Granularity, Scores
 from circuits.circuit import Circuit
 from circuits.discovery import DiscoverConfig, Discovery, Found
-from circuits.intervals import interval, resample_counts, resampled_sizes
+from circuits.intervals import (
+    interval,
+    resample_counts,
+    resample_templates,
+    resampled_sizes,
+)
 from circuits.metrics import accuracy
 from circuits.models import tokenizer_of
 from circuits.search import N_GRID, Search, find_smallest
@@ -276,8 +281,14 @@ def _evidence(
 ) -> Found:
     """Everything that is said about the circuit, from the trials of its search."""
     full, empty = search.full, search.empty
-    counts = resample_counts(heldout.prompts.templates, seed=config.seed)
-    sizes = resampled_sizes(search, counted.double(), counts)
+    templates = heldout.prompts.templates
+    counted = counted.double()
+    counts = resample_counts(templates, seed=config.seed)
+    sizes = resampled_sizes(search, counted, counts)
+    of_templates = resampled_sizes(search, counted, resample_templates(templates, seed=config.seed))
+    names = list(heldout.prompts.groups())
+    alone = torch.tensor([[float(name == one) for name in templates] for one in names])
+    sizes_alone = resampled_sizes(search, counted, alone.double()).tolist()
     curve = faithfulness(search.values, full, empty)
     resampled_curve = (counts @ (search.values - empty).T) / (counts @ (full - empty))[:, None]
     bounds = [interval(column) for column in resampled_curve.T]
@@ -307,9 +318,11 @@ def _evidence(
         size_low=size_low,
         size_high=size_high,
         resampled_sizes=tuple(sizes.tolist()),
+        resampled_templates=tuple(of_templates.tolist()),
+        template_sizes=dict(zip(names, sizes_alone, strict=True)),
         n_attribution=n_attribution,
         random_faithfulness=tuple(faithfulness(random_values.cpu().double(), full, empty).tolist()),
-        curve_sizes=tuple(counted.double().mean(dim=1).tolist()),
+        curve_sizes=tuple(counted.mean(dim=1).tolist()),
         curve_faithfulness=tuple(curve.tolist()),
         curve_low=tuple(low for low, _ in bounds),
         curve_high=tuple(high for _, high in bounds),

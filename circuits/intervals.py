@@ -1,7 +1,8 @@
 """Bootstrap intervals of circuit sizes and of their ratios.
 
 Held-out prompts are drawn with replacement within each template, so that every resample has the
-templates' shares of the original. In each resample the smallest faithful size is read off the
+templates' shares of the original. To ask about other wordings as well, whole templates are drawn
+instead (`resample_templates`). In each resample the smallest faithful size is read off the
 sizes that the search tried, with faithfulness interpolated linearly between neighbours; no new
 interventions are run. Two models on the same prompts share their resamples, so the interval of
 their ratio is a paired one. Intervals are 95 % percentile intervals. They speak of the choice of
@@ -10,6 +11,7 @@ prompts only: not of the training seed, nor of the ranking set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,12 +40,30 @@ def resample_counts(
     return counts
 
 
+def resample_templates(
+    templates: Sequence[str], *, seed: int, n_resamples: int = N_RESAMPLES
+) -> Float[Tensor, "resample batch"]:
+    """Returns how often each prompt is drawn when whole templates are drawn with replacement.
+
+    With fewer than two templates there is nothing to draw from, and no resample.
+    """
+    names = list(dict.fromkeys(templates))
+    if len(names) < 2:
+        return torch.zeros(0, len(templates), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(names), (n_resamples, len(names)), generator=generator)
+    times = torch.nn.functional.one_hot(drawn, len(names)).sum(dim=1).double()
+    return times[:, torch.tensor([names.index(name) for name in templates])]
+
+
 def resampled_sizes(
     search: Search,
     counted: Float[Tensor, "trial group"],
     counts: Float[Tensor, "resample batch"],
 ) -> Float[Tensor, " resample"]:
     """Returns the smallest faithful size in each resample, averaged over groups.
+
+    Groups weigh as often as they were drawn, relative to their number of prompts.
 
     Args:
         search: The trials.
@@ -63,7 +83,9 @@ def resampled_sizes(
     s_high, s_low = (counted.double().gather(0, i) for i in (first, before))
     share = ((search.target - f_low) / (f_high - f_low)).clamp(0, 1)
     sizes = torch.where(first > 0, (s_low + share * (s_high - s_low)).ceil(), s_high)
-    return sizes.mean(dim=1)
+    weights = (counts @ member) / member.sum(dim=0)
+    drawn = torch.where(weights > 0, weights * sizes, 0)  # A group not drawn has no size.
+    return drawn.sum(dim=1) / weights.sum(dim=1)
 
 
 def interval(samples: Float[Tensor, " resample"]) -> tuple[float, float]:
@@ -71,3 +93,43 @@ def interval(samples: Float[Tensor, " resample"]) -> tuple[float, float]:
     tail = (1 - LEVEL) / 2
     low, high = samples.double().quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return float(low), float(high)
+
+
+def ratio_interval(
+    dense: float, sparse: float, dense_samples: Sequence[float], sparse_samples: Sequence[float]
+) -> tuple[float, float, float]:
+    """Returns a ratio of sizes, and its 95 % interval over resamples of the same prompts.
+
+    NaN where both circuits are empty, infinity where only the sparse one is. Without resamples
+    the interval is NaN.
+    """
+    ratio = _divide(dense, sparse)
+    samples = [
+        _divide(one, other) for one, other in zip(dense_samples, sparse_samples, strict=True)
+    ]
+    if not samples or any(math.isnan(sample) for sample in samples):
+        return ratio, math.nan, math.nan
+    ordered = sorted(samples)
+    if math.isinf(ordered[-1]):  # Quantiles cannot be interpolated at infinity.
+        tail = round(0.025 * (len(ordered) - 1))
+        return ratio, ordered[tail], ordered[-1 - tail]
+    return ratio, *interval(torch.tensor(samples))
+
+
+def paired_p_value(dense_samples: Sequence[float], sparse_samples: Sequence[float]) -> float:
+    """Returns the two-sided p-value of "both circuits are of one size", from paired resamples.
+
+    Twice the smaller share of resamples in which one circuit is at most, or at least, as big as
+    the other, with one added to both counts so that it is never 0 (Davison and Hinkley 1997,
+    section 4.2).
+    """
+    pairs = list(zip(dense_samples, sparse_samples, strict=True))
+    at_most = sum(dense <= sparse for dense, sparse in pairs)
+    at_least = sum(dense >= sparse for dense, sparse in pairs)
+    return min(1.0, 2 * (min(at_most, at_least) + 1) / (len(pairs) + 1))
+
+
+def _divide(dense: float, sparse: float) -> float:
+    if sparse == 0:
+        return math.nan if dense == 0 else math.inf
+    return dense / sparse

@@ -33,7 +33,10 @@ from circuits.figures import (
 from circuits.files import write_text
 
 MARKER = "comparison.json"
-_TABLES = ("summary", "models", "evidence", "overlap", "structure")
+_TABLES = (
+    *("summary", "models", "others", "evidence"),
+    *("overlap", "transfer", "structure", "roles"),
+)
 _WRITTEN = {MARKER, "report.html", "circuits", "figures", *(f"{name}.csv" for name in _TABLES)}
 _PLOTLY = {"responsive": True, "displaylogo": False}
 CE_TOLERANCE = 0.01
@@ -252,7 +255,11 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "complete) and of random circuits of the same size, and MIB's areas (cpr: under the "
         "curve; cmd: between the curve and 1).</p>",
         _table(tables["evidence"]),
-        "<h2>4. What do they look like?</h2>",
+        "<h2>4. Do controls say the same?</h2>",
+        "<p>The dense model against every other one: its size over theirs. A model that does not "
+        "do the task has no circuit, and the note says why.</p>",
+        _table(tables["others"]),
+        "<h2>5. What do they look like?</h2>",
         "<p>Layers run from the bottom to the top, and a node has the same place in both "
         "diagrams. An edge is the wider the stronger its score. Point at a node or at the middle "
         "of an edge for its name and score. The attention patterns are those after the gate.</p>",
@@ -269,9 +276,16 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     parts += [
         "<p>Overlap of the two circuits, components matched by name:</p>",
         _table(tables["overlap"]),
+        "<p>Each circuit, run in the other model on held-out prompts. Own: what the circuit that "
+        "was found in that model recovers; random: what random circuits of this size do.</p>",
+        _table(tables["transfer"]),
         "<p>Shape of the circuits of edges:</p>",
         _table(tables["structure"]),
-        "<h2>5. How this was made</h2>",
+        "<h2>6. Do their heads do the same?</h2>",
+        "<p>Heads of the circuits by what they do: how many have each role, by mean attention of "
+        "at least 0.3. The table roles.csv has every head, and its most similar twin.</p>",
+        _table(_role_counts(tables["roles"])),
+        "<h2>7. How this was made</h2>",
         _DEFINITIONS,
         f'<div class="wrap">{_table(_run_table(comparison))}</div>',
     ]
@@ -283,6 +297,12 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         f"<title>Circuits, dense and sparse</title><style>{_STYLE}</style>"
         f"<script>{get_plotlyjs()}</script></head><body>\n{body}\n</body></html>\n"
     )
+
+
+def _role_counts(roles: pd.DataFrame) -> pd.DataFrame:
+    inside = roles[roles["in_circuit"].astype(bool)].replace({"role": {"": "none of these"}})
+    counts: Any = inside.groupby(["task", "model", "role"], sort=False).size()
+    return counts.unstack(fill_value=0).reset_index() if len(inside) else pd.DataFrame()
 
 
 def _run_table(comparison: Comparison) -> pd.DataFrame:

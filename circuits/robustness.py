@@ -19,9 +19,9 @@ from torch import Tensor
 from circuits.ablate import Experiment, check_does_task, prepare_experiment, run_edges
 from circuits.activations import Ablation
 from circuits.attribute import METHODS, Scores
-from circuits.comparison import SIDES, ratio_interval
+from circuits.comparison import SIDES
 from circuits.discovery import DiscoverConfig
-from circuits.intervals import resample_counts, resampled_sizes
+from circuits.intervals import ratio_interval, resample_counts, resampled_sizes
 from circuits.models import tokenizer_of
 from circuits.search import find_smallest
 from circuits.select import build_circuit, rank_components, select_edges

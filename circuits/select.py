@@ -28,6 +28,13 @@ Selection = Literal["absolute", "signed", "greedy"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
+def components_of(graph: Graph, granularity: Granularity | str) -> Ranking:
+    """Returns all heads or MLPs (as rows) or all edges (as flat indices), in the graph's order."""
+    if granularity == "edge":
+        return graph.mask.flatten().nonzero()[:, 0]
+    return torch.tensor(graph.nodes_of_kind(_node_kind(granularity)))
+
+
 def rank_components(
     scores: Scores, granularity: Granularity | str, selection: Selection | str = "absolute"
 ) -> Ranking:
@@ -37,12 +44,9 @@ def rank_components(
     """
     if granularity == "edge" and selection == "greedy":
         return _rank_greedily(scores)
-    if granularity == "edge":
-        candidates = scores.graph.mask.flatten().nonzero()[:, 0]
-        strength = scores.edges.flatten()[candidates]
-    else:
-        candidates = torch.tensor(scores.graph.nodes_of_kind(_node_kind(granularity)))
-        strength = scores.nodes[candidates]
+    candidates = components_of(scores.graph, granularity)
+    values = scores.edges.flatten() if granularity == "edge" else scores.nodes
+    strength = values[candidates]
     return candidates[_order(strength, selection)]
 
 

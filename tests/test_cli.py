@@ -34,6 +34,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
     summary = pd.read_csv(out / "summary.csv")
     assert list(summary.columns) == [
         "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
+        "p", "templates_low", "templates_high",
         "faithfulness_dense", "faithfulness_sparse", "target", "prompts",
     ]  # fmt: skip
     assert list(summary["granularity"]) == ["head", "edge"]
@@ -87,6 +88,8 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
         (["compare", "--selection", "luck"], "unknown selection 'luck'"),
         (["compare", "--target", "1.5"], "target"),
         (["compare", "--prompts", "1"], "at least 2 prompts"),
+        (["compare", "--model", "control"], "give NAME=MODEL"),
+        (["compare", "--model", "a=dense", "--model", "a=sparse"], "two models are called 'a'"),
         (["compare", "--no-such-flag"], "No such option"),
         (["discover", "--task", "missing.csv"], "no file of prompt pairs"),
         (["train", "--out", "x", "--steps", "0"], "steps"),

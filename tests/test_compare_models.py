@@ -1,7 +1,11 @@
+import copy
+
 import pytest
+import torch
 
 from circuits.ablate import prepare_experiment
 from circuits.compare_models import compare
+from circuits.comparison import load_comparison, save_comparison
 from circuits.discovery import DiscoverConfig
 from circuits.metrics import accuracy
 from circuits.models import load_model, tokenizer_of
@@ -64,6 +68,75 @@ def test_a_model_compared_with_itself_has_ratio_1(pair):
     row = itself.summary_table().iloc[0]
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == 1
     assert "no clear difference" in headlines(itself)[0]
+
+
+@pytest.fixture(scope="module")
+def with_others(pair):
+    untrained = copy.deepcopy(pair[0], {id(pair[0].tokenizer): pair[0].tokenizer})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in untrained.parameters():
+            parameter.normal_(std=0.02)
+    config = DiscoverConfig(n_prompts=20, granularities=("head", "edge"))
+    others = {"again": pair[1], "untrained": untrained}
+    return compare(*pair, [get_task("ioi")], config, others=others)
+
+
+def test_other_models_stand_beside_the_pair(with_others):
+    table = with_others.others_table().set_index(["granularity", "model"])
+    summary = with_others.summary_table().set_index("granularity")
+    assert list(with_others.models) == ["dense", "sparse", "again", "untrained"]
+    for granularity in ("head", "edge"):
+        assert table.loc[(granularity, "sparse"), "ratio"] == summary.loc[granularity, "ratio"]
+        assert table.loc[(granularity, "again"), "ratio"] == summary.loc[granularity, "ratio"]
+
+
+def test_an_untrained_model_is_refused_and_says_why(with_others):
+    table = with_others.others_table().set_index(["granularity", "model"])
+    assert table.loc[("edge", "untrained"), "size"] != table.loc[("edge", "untrained"), "size"]
+    assert "does not do the task" in table.loc[("edge", "untrained"), "note"]
+    assert "untrained" not in with_others.discoveries["ioi"]
+
+
+def test_random_circuits_are_far_below_the_target(with_others):
+    edges = with_others.evidence_table().set_index("granularity").loc["edge"]
+    assert (edges["random_same_size"] < 0.3).all()
+
+
+def test_the_roles_of_all_heads_are_measured(pair, with_others):
+    roles = with_others.roles_table()
+    assert len(roles) == 2 * pair[0].cfg.n_layers * pair[0].cfg.n_heads
+    circuits = with_others.discoveries["ioi"]
+    for side in ("dense", "sparse"):
+        inside = roles[(roles["model"] == side) & roles["in_circuit"]]["head"]
+        assert list(inside) == circuits[side].found["head"].circuit.heads
+    # The subject's second mention decides the answer: some head of each circuit reads it.
+    readers = roles[(roles["role"] == "changed_token") & roles["in_circuit"]]
+    assert set(readers["model"]) == {"dense", "sparse"}
+
+
+def test_circuits_are_run_in_the_other_model(with_others):
+    table = with_others.transfer_table()
+    assert set(zip(table["found_in"], table["run_in"], strict=True)) == {
+        ("dense", "sparse"),
+        ("sparse", "dense"),
+    }
+    assert table["faithfulness"].between(-1, 1.5).all()
+    assert (table["own"] >= 0.9).all()
+
+
+def test_everything_is_saved_and_loaded(with_others, tmp_path):
+    save_comparison(with_others, tmp_path / "comparison.json")
+    again = load_comparison(tmp_path / "comparison.json")
+    assert again.others_table().equals(with_others.others_table())
+    assert again.transfer_table().equals(with_others.transfer_table())
+    assert again.roles_table().equals(with_others.roles_table())
+
+
+@pytest.mark.parametrize("name", ["dense", ""])
+def test_another_model_needs_a_name_of_its_own(pair, name):
+    with pytest.raises(ValueError, match="another model cannot be called"):
+        compare(*pair, [get_task("ioi")], others={name: pair[0]})
 
 
 def test_no_tasks_are_refused(pair):

@@ -11,7 +11,10 @@ from circuits.comparison import load_comparison
 from circuits.report import check_writable, headlines, warnings_of, write_results
 from tests.fake_comparison import EDGES, make_comparison, make_found
 
-TABLES = ["evidence.csv", "models.csv", "overlap.csv", "structure.csv", "summary.csv"]
+TABLES = [
+    *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
+    *("roles.csv", "structure.csv", "summary.csv", "transfer.csv"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,7 @@ def test_tables_have_the_promised_columns(written):
     summary = pd.read_csv(written / "summary.csv")
     assert list(summary.columns) == [
         "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
+        "p", "templates_low", "templates_high",
         "faithfulness_dense", "faithfulness_sparse", "target", "prompts",
     ]  # fmt: skip
     assert len(summary) == 8
@@ -91,12 +95,14 @@ def test_the_report_needs_no_network_and_holds_plotly_once(written):
 def test_the_report_tells_the_story_in_order(written):
     page = (written / "report.html").read_text()
     headings = re.findall(r"<h2>(\d)\. (.*?)</h2>", page)
-    assert [number for number, _ in headings] == list("12345")
+    assert [number for number, _ in headings] == list("1234567")
     assert [words for _, words in headings] == [
         "Are the models equally good?",
         "How sparse is the sparse one?",
         "How big are the circuits?",
+        "Do controls say the same?",
         "What do they look like?",
+        "Do their heads do the same?",
         "How this was made",
     ]
     assert page.index("ioi: 90 % of the behaviour takes 6 edges") < page.index("<h2>")
