@@ -153,9 +153,9 @@ def test_the_report_is_whole_and_escapes_what_comes_from_data(comparison):
 
 
 def _figures(comparison):
-    from circuits.report import _figures
+    from circuits.report.page import figures_of
 
-    return dict(_figures(comparison))
+    return dict(figures_of(comparison))
 
 
 def test_a_crash_while_writing_leaves_the_old_results(comparison, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_a_crash_while_writing_leaves_the_old_results(comparison, tmp_path, monk
     def full_disk(*_arguments):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("circuits.report.save_comparison", full_disk)
+    monkeypatch.setattr("circuits.report.write.save_comparison", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write_results(comparison, out)
     assert (out / "summary.csv").read_text() == before

@@ -265,7 +265,7 @@ def test_nothing_is_left_behind_when_writing_fails_half_way(tmp_path, monkeypatc
     def fail(*_arguments):
         raise failure
 
-    monkeypatch.setattr(f"circuits.report.{step}", fail)
+    monkeypatch.setattr(f"circuits.report.write.{step}", fail)
     with pytest.raises(type(failure)):
         write_results(one_task(), tmp_path / "results")
     assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ One function a figure. None writes files or changes plotly's defaults: the look 
 figure by `circuits.figures.style`.
 """
 
-from circuits.figures.attention import attention_figure
+from circuits.figures.attention import attention_figure, token_labels
 from circuits.figures.diagram import circuit_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.sizes import density_figure, faithfulness_figure, sizes_figure
@@ -21,4 +21,5 @@ __all__ = [
     "robustness_figure",
     "rounded",
     "sizes_figure",
+    "token_labels",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
@@ -44,8 +46,7 @@ def attention_figure(comparison: Comparison, task: str) -> go.Figure:
         horizontal_spacing=0.015,
         vertical_spacing=0.12 / n_rows,
     )
-    # Numbered, or plotly would merge equal tokens into one row.
-    tokens = [f"{i} {_visible(token)}" for i, token in enumerate(example.clean)]
+    tokens = token_labels(example.clean)
     for (row, column), (side, name) in cells.items():
         layer, head = (int(part) for part in name[1:].split(".h"))
         figure.add_heatmap(
@@ -76,6 +77,14 @@ def attention_figure(comparison: Comparison, task: str) -> go.Figure:
     figure.update_annotations(font={"size": 12})
     title = f"{safe(task)}: attention after the gate on one held-out prompt (rows look at columns)"
     return styled(figure, title, 200 + n_rows * max(160, 13 * len(tokens)), legend_rows=0)
+
+
+def token_labels(tokens: Sequence[str]) -> list[str]:
+    """Returns the tokens as labels of an axis: visible, escaped, and no two alike.
+
+    They are numbered, or plotly would merge equal tokens into one row.
+    """
+    return [f"{i} {_visible(token)}" for i, token in enumerate(tokens)]
 
 
 def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:

@@ -86,7 +86,8 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     width, n_layers = max(g.n_heads for g in graphs), max(g.n_layers for g in graphs)
     figure.update_xaxes(visible=False, range=[-0.8, width + 1.4])
     figure.update_yaxes(visible=False, range=[-0.8, 2 * n_layers + 1.6])
-    return styled(figure, f"{safe(task)}: the circuits side by side", 260 + 92 * n_layers)
+    title = f"{safe(task)}: the circuits side by side"
+    return styled(figure, title, 280 + 92 * n_layers, legend_rows=2)
 
 
 def _node_names(circuit: Circuit) -> set[str]:

@@ -1,0 +1,92 @@
+"""The part of the report that answers: both circuits and their heads' attention, chosen by hand.
+
+Every diagram is made here, once for each task and granularity; the page's script (page.js) shows
+the one that is asked for. A head that is clicked, or chosen from the list, shows its attention in
+both models on the task's example prompt. Without the script the first diagram's description and
+all tables can still be read.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from typing import Any
+
+from circuits.comparison import SIDES, Comparison
+from circuits.figures import COLOURS, UNITS, circuit_figure, token_labels
+
+MOST_NUMBERS = 400_000
+"""Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
+
+
+def explorer_html(comparison: Comparison) -> str:
+    """Returns the controls, the places for the figures, and the data that the script shows."""
+    data = explorer_data(comparison)
+    tasks = "".join(f"<option>{html.escape(task)}</option>" for task in data["tasks"])
+    return f"""<div class="controls">
+<label>Behaviour <select id="task">{tasks}</select></label>
+<label>Components <select id="granularity"></select></label>
+<label>Head <select id="head"></select></label>
+</div>
+<p id="said" role="status" aria-live="polite"></p>
+<div class="figure"><div id="circuits-figure"></div></div>
+<p id="prompt"></p>
+<div class="figure"><div id="pattern-figure"></div></div>
+<script type="application/json" id="explorer-data">{as_script_data(data)}</script>"""
+
+
+def as_script_data(data: Any) -> str:
+    """Returns data as JSON that no text in it can break out of, whatever the text."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def explorer_data(comparison: Comparison) -> dict[str, Any]:
+    """Returns everything that the script shows, by task."""
+    return {
+        "colours": COLOURS,
+        "units": UNITS,
+        "tasks": {task: _task_data(comparison, task) for task in comparison.discoveries},
+    }
+
+
+def _task_data(comparison: Comparison, task: str) -> dict[str, Any]:
+    found = comparison.discoveries[task]
+    known = [str(name) for name in found["dense"].found]
+    # A circuit of attention edges has no diagram of its own; it is drawn where nothing else is.
+    drawn = [name for name in known if name != "attention_edge"] or known
+    diagrams, heads = {}, {}
+    for granularity in sorted(drawn, key=lambda name: name != "edge"):
+        figure = circuit_figure(comparison, task, granularity)
+        diagrams[granularity] = json.loads(str(figure.to_json()))
+        circuits = [found[side].found[granularity].circuit for side in SIDES]
+        heads[granularity] = sorted({name for circuit in circuits for name in circuit.heads})
+    return {"diagrams": diagrams, "heads": heads, "example": _example_data(comparison, task, heads)}
+
+
+def _example_data(
+    comparison: Comparison, task: str, heads: dict[str, list[str]]
+) -> dict[str, Any] | None:
+    example = comparison.examples.get(task)
+    if example is None:
+        return None
+    numbers = sum(
+        len(layer) * len(example.clean) ** 2 for side in SIDES for layer in example.patterns[side]
+    ) * len(comparison.examples)
+    wanted = {name for names in heads.values() for name in names}
+    patterns: dict[str, dict[str, Any]] = {}
+    for side in SIDES:
+        patterns[side] = {
+            f"a{layer}.h{head}": [[round(p, 3) for p in query] for query in pattern]
+            for layer, layer_patterns in enumerate(example.patterns[side])
+            for head, pattern in enumerate(layer_patterns)
+            if numbers <= MOST_NUMBERS or f"a{layer}.h{head}" in wanted
+        }
+    return {
+        "tokens": token_labels(example.clean),
+        "text": " ".join(token.strip() for token in example.clean),
+        "answer": example.answer,
+        "patterns": patterns,
+    }

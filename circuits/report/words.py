@@ -1,0 +1,61 @@
+"""What a comparison says, in sentences: its headlines, and what to know before believing them."""
+
+from __future__ import annotations
+
+import math
+
+from circuits.comparison import SIDES, Comparison, size_ratio
+from circuits.figures import counted, rounded
+
+CE_TOLERANCE = 0.01
+ACCURACY_FLOOR = 0.95
+
+
+def headlines(comparison: Comparison) -> list[str]:
+    """Returns what was found, a plain sentence for each task and granularity.
+
+    Within a task edges come first: they are the finest components that both circuits share.
+    """
+    sentences = []
+    for task, found in comparison.discoveries.items():
+        for granularity in sorted(found["dense"].found, key=lambda name: name != "edge"):
+            dense, sparse = (found[side].found[granularity] for side in SIDES)
+            sentences.append(
+                f"{task}: {100 * found['dense'].config.target:.4g} % of the behaviour takes "
+                f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
+                f"the sparse one{_verdict(*size_ratio(dense, sparse))}."
+            )
+    return sentences
+
+
+def _verdict(ratio: float, low: float, high: float) -> str:
+    """The ratio in words; one whose interval holds 1 is no difference, whatever it is."""
+    if math.isnan(ratio):
+        return "; no clear difference"
+    if math.isnan(low):
+        return f" (ratio {rounded(ratio)}, no interval); no clear difference"
+    text = f" (ratio {rounded(ratio)}, 95 % interval {rounded(low)} to {rounded(high)})"
+    if low <= 1 <= high:
+        return f"{text}; no clear difference: the interval includes 1"
+    return text if ratio > 1 else f"{text}; the sparse model needs more"
+
+
+def warnings_of(comparison: Comparison) -> list[str]:
+    """Returns what a reader must know before believing the ratios."""
+    found = []
+    dense, sparse = (comparison.models[side].ce for side in SIDES)
+    if dense is None or sparse is None:
+        found.append("Cross-entropy was not measured: no held-out text was given.")
+    elif sparse > dense + CE_TOLERANCE:
+        found.append(
+            f"The sparse model is worse: its cross-entropy is {sparse - dense:.4f} nats above the "
+            f"dense model's ({sparse:.4f} against {dense:.4f})."
+        )
+    for task, sides in comparison.discoveries.items():
+        for side, discovery in sides.items():
+            if discovery.accuracy < ACCURACY_FLOOR:
+                found.append(
+                    f"The {side} model answers {discovery.accuracy:.1%} of the {task} prompts "
+                    "right; a circuit of a behaviour that is not quite there means less."
+                )
+    return found

@@ -1,0 +1,102 @@
+"""The one place that writes results: tables, circuits, figures and a self-contained report.
+
+Everything is written into a temporary folder beside the one asked for and renamed at the end, so
+a folder with results in it is always a whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from circuits.comparison import Comparison, save_comparison
+from circuits.files import write_text
+from circuits.report.page import TABLES, figures_of, report_html, tables_of
+
+MARKER = "comparison.json"
+_WRITTEN = {MARKER, "report.html", "circuits", "figures", *(f"{name}.csv" for name in TABLES)}
+
+
+def check_writable(out: str | Path) -> None:
+    """Refuses a folder that results cannot be written to, before any long work.
+
+    A new folder, an empty one, and one that holds the results of an earlier comparison and
+    nothing else are accepted.
+
+    Raises:
+        FileExistsError: `out` is a file, or a folder that holds anything else.
+        FileNotFoundError: the folder that it should stand in does not exist.
+        PermissionError: it cannot be written or replaced.
+    """
+    out = Path(out).resolve()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file; give a folder for the results")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {out.parent} to write {out.name} into; make it first"
+        )
+    if out.is_dir():
+        present = {path.name for path in out.iterdir()}
+        # The marker alone would not do: replacing a folder deletes everything in it.
+        foreign = sorted(present - _WRITTEN)
+        if present and (foreign or MARKER not in present):
+            why = f"such as {foreign[0]}" if foreign else f"and no {MARKER}"
+            raise FileExistsError(
+                f"{out} holds other files, {why}, so it is not replaced; give a new or empty folder"
+            )
+        if os.path.ismount(out):
+            raise PermissionError(f"{out} is a mount point and cannot be replaced; give a folder "
+                                  "inside it")  # fmt: skip
+    for folder in (out.parent, out):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write into {folder}; give another folder")
+
+
+def write_results(comparison: Comparison, out: str | Path) -> None:
+    """Writes tables, circuits, figures and `report.html` into the folder `out`.
+
+    A folder written by an earlier comparison is replaced; if writing fails, it stays as it was.
+
+    Raises:
+        OSError: see `check_writable`.
+    """
+    out = Path(out).resolve()
+    check_writable(out)
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    new, old = beside / "new", beside / "old"
+    try:
+        new.mkdir(mode=0o755)
+        _write_all(comparison, new)
+        if out.exists():
+            os.rename(out, old)
+        os.rename(new, out)
+    finally:
+        if old.exists() and not out.exists():
+            os.rename(old, out)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_all(comparison: Comparison, folder: Path) -> None:
+    for name, frame in tables_of(comparison).items():
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+    (folder / "circuits").mkdir()
+    for task, found in comparison.discoveries.items():
+        for side, discovery in found.items():
+            for granularity, one in discovery.found.items():
+                name = f"{_file_name(task)}.{side}.{granularity}.json"
+                one.circuit.save(folder / "circuits" / name)
+    (folder / "figures").mkdir()
+    figures = dict(figures_of(comparison))
+    for name, figure in figures.items():
+        path = folder / "figures" / f"{_file_name(name)}.html"
+        figure.write_html(path, include_plotlyjs="directory")
+    write_text(folder / "report.html", report_html(comparison, figures))
+    save_comparison(comparison, folder / MARKER)
+
+
+def _file_name(name: str) -> str:
+    """A task's name without what a path would read as folders."""
+    return re.sub(r"[^\w.-]", "_", name)
