@@ -1,13 +1,15 @@
-"""Makes the embedded pair: trains the dense model from scratch, then its sparse twin.
+"""Makes the embedded models: trains the dense one from scratch, then its sparse twin and controls.
 
     python analyses/make_embedded_pair.py --out pair
 
-Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`. A GPT-2 of 6 layers
-with 8 heads each learns the synthetic corpus of `circuits.sparsify.corpus` at a context of 128
-tokens. Whole heads are dropped from training sequences, so that no head can be the only one to do
-a thing and the work spreads, as it does in large language models. The dense model is judged by
-its accuracy and by how many heads and edges its circuits have, before any sparse training is
-looked at. The twin then comes from `circuits train`, the command that users have.
+Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and beside them a
+second twin from another seed (`sparse-seed1`) and the dense model trained on for as long without a
+gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic corpus of
+`circuits.sparsify.corpus` at a context of 128 tokens. Whole heads are dropped from training
+sequences, so that no head can be the only one to do a thing and the work spreads, as it does in
+large language models. The dense model is judged by its accuracy and by how many heads and edges
+its circuits have, before any sparse training is looked at. The twins then come from `circuits
+train`, the command that users have.
 
 Each cycle of the training is kept in a folder of its own; a second call goes on from there.
 """
@@ -18,7 +20,7 @@ import argparse
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,9 @@ from circuits.cli import main as circuits
 from circuits.discovery import DiscoverConfig
 from circuits.find_circuits import discover
 from circuits.metrics import METRICS, accuracy, last_logits
-from circuits.models import load_model
+from circuits.models import frozen_parameters, load_model, save_model
+from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.control import train_on
 from circuits.sparsify.corpus import LIST_WORDS, NAMES, corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
 from circuits.tasks import get_task
@@ -44,10 +48,16 @@ WARM_UP_STEPS = 100
 COPYING_REACH = 24  # tokens
 COPYING = 0.3
 LEAST_HEADS, LEAST_EDGES = 6, 40
-SPARSE_RECIPE = (
-    *("--steps", "3000", "--batch-size", "16", "--learning-rate", "1.5e-3"),
-    *("--penalty", "rms", "--edge-weight", "8", "--lambda-rate", "2", "--slack", "0.008"),
+SPARSE_RECIPE = TrainConfig(
+    steps=3000,
+    batch_size=16,
+    learning_rate=1.5e-3,
+    penalty="rms",
+    edge_weight=8.0,
+    lambda_rate=2.0,
+    slack=0.008,
 )
+TWIN_SEEDS = {"sparse": 0, "sparse-seed1": 1}
 INITIALIZER_RANGE = 0.06  # GPT-2's 0.02 suits a width of 768; this scales it to ours
 
 
@@ -283,6 +293,35 @@ def check_dense(folder: Path) -> None:
                 )
 
 
+def make_twin(dense: Path, out: Path, name: str, seed: int) -> None:
+    """Post-trains the dense model by the command that users have; a twin that is there stays."""
+    run = out / f"{name}.run"
+    if (out / name).is_dir():
+        return
+    recipe = asdict(SPARSE_RECIPE) | {"seed": seed}
+    given = ("steps", "batch_size", "learning_rate", "penalty", "edge_weight", "lambda_rate")
+    options = [
+        part
+        for field in (*given, "slack", "seed")
+        for part in (f"--{field.replace('_', '-')}", str(recipe[field]))
+    ]
+    resume = ["--resume"] if run.is_dir() else []
+    code = circuits(["train", "--model", str(dense), "--out", str(run), *options, *resume])
+    if code != 0:
+        raise SystemExit(code)
+    shutil.copytree(run / "model", out / name)
+
+
+def make_control(dense: Path, folder: Path) -> None:
+    """Trains the dense model on, without a gate, as long as its twin; one that is there stays."""
+    if folder.is_dir():
+        return
+    model = load_model(dense)
+    stream = CorpusStream(model.tokenizer, context=CONTEXT, seed=SPARSE_RECIPE.seed)
+    control = train_on(model, stream, SPARSE_RECIPE, frozen=frozen_parameters(model))
+    save_model(control, folder)
+
+
 def main() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -293,11 +332,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     dense = train_dense(arguments.out, arguments.seed)
     check_dense(dense)
-    run = arguments.out / "sparse.run"
-    code = circuits(["train", "--model", str(dense), "--out", str(run), *SPARSE_RECIPE])
-    if code != 0:
-        raise SystemExit(code)
-    shutil.copytree(run / "model", arguments.out / "sparse")
+    for name, seed in TWIN_SEEDS.items():
+        make_twin(dense, arguments.out, name, seed)
+    make_control(dense, arguments.out / "dense-finetuned")
 
 
 if __name__ == "__main__":

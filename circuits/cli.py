@@ -514,7 +514,7 @@ def _compact(summary: pd.DataFrame) -> pd.DataFrame:
 
 def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
     bounds = zip(table["ratio"], table["ratio_low"], table["ratio_high"], strict=True)
-    return table[["task", "granularity", "model", "dense", "size"]].assign(
+    return table[["task", "granularity", "model", "size"]].assign(
         **{
             "ratio [95 %]": [
                 "does not do the task" if ratio != ratio else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"

@@ -59,8 +59,8 @@ from circuits.hooked import (
     refuse_misfits,
 )
 
-EMBEDDED = ("dense", "sparse")
-"""The models shipped inside the package."""
+EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1")
+"""The models shipped inside the package: the pair, its control, and a twin from another seed."""
 
 CHECKPOINT_FILE = "final.pth"
 
@@ -116,7 +116,8 @@ def load_model(
 
     `name_or_path` is read in this order:
 
-    - `dense` or `sparse`: the embedded pair (write `./dense` for a folder of that name);
+    - `dense` or `sparse`, the embedded pair, or its controls `dense-finetuned` and `sparse-seed1`
+      (write `./dense` for a folder of that name);
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
       weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
@@ -376,7 +377,7 @@ def find_folder(name_or_path: str | Path) -> Path | None:
         raise FileNotFoundError(f"there is no folder {name!r}")
     near = difflib.get_close_matches(name, [*EMBEDDED, *make_model_alias_map()], n=3)
     raise ValueError(
-        f"unknown model {name!r}; the embedded models are {' and '.join(EMBEDDED)}, anything else "
+        f"unknown model {name!r}; the embedded models are {', '.join(EMBEDDED)}; anything else "
         "is a folder or a hub name"
         + (f"; did you mean {', '.join(repr(match) for match in near)}?" if near else "")
     )

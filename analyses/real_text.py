@@ -1,0 +1,256 @@
+"""Sparse post-training on real text: a small language model of Python's own source code.
+
+    python analyses/real_text.py --out real_text
+
+The standard library lies wherever Python does. A byte-level BPE tokenizer and a small GPT-2 are
+trained on it from scratch, then post-trained by `circuits.sparsify`, and three models are compared
+with it on held-out files: the dense model; the dense model trained on for as many steps without a
+gate (so that what more training gives is not taken for an effect of sparsity); and naive top-k
+attention on both, which keeps the k highest scores of every query. Writes `OUT/real_text.csv`: CE
+in nats per token and density at the context it was trained with.
+
+Then the circuits of all three are compared on a behaviour that code has: an opening bracket must be
+closed by its own kind. Every part that is done is kept, so an interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from circuits.cli import main as circuits
+from circuits.files import write_text
+from circuits.models import frozen_parameters, load_model, save_model, versions
+from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.control import train_on
+from circuits.sparsify.data import TokenStream
+from circuits.sparsify.dataset_stream import DatasetStream
+from circuits.sparsify.train import evaluate_ce, post_train
+
+LEFT_OUT = ("site-packages", "test", "tests", "idle_test", "__pycache__")
+VOCABULARY = 2048
+CONTEXT = 256
+TOP_K = (1, 2, 4, 8, 16, 32, 64)
+HELD_OUT_FRACTION = 0.06
+BEFORE = (
+    "    if",
+    "    return",
+    "    x =",
+    "    for item in",
+    "    self.value =",
+    "    print(x, y)\n    z =",
+)
+CALLED = "data args items values names lines result key value list dict path self line item".split()
+GIVEN = "name key value index i n x line path item self node result data k size count text".split()
+SELECTION_SEQUENCES = 128
+
+
+def write_corpus(path: Path) -> None:
+    """Writes every source file of the standard library as one document."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    lines = []
+    for file in sorted(root.rglob("*.py")):
+        if not set(file.relative_to(root).parts) & set(LEFT_OUT):
+            text = file.read_text(encoding="utf-8", errors="ignore")
+            lines.append(json.dumps({"text": text}))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
+    """Returns a byte-level BPE tokenizer of the corpus."""
+    texts = (json.loads(line)["text"] for line in corpus.read_text().splitlines())
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=CONTEXT,
+    )
+
+
+def new_dense(tokenizer: PreTrainedTokenizerFast, folder: Path) -> HookedTransformer:
+    """Returns an untrained model, loaded as users load theirs."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=CONTEXT,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        initializer_range=0.05,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(folder)
+
+
+def train_dense(
+    model: HookedTransformer, stream: TokenStream, config: TrainConfig
+) -> HookedTransformer:
+    """Trains a model from scratch, in place."""
+    frozen = frozen_parameters(model)
+    trained = [p for name, p in model.named_parameters() if name not in frozen]
+    optimizer = torch.optim.AdamW(
+        trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    model.train()
+    with Progress() as progress:
+        bar = progress.add_task("dense", total=config.steps)
+        for step in range(config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate_at(step)
+            loss = model(stream.batch(step, config.batch_size), return_type="loss")
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, config.grad_clip)
+            optimizer.step()
+            progress.update(bar, advance=1, description=f"dense, loss {loss.item():.3f}")
+    return model.eval()
+
+
+@contextmanager
+def top_k_attention(model: HookedTransformer, k: int) -> Iterator[list[Tensor]]:
+    """Keeps the k highest scores of every query, without training; yields the shares kept."""
+    shares: list[Tensor] = []
+
+    def keep(scores: Tensor, hook: object) -> Tensor:
+        allowed = torch.isfinite(scores) & (scores > torch.finfo(scores.dtype).min / 2)
+        lowest = scores.topk(min(k, scores.shape[-1]), dim=-1).values[..., -1:]
+        kept = allowed & (scores >= lowest)
+        shares.append(kept.sum() / allowed.sum())
+        return scores.masked_fill(~kept, -torch.inf)
+
+    hooks = [(f"blocks.{layer}.attn.hook_attn_scores", keep) for layer in range(model.cfg.n_layers)]
+    with model.hooks(fwd_hooks=hooks):
+        yield shares
+
+
+def write_brackets(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+    """Writes prompt pairs that end in an open `[` (clean) or `(` (corrupted): what closes it?"""
+
+    def is_token(text: str) -> bool:
+        return len(tokenizer.encode(text, add_special_tokens=False)) == 1
+
+    called = [name for name in CALLED if is_token(f" {name}")]
+    given = [name for name in GIVEN if is_token(name)]
+    rows = [
+        {
+            "clean": before + f" {function}[{argument}",
+            "corrupted": before + f" {function}({argument}",
+            "answer": "]",
+            "wrong_answer": ")",
+            "template": str(number),
+        }
+        for number, before in enumerate(BEFORE)
+        for function in called
+        for argument in given
+    ]
+    random.Random(0).shuffle(rows)
+    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+
+
+def main() -> None:
+    """Reads the command line, trains what is not yet there and writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--dense-steps", type=int, default=1200)
+    parser.add_argument("--sparse-steps", type=int, default=800)
+    parser.add_argument("--slack", type=float, default=0.0, help="nats above the dense CE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # Sums are added in another order with more.
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    corpus = out / "corpus.jsonl"
+    if not corpus.is_file():
+        write_corpus(corpus)
+
+    def stream_for(model: HookedTransformer) -> DatasetStream:
+        return DatasetStream(
+            str(corpus),
+            model.tokenizer,
+            context=CONTEXT,
+            held_out_fraction=HELD_OUT_FRACTION,
+        )
+
+    if (out / "dense").is_dir():
+        dense = load_model(out / "dense")
+    else:
+        dense = new_dense(train_tokenizer(corpus), out / "untrained")
+        recipe = TrainConfig(
+            steps=arguments.dense_steps, batch_size=16, learning_rate=3e-3, weight_decay=0.05
+        )
+        train_dense(dense, stream_for(dense), recipe)
+        save_model(dense, out / "dense")
+    stream = stream_for(dense)
+    recipe = TrainConfig(
+        steps=arguments.sparse_steps,
+        batch_size=16,
+        learning_rate=1.5e-3,
+        penalty="rms",
+        edge_weight=8.0,
+        lambda_rate=2.0,
+        slack=arguments.slack,
+        selection_sequences=SELECTION_SEQUENCES,
+    )
+    if (out / "control").is_dir():
+        control = load_model(out / "control")
+    else:
+        control = train_on(dense, stream, recipe, frozen=frozen_parameters(dense))
+        save_model(control, out / "control")
+    run = out / "sparse.run"
+    result = post_train(
+        dense, stream, recipe, run, frozen=frozen_parameters(dense), resume=run.is_dir()
+    )
+    save_model(result.model, out / "sparse", gate=result.card())
+
+    tokens = stream.held_out("selection", SELECTION_SEQUENCES)
+    rows = [
+        {"model": "dense", "ce": evaluate_ce(dense, tokens), "density": 1.0},
+        {"model": "dense, trained on", "ce": evaluate_ce(control, tokens), "density": 1.0},
+        {"model": "sparse", "ce": result.ce, "density": result.density.overall},
+    ]
+    for name, model in (("dense", dense), ("dense, trained on", control)):
+        for k in TOP_K:
+            with top_k_attention(model, k) as shares:
+                ce = evaluate_ce(model, tokens)
+            density = torch.stack(shares).mean().item()
+            rows.append({"model": f"{name}, top {k}", "ce": ce, "density": density})
+    table = pd.DataFrame(rows).assign(
+        context=CONTEXT, sequences=len(tokens), satisfied=result.satisfied, **versions()
+    )
+    Console().print(table.iloc[:, :3].to_string(index=False))
+    write_text(out / "real_text.csv", table.to_csv(index=False))
+    write_brackets(dense.tokenizer, out / "brackets.csv")
+    models = ["--dense", str(out / "dense"), "--sparse", str(out / "sparse")]
+    others = ["--model", f"dense-finetuned={out / 'control'}"]
+    task = ["--task", str(out / "brackets.csv"), "--out", str(out / "compare")]
+    raise SystemExit(circuits(["compare", *models, *others, *task]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""The page of results: each claim, what was measured here, and a verdict.
+
+    python analyses/results_page.py --tables docs/results --page docs/results.md
+
+Every number on the page comes from a table in the folder, and every verdict from the numbers by the
+rules below; so the page can be made again, and nobody has typed a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from circuits.figures import UNITS
+from circuits.files import write_text
+from circuits.robustness import verdicts
+
+PAPER = "arXiv 2512.05865"
+DENSITY = (0.002, 0.004)  # the paper's, at equal cross-entropy
+HEADS, ATTENTION_EDGES = (1.4, 4.5), (5.4, 97.0)  # the paper's ratios for 90 % of a behaviour
+CE_TOLERANCE = 0.01
+
+
+def write_page(tables: Path, page: Path) -> None:
+    """Writes the page from the tables in a folder.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+    """
+    write_text(page, page_text(tables))
+
+
+def page_text(tables: Path) -> str:
+    """Returns the page as Markdown."""
+    names = ("models", "summary", "others", "transfer", "roles", "robustness")
+    found = {name: pd.read_csv(tables / f"{name}.csv", keep_default_na=True) for name in names}
+    real = tables / "real_text.csv"
+    parts = [
+        "# Does sparse attention simplify circuits?",
+        "Made by `python analyses/evidence.py --out docs/results --real-text real_text` (less than "
+        "an hour on two cores, after `python analyses/real_text.py --out real_text`) from the "
+        "tables in `docs/results`; no number on this page was typed. Intervals are 95 % bootstrap "
+        "intervals over held-out prompts, paired between models. Ratios are dense over sparse: above 1, the "
+        "sparse model needs fewer.",
+        "## The claims",
+        claims(found, pd.read_csv(real) if real.is_file() else None),
+        "## What holds, in plain words",
+        *sentences(found),
+        "## Sizes at the target",
+        markdown(sizes(found["summary"])),
+        "`templates` is the interval when whole templates are drawn in place of prompts: it asks "
+        "whether other wordings would have given the same ratio. A behaviour with one template "
+        "has none.",
+        "## Controls",
+        "`dense-finetuned` took the same optimiser, schedule, batches and number of steps as the "
+        "sparse twin, without a gate. `sparse-seed1` is a second twin, post-trained from another "
+        "seed. The ratio is the dense model's size over that model's.",
+        markdown(controls(found["others"])),
+        "## The same algorithm?",
+        "Each circuit run in the other model, on held-out prompts. `own` is what the circuit "
+        "found in that model itself recovers; `random` what random circuits of that size do.",
+        markdown(rounded_frame(found["transfer"])),
+        "Heads of the circuits by what they do (`circuits/roles.py` has the definitions):",
+        markdown(role_counts(found["roles"])),
+        "## Other choices",
+        "The ratio under other attribution methods, ablations and targets (0.5 to 0.99), each "
+        "varied by itself; the table is `docs/results/robustness.csv`.",
+        "\n".join(f"- {one}" for one in verdicts(found["robustness"])),
+    ]
+    if real.is_file():
+        pair = {
+            name: pd.read_csv(tables / f"real_text_{name}.csv")
+            for name in ("summary", "others", "models")
+        }
+        parts += ["## A language model of real text", real_text(pd.read_csv(real), pair)]
+    return "\n\n".join(parts) + "\n"
+
+
+def claims(found: dict[str, pd.DataFrame], real: pd.DataFrame | None) -> str:
+    """Returns the table of the paper's claims, what was measured here, and verdicts."""
+    models = found["models"].drop_duplicates("model").set_index("model")
+    rows = [
+        density_claim("embedded pair", models.loc["dense"], models.loc["sparse"]),
+    ]
+    if real is not None:
+        by_name = real.set_index("model")
+        rows.append(density_claim("real text", by_name.loc["dense"], by_name.loc["sparse"]))
+    for granularity, paper in (("head", HEADS), ("attention_edge", ATTENTION_EDGES)):
+        chosen = found["summary"][found["summary"]["granularity"] == granularity]
+        rows.append(
+            {
+                "claim": f"fewer {UNITS[granularity]} for 90 % of a behaviour",
+                PAPER: f"{paper[0]:g} to {paper[1]:g} times",
+                "measured here": "; ".join(
+                    f"{row['task']} {with_interval(row)}" for _, row in chosen.iterrows()
+                ),
+                "verdict": ratio_verdict(chosen, paper[0]),
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def density_claim(where: str, dense: Any, sparse: Any) -> dict[str, str]:
+    """Returns the claim that few attention edges stay open at the dense model's CE."""
+    difference = sparse["ce"] - dense["ce"]
+    kept = difference <= CE_TOLERANCE
+    if kept and sparse["density"] <= DENSITY[1]:
+        verdict = "reproduced"
+    else:
+        verdict = "partly" if kept and sparse["density"] <= 5 * DENSITY[1] else "not reproduced"
+    return {
+        "claim": f"attention edges open at equal CE ({where})",
+        PAPER: f"{DENSITY[0]:.1%} to {DENSITY[1]:.1%}",
+        "measured here": f"{sparse['density']:.2%} at {sparse['context']:.0f} tokens, "
+        f"CE {difference:+.4f} nats against the dense model",
+        "verdict": verdict,
+    }
+
+
+def ratio_verdict(rows: pd.DataFrame, least: float) -> str:
+    """Returns `reproduced` if all ratios are clear and big enough, `partly` if some are clear."""
+    clear = rows["ratio_low"] > 1
+    if (clear & (rows["ratio"] >= least)).all():
+        return "reproduced"
+    if not clear.any():
+        return "not reproduced"
+    names = ", ".join(rows["task"][clear])
+    return f"partly: clearly fewer in {names}"
+
+
+def sentences(found: dict[str, pd.DataFrame]) -> list[str]:
+    """Returns what holds and what does not, a sentence for each granularity and control."""
+    said = []
+    for granularity, rows in found["summary"].groupby("granularity", sort=False):
+        fewer = list(rows["task"][rows["ratio_low"] > 1])
+        more = list(rows["task"][rows["ratio_high"] < 1])
+        open_ = [task for task in rows["task"] if task not in fewer + more]
+        said.append(
+            f"- {UNITS[str(granularity)][0].upper()}{UNITS[str(granularity)][1:]}: the sparse "
+            f"model needs clearly fewer in {listed(fewer)}, clearly more in {listed(more)}; no "
+            f"clear difference in {listed(open_)}."
+        )
+    others = found["others"]
+    for name, rows in others[others["model"] != "sparse"].groupby("model", sort=False):
+        known = rows[rows["ratio"].notna()]
+        fewer = int((known["ratio_low"] > 1).sum())
+        more = int((known["ratio_high"] < 1).sum())
+        said.append(
+            f"- `{name}`: of {len(known)} circuits, clearly smaller than the dense model's in "
+            f"{fewer}, clearly bigger in {more}."
+        )
+    return ["\n".join(said)]
+
+
+def sizes(summary: pd.DataFrame) -> pd.DataFrame:
+    """Returns the table of sizes with both intervals."""
+    templates = summary.rename(columns={"templates_low": "low", "templates_high": "high"})
+    return pd.DataFrame(
+        {
+            "behaviour": summary["task"],
+            "components": summary["granularity"].map(UNITS),
+            "dense": summary["dense"].map(number),
+            "sparse": summary["sparse"].map(number),
+            "ratio [95 %]": [with_interval(row) for _, row in summary.iterrows()],
+            "p": summary["p"].map("{:.3f}".format),
+            "templates": [between(row["low"], row["high"]) for _, row in templates.iterrows()],
+            "faithfulness": [
+                f"{row['faithfulness_dense']:.3f}, {row['faithfulness_sparse']:.3f}"
+                for _, row in summary.iterrows()
+            ],
+        }
+    )
+
+
+def controls(others: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each behaviour and granularity, and a column for each other model."""
+    cells = others.assign(cell=[with_interval(row) for _, row in others.iterrows()])
+    table = cells.pivot_table(
+        index=["task", "granularity"], columns="model", values="cell", aggfunc="first", sort=False
+    )
+    return table.reset_index()
+
+
+def role_counts(roles: pd.DataFrame) -> pd.DataFrame:
+    """Returns how many heads of each circuit have each role."""
+    inside = roles[roles["in_circuit"]].fillna({"role": "none of these"})
+    counts = inside.groupby(["task", "model", "role"], sort=False).size().unstack(fill_value=0)
+    return counts.reset_index()
+
+
+def real_text(table: pd.DataFrame, pair: dict[str, pd.DataFrame]) -> str:
+    """Returns the tables of the model of real text, and of its circuits."""
+    shown = table[["model", "ce", "density"]].assign(
+        ce=table["ce"].map("{:.4f}".format), density=table["density"].map("{:.2%}".format)
+    )
+    context, n = int(table["context"].iloc[0]), int(table["sequences"].iloc[0])
+    return (
+        "A GPT-2 of 4 layers trained from scratch on the source of Python's standard library by "
+        f"`analyses/real_text.py`; CE in nats per token on {n} held-out sequences of {context} "
+        "tokens. `top k` keeps the k highest scores of each query, without training.\n\n"
+        f"{markdown(shown)}\n\n"
+        "The circuits behind one behaviour of code, `brackets`: an open bracket is closed by its "
+        "own kind (`]` against `)`, logit difference). The models put the right bracket first "
+        f"among all tokens on {listed_accuracy(pair['models'])} of the held-out prompts.\n\n"
+        f"{markdown(sizes(pair['summary']))}\n\n{markdown(controls(pair['others']))}"
+    )
+
+
+def listed_accuracy(models: pd.DataFrame) -> str:
+    """Returns each model's accuracy as words."""
+    return ", ".join(f"{row['accuracy']:.0%} ({row['model']})" for _, row in models.iterrows())
+
+
+def with_interval(row: Any) -> str:
+    """Returns "1.60 [1.00, 2.00]", or why there is no ratio."""
+    if isinstance(row["ratio"], float) and math.isnan(row["ratio"]):
+        return "does not do the task"
+    return f"{row['ratio']:.2f} {between(row['ratio_low'], row['ratio_high'])}"
+
+
+def between(low: float, high: float) -> str:
+    """Returns "[1.00, 2.00]", or a dash where there is no interval."""
+    return "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+
+
+def number(value: float) -> str:
+    """Returns a size without needless digits."""
+    return f"{value:.4g}"
+
+
+def listed(names: list[str]) -> str:
+    """Returns names as words, or "none"."""
+    return ", ".join(f"`{name}`" for name in names) if names else "none"
+
+
+def rounded_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the frame with three decimals."""
+    return frame.apply(
+        lambda column: column.map("{:.3f}".format) if column.dtype.kind == "f" else column
+    )
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Returns a table in Markdown, its column names as words."""
+    head = [str(name).replace("_", " ") for name in frame.columns]
+    rows = [[str(value) for value in row] for row in frame.itertuples(index=False)]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Reads the command line and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tables", type=Path, required=True)
+    parser.add_argument("--page", type=Path, required=True)
+    arguments = parser.parse_args()
+    write_page(arguments.tables, arguments.page)
+
+
+if __name__ == "__main__":
+    main()

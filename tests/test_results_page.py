@@ -1,0 +1,58 @@
+"""The page of results is what its script makes of the saved tables, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_SPEC = importlib.util.spec_from_file_location(
+    "results_page", ROOT / "analyses" / "results_page.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+results_page = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(results_page)
+
+
+def test_the_page_in_the_docs_is_made_of_the_tables_beside_it():
+    made = results_page.page_text(ROOT / "docs" / "results")
+    assert (ROOT / "docs" / "results.md").read_text() == made
+
+
+def ratios(*rows):
+    return pd.DataFrame(rows, columns=["task", "ratio", "ratio_low", "ratio_high"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict"),
+    [
+        (ratios(("a", 2.0, 1.5, 3.0), ("b", 1.5, 1.2, 2.0)), "reproduced"),
+        (ratios(("a", 2.0, 1.5, 3.0), ("b", 1.1, 1.05, 1.2)), "partly: clearly fewer in a, b"),
+        (ratios(("a", 2.0, 1.5, 3.0), ("b", 0.5, 0.4, 0.6)), "partly: clearly fewer in a"),
+        (ratios(("a", 2.0, 0.9, 3.0), ("b", 1.0, 1.0, 1.0)), "not reproduced"),
+    ],
+    ids=["all", "too small", "one", "none clear"],
+)
+def test_a_ratio_is_judged_by_its_interval(rows, verdict):
+    assert results_page.ratio_verdict(rows, 1.4) == verdict
+
+
+@pytest.mark.parametrize(
+    ("ce", "density", "verdict"),
+    [
+        (1.005, 0.003, "reproduced"),
+        (1.005, 0.01, "partly"),
+        (1.005, 0.05, "not reproduced"),
+        (1.02, 0.003, "not reproduced"),
+    ],
+)
+def test_a_density_counts_only_at_equal_cross_entropy(ce, density, verdict):
+    dense = {"ce": 1.0, "density": 1.0, "context": 128}
+    sparse = {"ce": ce, "density": density, "context": 128}
+    claim = results_page.density_claim("here", dense, sparse)
+    assert claim["verdict"] == verdict
+    assert f"CE {ce - 1:+.4f}" in claim["measured here"]
