@@ -44,8 +44,8 @@ def page_text(tables: Path) -> str:
         "Made by `python analyses/evidence.py --out docs/results --real-text real_text` (less than "
         "an hour on two cores, after `python analyses/real_text.py --out real_text`) from the "
         "tables in `docs/results`; no number on this page was typed. Intervals are 95 % bootstrap "
-        "intervals over held-out prompts, paired between models. Ratios are dense over sparse: above 1, the "
-        "sparse model needs fewer.",
+        "intervals over held-out prompts, paired between models. Ratios are dense over sparse: "
+        "above 1, the sparse model needs fewer.",
         "## The claims",
         claims(found, pd.read_csv(real) if real.is_file() else None),
         "## What holds, in plain words",
