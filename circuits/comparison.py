@@ -23,6 +23,7 @@ from circuits.discovery import Discovery, Found
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.intervals import interval
+from circuits.notebook import table_html
 
 SIDES = ("dense", "sparse")
 
@@ -85,6 +86,11 @@ class Comparison:
     discoveries: dict[str, dict[str, Discovery]]
     examples: dict[str, AttentionExample] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return table_html("Are the models equally good?", self.models_table()) + table_html(
+            "Sizes of the circuits, dense / sparse", self.summary_table()
+        )
 
     def models_table(self) -> pd.DataFrame:
         """Returns one row for each model and task: metric, accuracy, cross-entropy, density."""
