@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from circuits.attribute import GRANULARITIES, Granularity
 from circuits.files import write_json
 from circuits.graph import LOGITS, Graph, node_kind, node_layer
+from circuits.notebook import table_html
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,50 @@ class Circuit:
         if self.granularity == "edge":
             return int(self.edges.sum())
         return sum(map(len, self.attention_edges.values())) / len(self.attention_edges)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row for each component, the greatest absolute score first.
+
+        Heads and MLPs have the columns `component`, `layer` and `score` (the sum over their
+        edges), edges `component`, `source`, `destination` and `score`, attention edges
+        `template`, `layer`, `head`, `query`, `key` and `score`.
+        """
+        if self.granularity == "attention_edge":
+            columns = ["template", "layer", "head", "query", "key", "score"]
+            rows = [
+                (template, edge.layer, edge.head, edge.query, edge.key, edge.score)
+                for template, chosen in self.attention_edges.items()
+                for edge in chosen
+            ]
+        elif self.granularity == "edge":
+            columns = ["component", "source", "destination", "score"]
+            rows = [
+                (*self._edge_ends(src, dest), float(self.scores[src, dest]))
+                for src, dest in self.edges.nonzero().tolist()
+            ]
+        else:
+            columns = ["component", "layer", "score"]
+            totals = dict(zip(self.graph.sources, self.scores.sum(dim=1).tolist(), strict=True))
+            rows = [
+                (name, node_layer(name), totals[name]) for name in self._names(self.granularity)
+            ]
+        frame = pd.DataFrame(rows, columns=columns)
+        return frame.sort_values(
+            "score", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
+
+    def _edge_ends(self, src: int, dest: int) -> tuple[str, str, str]:
+        graph = self.graph
+        return graph.edge_name(src, dest), graph.sources[src], graph.destinations[dest]
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"circuit of {self.granularity}s, size {self.size:.4g}; "
+            f"{self.graph.n_layers} layers of {self.graph.n_heads} heads"
+        )
+        if "faithfulness" in self.found:
+            caption += f"; faithfulness {self.found['faithfulness']:.3f}"
+        return table_html(caption, self.to_dataframe())
 
     def to_networkx(self) -> nx.MultiDiGraph:
         """Returns the circuit as a networkx graph.

@@ -22,6 +22,7 @@ from circuits.discovery import Discovery, Found
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.intervals import paired_p_value, ratio_interval
+from circuits.notebook import table_html
 from circuits.roles import HeadRole
 from circuits.transfer import Transfer
 
@@ -93,6 +94,11 @@ class Comparison:
     roles: tuple[HeadRole, ...] = ()
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return table_html("Are the models equally good?", self.models_table()) + table_html(
+            "Sizes of the circuits, dense / sparse", self.summary_table()
+        )
 
     def models_table(self) -> pd.DataFrame:
         """Returns one row for each model and task: metric, accuracy, cross-entropy, density."""

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
+
 from circuits.activations import Ablation
 from circuits.attribute import GRANULARITIES, METHODS, Granularity
 from circuits.circuit import Circuit
 from circuits.files import write_json
+from circuits.notebook import table_html
 from circuits.select import SELECTIONS, Selection
 
 
@@ -147,6 +150,36 @@ class Discovery:
     n_heldout: int
     config: DiscoverConfig
     found: dict[str, Found]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row for each granularity: size with interval, faithfulness, baselines.
+
+        `rest` is the faithfulness of all components outside the circuit, `random_same_size` that
+        of random circuits, on the mean.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "granularity": granularity,
+                    "size": one.size,
+                    "size_low": one.size_low,
+                    "size_high": one.size_high,
+                    "components": one.n_components,
+                    "faithfulness": one.faithfulness,
+                    "rest": one.faithfulness_of_rest,
+                    "random_same_size": sum(one.random_faithfulness) / len(one.random_faithfulness),
+                }
+                for granularity, one in self.found.items()
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"{self.task}: {self.metric} {self.metric_full:.3f} (ablated {self.metric_empty:.3f}), "
+            f"accuracy {self.accuracy:.1%} on {self.n_heldout} held-out prompts; target "
+            f"{self.config.target:.0%}"
+        )
+        return table_html(caption, self.to_dataframe())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the discovery as plain values."""

@@ -6,6 +6,7 @@ figure by `circuits.figures.style`.
 
 from circuits.figures.attention import attention_figure, token_labels
 from circuits.figures.diagram import circuit_figure
+from circuits.figures.patterns import patterns_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.sizes import density_figure, faithfulness_figure, sizes_figure
 from circuits.figures.style import COLOURS, UNITS, counted, rounded
@@ -18,6 +19,7 @@ __all__ = [
     "counted",
     "density_figure",
     "faithfulness_figure",
+    "patterns_figure",
     "robustness_figure",
     "rounded",
     "sizes_figure",
