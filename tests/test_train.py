@@ -20,7 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from circuits.gate import Density, add_gate, is_gated
-from circuits.sparsify import train
+from circuits.sparsify import run as run_module
 from circuits.sparsify.train import (
     TrainConfig,
     TrainingInterrupted,
@@ -124,8 +124,8 @@ def test_a_bound_that_is_never_kept_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     density = Density(torch.full((2, 2), 0.01), CONTEXT)
-    monkeypatch.setattr(train, "evaluate_ce", lambda *_: 0.5)  # of the dense model
-    monkeypatch.setattr(train, "evaluate", lambda *_: (0.7, density))
+    monkeypatch.setattr(run_module, "evaluate_ce", lambda *_: 0.5)  # of the dense model
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: (0.7, density))
     result = run(tmp_path / "run", slack=0.1)
     assert not result.satisfied
     assert (result.tau, result.ce) == (pytest.approx(0.6), 0.7)
@@ -248,7 +248,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight = run(tmp_path / "straight")
-    real = train._Run.train_step
+    real = run_module.Run.train_step
 
     def interrupted(self: Any) -> dict[str, Any]:
         if self.step == 4:
@@ -257,7 +257,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
 
     handler = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch, pytest.raises(TrainingInterrupted, match="step 5 of 12"):
-        patch.setattr(train._Run, "train_step", interrupted)
+        patch.setattr(run_module.Run, "train_step", interrupted)
         run(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert_same_weights(run(tmp_path / "run", resume=True).model, straight.model)
@@ -292,13 +292,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
 def test_a_loss_that_is_no_number_stops_before_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = train.cross_entropy, []
+    real, calls = run_module.cross_entropy, []
 
     def broken(logits: Tensor, tokens: Tensor) -> Tensor:
         calls.append(logits)
         return real(logits, tokens) * (math.nan if logits.requires_grad and len(calls) > 9 else 1)
 
-    monkeypatch.setattr(train, "cross_entropy", broken)
+    monkeypatch.setattr(run_module, "cross_entropy", broken)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; .*step_0000000"):
         run(tmp_path / "run")
 

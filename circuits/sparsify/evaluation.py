@@ -1,0 +1,36 @@
+"""Cross-entropy and density on held-out sequences, as every number of a run is measured."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from circuits.gate import Density, density_of, record_open_edges
+from circuits.sparsify.loss import cross_entropy
+
+_EVALUATION_BATCH = 32
+
+
+@torch.no_grad()
+def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Density]:
+    """Returns CE in nats and density of a gated model with the deterministic gate."""
+    with record_open_edges(model) as edges:
+        ce = evaluate_ce(model, tokens)
+    return ce, density_of(edges, context=tokens.shape[1])
+
+
+@torch.no_grad()
+def evaluate_ce(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> float:
+    """Returns the mean next-token cross-entropy in nats, in evaluation mode; mode restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        total = 0.0
+        for rows in tokens.split(_EVALUATION_BATCH):
+            rows = rows.to(model.W_E.device)
+            total += cross_entropy(model(rows), rows).item() * len(rows)
+    finally:
+        model.train(was_training)
+    return total / len(tokens)

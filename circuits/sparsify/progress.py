@@ -1,0 +1,51 @@
+"""The progress bar of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from circuits.sparsify.config import TrainConfig
+
+
+class Bar:
+    """The progress bar: the latest CE and density beside lambda and the time left."""
+
+    def __init__(self, progress: Progress, steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=steps)
+        self._measured = ""
+
+    def show(self, step: int, record: dict[str, Any]) -> None:
+        """Moves the bar to `step` and shows its line of the log."""
+        if "ce" in record:
+            self._measured = f"CE {record['ce']:.4f} (tau {record['tau']:.4f}), " + (
+                f"open {record['density']:.2%}, "
+            )
+        text = self._measured or f"open {record['expected_density']:.1%} expected, "
+        text += f"lambda {record['lambda']:.2f}"
+        self._progress.update(self._task, completed=step, description=text)
+
+
+@contextlib.contextmanager
+def progress_bar(config: TrainConfig, *, shown: bool) -> Iterator[Bar]:
+    """Yields the bar of a run, which stays empty unless `shown`."""
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not shown) as progress:
+        yield Bar(progress, config.steps)

@@ -1,0 +1,69 @@
+"""What post-training comes to: the sparse model, and how well it keeps the constraint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformer_lens import HookedTransformer
+
+from circuits.gate import Density
+from circuits.gate_card import GateCard
+from circuits.models import versions
+from circuits.sparsify.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What post-training came to.
+
+    Attributes:
+        model: The gated model in evaluation mode, with the weights after `best_step` steps.
+        satisfied: Whether its CE is at most tau. If not, no evaluated state kept the bound and
+            the model is the last state of the run.
+        ce: Its cross-entropy on the selection set with the deterministic gate, in nats.
+        dense_ce: The dense model's cross-entropy on the same sequences, in nats.
+        tau: The bound, dense_ce + slack.
+        density: Its density on the selection set.
+        best_step: The number of steps after which its weights were taken.
+        steps: The number of steps run.
+        seconds: Time spent, over all resumed parts of the run.
+        data: The description of the token stream.
+        config: The config of the run.
+    """
+
+    model: HookedTransformer
+    satisfied: bool
+    ce: float
+    dense_ce: float
+    tau: float
+    density: Density
+    best_step: int
+    steps: int
+    seconds: float
+    data: dict[str, Any]
+    config: TrainConfig
+
+    def card(self) -> GateCard:
+        """Returns what `gate.json` says of the model."""
+        return GateCard(
+            bias=self.config.bias,
+            tau=self.tau,
+            slack=self.config.slack,
+            ce=self.ce,
+            dense_ce=self.dense_ce,
+            satisfied=self.satisfied,
+            density={
+                "overall": self.density.overall,
+                "per_layer": self.density.per_layer.tolist(),
+                "context": self.density.context,
+            },
+            training={
+                "config": asdict(self.config),
+                "data": self.data,
+                "steps": self.steps,
+                "best_step": self.best_step,
+                "seconds": self.seconds,
+            },
+            versions=versions(),
+        )

@@ -1,0 +1,268 @@
+"""One post-training run: its state, what one turn of the loop does, saving and taking up again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+
+from circuits.gate import add_gate, record_open_edges
+from circuits.sparsify.checkpoint import (
+    CHECKPOINTS,
+    Checkpoint,
+    best_path,
+    claim_folder,
+    cut_log,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    step_path,
+)
+from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.data import TokenStream
+from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
+from circuits.sparsify.result import TrainResult
+
+
+class Run:
+    """The state of a run, and what one turn of its loop does."""
+
+    def __init__(
+        self,
+        dense: HookedTransformer,
+        stream: TokenStream,
+        config: TrainConfig,
+        out_dir: Path,
+        frozen: Collection[str],
+    ) -> None:
+        self.config, self.stream, self.out_dir = config, stream, out_dir
+        self.model: Any = add_gate(_own_copy(dense), config.bias)
+        self.device = self.model.W_E.device
+        self.teacher = dense if config.distillation else None
+        self.parameters = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if name not in frozen
+        }
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self.parameters)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.control_set = stream.held_out("control", config.control_sequences)
+        self.selection_set = stream.held_out("selection", config.selection_sequences)
+        self.control_tau = evaluate_ce(dense, self.control_set) + config.slack
+        self.dense_ce = evaluate_ce(dense, self.selection_set)
+        self.tau = self.dense_ce + config.slack
+        self.multiplier = Multiplier(config.lambda_start)
+        self.step = 0
+        self.best_step: int | None = None
+        self.best_density = math.inf
+        self.checkpoints = out_dir / CHECKPOINTS
+        self.log_path = out_dir / "log.jsonl"
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+
+    @classmethod
+    def start(
+        cls,
+        dense: HookedTransformer,
+        stream: TokenStream,
+        config: TrainConfig,
+        out_dir: Path,
+        frozen: Collection[str],
+        resume: bool,
+    ) -> Run:
+        """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
+        identity = _identity(dense, stream, config, frozen)
+        checkpoint = claim_folder(out_dir, identity, resume)
+        run = cls(dense, stream, config, out_dir, frozen)
+        torch.manual_seed(config.seed)
+        if checkpoint is not None:
+            run._restore(checkpoint)
+        cut_log(run.log_path, run.step)
+        return run
+
+    def train_step(self) -> dict[str, Any]:
+        """Takes one optimiser step and returns its line of the log."""
+        config, started = self.config, time.perf_counter()
+        tokens = self.stream.batch(self.step, config.batch_size).to(self.device)
+        learning_rate = config.learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.model.train()
+        with record_open_edges(self.model) as edges:
+            logits = self.model(tokens)
+        ce = cross_entropy(logits, tokens)
+        edge_loss = edge_penalty(edges.expected, edges.allowed, config.penalty)
+        fidelity = ce
+        if self.teacher is not None:
+            with torch.no_grad():
+                teacher_logits = self.teacher(tokens)
+            fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
+        loss = config.edge_weight * edge_loss + self.multiplier.value * (fidelity - self.tau)
+        self._check_finite("loss", loss)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip)
+        self._check_finite("gradient norm", norm)
+        self.optimizer.step()
+        self.step += 1
+        return {
+            "step": self.step,
+            "sampled_ce": ce.item(),
+            "expected_density": (edges.expected.sum() / edges.allowed.sum()).item(),
+            "lambda": self.multiplier.value,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm.item(),
+            "tokens_per_second": tokens.numel() / (time.perf_counter() - started),
+        }
+
+    def control(self) -> dict[str, Any]:
+        """Moves lambda by the control set's CE."""
+        ce = evaluate_ce(self.model, self.control_set)
+        violation = ce - self.control_tau + self.config.margin
+        self._check_finite("control CE", torch.tensor(violation))
+        self.multiplier = self.multiplier.updated(
+            violation,
+            rate=self.config.lambda_rate,
+            decay=self.config.lambda_decay,
+            low=self.config.lambda_min,
+            high=self.config.lambda_max,
+        )
+        return {"control_ce": ce, "control_tau": self.control_tau}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measures the selection set, and keeps the weights if they are the best so far."""
+        ce, density = evaluate(self.model, self.selection_set)
+        self._check_finite("CE", torch.tensor(ce))
+        if ce <= self.tau and density.overall < self.best_density:
+            self.best_step, self.best_density = self.step, density.overall
+            state = {"step": self.step, "ce": ce, "density": density.overall}
+            save_checkpoint(best_path(self.checkpoints, self.step), self._weights(), state)
+        return {
+            "ce": ce,
+            "tau": self.tau,
+            "density": density.overall,
+            "density_per_layer": density.per_layer.tolist(),
+            "best_step": self.best_step,
+        }
+
+    def save(self) -> None:
+        """Saves the state of the run, and removes checkpoints that it makes needless."""
+        tensors = self._weights() | {"rng/cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = value
+        state = {
+            "step": self.step,
+            "lambda": self.multiplier.value,
+            "lambda_ema": self.multiplier.ema,
+            "best_step": self.best_step,
+            "best_density": None if self.best_step is None else self.best_density,
+            "seconds": self._seconds(),
+        }
+        save_checkpoint(step_path(self.checkpoints, self.step), tensors, state)
+        prune_checkpoints(self.checkpoints, self.step)
+
+    def write_log(self, record: dict[str, Any]) -> None:
+        """Appends one line to the log."""
+        with self.log_path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")
+
+    def result(self) -> TrainResult:
+        """Returns the result with the best weights, or the last ones if none kept the bound."""
+        if self.best_step is not None:
+            self._set_weights(load_checkpoint(best_path(self.checkpoints, self.best_step)))
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        self.model.eval()
+        ce, density = evaluate(self.model, self.selection_set)
+        return TrainResult(
+            model=self.model,
+            satisfied=self.best_step is not None,
+            ce=ce,
+            dense_ce=self.dense_ce,
+            tau=self.tau,
+            density=density,
+            best_step=self.step if self.best_step is None else self.best_step,
+            steps=self.step,
+            seconds=self._seconds(),
+            data=self.stream.describe(),
+            config=self.config,
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        self._set_weights(checkpoint)
+        for name, parameter in self.parameters.items():
+            entries = {
+                key.split("/")[1]: tensor
+                for key, tensor in checkpoint.tensors.items()
+                if key.startswith("optimizer/") and key.endswith(f"/{name}")
+            }
+            for key, tensor in entries.items():  # AdamW keeps its step count on the CPU
+                entries[key] = tensor if key == "step" else tensor.to(self.device)
+            self.optimizer.state[parameter] = entries
+        torch.set_rng_state(checkpoint.tensors["rng/cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint.tensors["rng/cuda"], self.device)
+        self.step, self.best_step = state["step"], state["best_step"]
+        self.best_density = math.inf if self.best_step is None else state["best_density"]
+        self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])
+        self._seconds_before = state["seconds"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"model/{name}": parameter for name, parameter in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def _set_weights(self, checkpoint: Checkpoint) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(checkpoint.tensors[f"model/{name}"])
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if torch.isfinite(value):
+            return
+        saved = sorted(self.checkpoints.glob("step_*"))
+        where = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"the {what} is {value.item()} at step {self.step + 1}; {where}; lower learning_rate "
+            f"(now {self.config.learning_rate}) or look for bad values in the model and its data"
+        )
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+
+def _identity(
+    model: HookedTransformer, stream: TokenStream, config: TrainConfig, frozen: Collection[str]
+) -> dict[str, Any]:
+    """What must be equal for a run to be resumed."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {
+        "config": asdict(config),
+        "data": stream.describe(),
+        "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
+    }
+
+
+def _own_copy(model: HookedTransformer) -> HookedTransformer:
+    """A copy to train; the tokenizer and the model's Hugging Face source are shared."""
+    kept: list[Any] = [model.tokenizer, getattr(model, "hf_source", None)]
+    return copy.deepcopy(model, {id(value): value for value in kept})
