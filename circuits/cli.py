@@ -311,6 +311,12 @@ def train_command(
     context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2500,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 32,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts that a batch is run in, to need less memory.")
+    ] = 1,
+    precision: Annotated[
+        str, typer.Option(help="What steps compute in: float32, or bfloat16 under autocast.")
+    ] = "float32",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
     penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "mean",
@@ -321,6 +327,9 @@ def train_command(
     distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
     bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
     resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Make a control: train on, without a gate.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
@@ -328,12 +337,16 @@ def train_command(
     with _usage_errors():
         from circuits.models import frozen_parameters, load_model, save_model
         from circuits.sparsify.config import TrainConfig
+        from circuits.sparsify.control import train_on
         from circuits.sparsify.data import CorpusStream
+        from circuits.sparsify.evaluation import evaluate_ce
         from circuits.sparsify.train import TrainingInterrupted, post_train
 
         config = TrainConfig(
             steps=steps,
             batch_size=batch_size,
+            accumulate=accumulate,
+            precision=precision,
             learning_rate=learning_rate,
             bias=bias,
             edge_weight=edge_weight,
@@ -345,6 +358,10 @@ def train_command(
             distillation=distillation,
             seed=seed,
         )
+        if control and resume:
+            raise ValueError("a --control run cannot be resumed; start it anew without --resume")
+        if control and out.exists():
+            raise FileExistsError(f"{out} exists already; give a new folder for a --control run")
         dense = load_model(model, device=device)
         frozen = frozen_parameters(dense)
         stream: TokenStream
@@ -366,6 +383,16 @@ def train_command(
             stream = CorpusStream(dense.tokenizer, context=context, seed=seed)
         else:
             stream = _text_stream(text, dense.tokenizer, context, seed)
+    if control:
+        err_console.print(f"training {model} on, without a gate, on {device}, seed {seed}")
+        trained = train_on(dense, stream, config, frozen=frozen)
+        out.mkdir(parents=True)
+        save_model(trained, out / "model")
+        held_out = stream.held_out("selection", config.selection_sequences)
+        before, after = (evaluate_ce(one, held_out) for one in (dense, trained))
+        out_console.print(f"dense CE {before:.4f}, control CE {after:.4f} nats")
+        out_console.print(f"written to {out / 'model'}")
+        return
     err_console.print(f"post-training {model} on {device}, seed {seed}, into {out}")
     try:
         result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)

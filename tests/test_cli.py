@@ -157,6 +157,19 @@ def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     assert "bias 0.0" in printed
 
 
+def test_a_control_is_trained_without_a_gate(capsys, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "--control", "--out", str(out), "--steps", "2", "--batch-size", "2"]
+    code, printed, error = run(capsys, *arguments, "--context", "32", "--learning-rate", "1e-5")
+    assert code == 0, error
+    assert "control CE" in printed
+    assert (out / "model" / "model.safetensors").is_file()
+    assert not (out / "model" / "gate.json").exists()
+    code, _, error = run(capsys, *arguments)
+    assert code == 2
+    assert "exists already" in error
+
+
 def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
     code, _, error = run(
         capsys, "train", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2",

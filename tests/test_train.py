@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -362,3 +364,60 @@ def test_the_bar_shows_what_was_measured(
     shown = capsys.readouterr()
     assert "12/12" in shown.out + shown.err
     assert "lambda" in shown.out + shown.err
+
+
+def _go_on(out: str) -> None:
+    torch.set_num_threads(1)
+    run(Path(out), steps=KILLED_STEPS, resume=(Path(out) / "run.json").exists())
+
+
+KILLED_STEPS = 80
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+    straight = run(tmp_path / "straight", steps=KILLED_STEPS)
+    context = multiprocessing.get_context("fork")  # A spawned process would import for seconds.
+    rng, kills = random.Random(0), 0
+    while kills < 20:
+        process = context.Process(target=_go_on, args=(str(tmp_path / "killed"),))
+        process.start()
+        process.join(timeout=rng.uniform(0.05, 0.6))
+        if not process.is_alive():
+            assert process.exitcode == 0
+            break
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert kills >= 3
+    resumed = run(tmp_path / "killed", steps=KILLED_STEPS, resume=True)
+    assert_same_weights(resumed.model, straight.model)
+    assert [line["step"] for line in log_of(tmp_path / "killed")] == [
+        line["step"] for line in log_of(tmp_path / "straight")
+    ]
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    # With every gate open no random number counts, and the penalty has no gradient.
+    whole, parts = (run(tmp_path / str(n), bias=60.0, steps=3, accumulate=n).model for n in (1, 4))
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        if not name.endswith("b_K"):  # Its gradient is 0 but for rounding, which Adam magnifies.
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_a_batch_that_cannot_be_parted_evenly_is_refused() -> None:
+    with pytest.raises(ValueError, match="accumulate is 3; it must be a divisor of batch_size = 4"):
+        make_config(accumulate=3)
+
+
+def test_steps_in_bfloat16_train_weights_in_float32(tmp_path: Path) -> None:
+    half = run(tmp_path / "half", steps=60, learning_rate=1e-2, precision="bfloat16")
+    assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
+    whole = run(tmp_path / "whole", steps=60, learning_rate=1e-2)
+    assert not torch.equal(half.model.W_E, whole.model.W_E)
+    assert half.ce == pytest.approx(whole.ce, abs=0.2)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision is 'int8'; it must be one of"):
+        make_config(precision="int8")

@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from circuits.sparsify.loss import EdgePenalty
+
+Precision = Literal["float32", "bfloat16"]
+"""What training steps compute in."""
+
+
+_CHOICES: dict[str, Any] = {"penalty": EdgePenalty, "precision": Precision}
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,11 @@ class TrainConfig:
     Attributes:
         steps: Optimiser steps.
         batch_size: Sequences per step.
+        accumulate: Parts that a batch is run in, one after the other, to need less memory. The
+            parts' losses are averaged: for the penalties `rms` and `log` the parts' densities
+            stand in for the batch's.
+        precision: `float32`, or `bfloat16` for training steps under autocast: weights, optimiser
+            and everything that is measured on held-out sequences stay in the model's own dtype.
         learning_rate: Peak of the one-cycle schedule.
         warm_up: Fraction of the steps in which the learning rate rises; then it falls as a cosine.
         weight_decay: AdamW's decay of all trained parameters.
@@ -42,6 +53,8 @@ class TrainConfig:
 
     steps: int = 2500
     batch_size: int = 32
+    accumulate: int = 1
+    precision: Precision | str = "float32"
     learning_rate: float = 1e-3
     warm_up: float = 0.1
     weight_decay: float = 0.01
@@ -77,9 +90,9 @@ class TrainConfig:
         """Yields each field's name, value, test and the test in words."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "penalty":
-                allowed = get_args(EdgePenalty)
-                yield field.name, value, lambda v: v in get_args(EdgePenalty), f"one of {allowed}"
+            if field.name in _CHOICES:
+                allowed = get_args(_CHOICES[field.name])
+                yield field.name, value, allowed.__contains__, f"one of {allowed}"
             elif field.name == "seed":
                 yield field.name, value, lambda v: _is_int(v) and v >= 0, "a whole number >= 0"
             elif isinstance(field.default, int):
@@ -92,6 +105,13 @@ class TrainConfig:
                 yield field.name, value, lambda v: _is_finite(v) and v >= 0, "a number >= 0"
             else:
                 yield field.name, value, lambda v: _is_finite(v) and v > 0, "a number > 0"
+        if all(isinstance(n, int) and n >= 1 for n in (self.accumulate, self.batch_size)):
+            yield (
+                "accumulate",
+                self.accumulate,
+                lambda v: self.batch_size % v == 0,
+                f"a divisor of batch_size = {self.batch_size}",
+            )
         if all(map(_is_finite, (self.lambda_min, self.lambda_max, self.lambda_start))):
             low, high = self.lambda_min, self.lambda_max
             yield (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
@@ -101,32 +102,43 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        with record_open_edges(self.model) as edges:
-            logits = self.model(tokens)
-        ce = cross_entropy(logits, tokens)
-        edge_loss = edge_penalty(edges.expected, edges.allowed, config.penalty)
-        fidelity = ce
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher_logits = self.teacher(tokens)
-            fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
-        loss = config.edge_weight * edge_loss + self.multiplier.value * (fidelity - self.tau)
-        self._check_finite("loss", loss)
         self.optimizer.zero_grad()
-        loss.backward()
+        parts = [self._backward(rows) for rows in tokens.chunk(config.accumulate)]
+        ce, expected, allowed = (torch.stack(column) for column in zip(*parts, strict=True))
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip)
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.step += 1
         return {
             "step": self.step,
-            "sampled_ce": ce.item(),
-            "expected_density": (edges.expected.sum() / edges.allowed.sum()).item(),
+            "sampled_ce": ce.mean().item(),
+            "expected_density": (expected.sum() / allowed.sum()).item(),
             "lambda": self.multiplier.value,
             "learning_rate": learning_rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": tokens.numel() / (time.perf_counter() - started),
         }
+
+    def _backward(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the gradient of a part of the batch; returns its CE, expected and allowed edges."""
+        config = self.config
+        with self._autocast(), record_open_edges(self.model) as edges:
+            logits = self.model(tokens)
+        ce = cross_entropy(logits, tokens)
+        edge_loss = edge_penalty(edges.expected, edges.allowed, config.penalty)
+        fidelity = ce
+        if self.teacher is not None:
+            with torch.no_grad(), self._autocast():
+                teacher_logits = self.teacher(tokens)
+            fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
+        loss = config.edge_weight * edge_loss + self.multiplier.value * (fidelity - self.tau)
+        self._check_finite("loss", loss)
+        (loss / config.accumulate).backward()
+        return ce.detach(), edges.expected.sum().detach(), edges.allowed.sum()
+
+    def _autocast(self) -> torch.autocast:
+        half = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def control(self) -> dict[str, Any]:
         """Moves lambda by the control set's CE."""
