@@ -203,6 +203,7 @@ def real_text(table: pd.DataFrame, pair: dict[str, pd.DataFrame]) -> str:
         f"`analyses/real_text.py`; CE in nats per token on {n} held-out sequences of {context} "
         "tokens. `top k` keeps the k highest scores of each query, without training.\n\n"
         f"{markdown(shown)}\n\n"
+        "![Cross-entropy against density](images/frontier.png)\n\n"
         "The circuits behind one behaviour of code, `brackets`: an open bracket is closed by its "
         "own kind (`]` against `)`, logit difference). The models put the right bracket first "
         f"among all tokens on {listed_accuracy(pair['models'])} of the held-out prompts.\n\n"

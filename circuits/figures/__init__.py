@@ -10,6 +10,7 @@ from circuits.figures.patterns import patterns_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.sizes import density_figure, faithfulness_figure, sizes_figure
 from circuits.figures.style import COLOURS, UNITS, counted, rounded
+from circuits.figures.training import frontier_figure, training_figure
 
 __all__ = [
     "COLOURS",
@@ -19,9 +20,11 @@ __all__ = [
     "counted",
     "density_figure",
     "faithfulness_figure",
+    "frontier_figure",
     "patterns_figure",
     "robustness_figure",
     "rounded",
     "sizes_figure",
     "token_labels",
+    "training_figure",
 ]
