@@ -210,7 +210,7 @@ def test_a_model_in_memory_is_converted_without_the_hub() -> None:
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("gtp2", ValueError, r"unknown model 'gtp2'; .* dense and sparse, .*mean 'gpt2'\?"),
+        ("gtp2", ValueError, r"unknown model 'gtp2'; .* dense, sparse, .*mean 'gpt2'\?"),
         ("sprase", ValueError, r"did you mean 'sparse'"),
         ("qqqqqqqq", ValueError, r"is a folder or a hub name$"),
         ("./nowhere", FileNotFoundError, r"there is no folder './nowhere'"),
