@@ -189,14 +189,17 @@ def _model_facts(
         ce, density = evaluate(model, tokens)
     elif text is not None:
         ce = evaluate_ce(model, tokens)
-    n_layers = model.cfg.n_layers
+    per_head = torch.ones(model.cfg.n_layers, model.cfg.n_heads)
+    if density is not None:
+        per_head = density.per_head
     return ModelFacts(
         name=name,
         ce=ce,
         density=1.0 if density is None else density.overall,
-        density_per_layer=(1.0,) * n_layers
+        density_per_layer=(1.0,) * model.cfg.n_layers
         if density is None
         else tuple(density.per_layer.tolist()),
+        density_per_head=tuple(tuple(heads) for heads in per_head.tolist()),
         context=tokens.shape[1],
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )

@@ -38,6 +38,7 @@ class ModelFacts:
         ce: Cross-entropy on held-out text in nats per token; None if no text was given.
         density: Share of allowed attention edges that are open; 1 for a dense model.
         density_per_layer: The same for each layer.
+        density_per_head: The same for each head of each layer.
         context: Tokens in each sequence that `ce` and `density` were measured on.
         n_parameters: Number of weights.
     """
@@ -46,6 +47,7 @@ class ModelFacts:
     ce: float | None
     density: float
     density_per_layer: tuple[float, ...]
+    density_per_head: tuple[tuple[float, ...], ...]
     context: int
     n_parameters: int
 
@@ -320,6 +322,12 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
     write_json(path, content)
 
 
+def _facts(content: dict[str, Any]) -> ModelFacts:
+    per_head = tuple(tuple(heads) for heads in content["density_per_head"])
+    per_layer = tuple(content["density_per_layer"])
+    return ModelFacts(**content | {"density_per_layer": per_layer, "density_per_head": per_head})
+
+
 def load_comparison(path: Path) -> Comparison:
     """Returns the comparison that `save_comparison` wrote.
 
@@ -328,10 +336,7 @@ def load_comparison(path: Path) -> Comparison:
     """
     try:
         content = json.loads(Path(path).read_text())
-        models = {
-            side: ModelFacts(**facts | {"density_per_layer": tuple(facts["density_per_layer"])})
-            for side, facts in content["models"].items()
-        }
+        models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {
             task: AttentionExample(
                 **facts | {key: tuple(facts[key]) for key in ("clean", "corrupted")}

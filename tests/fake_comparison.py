@@ -102,8 +102,12 @@ def make_comparison(
     closed = torch.eye(n_pos).tolist()
     return Comparison(
         models={
-            "dense": ModelFacts("dense & <b>bold</b>", 1.2, 1.0, (1.0, 1.0), 128, 1000),
-            "sparse": ModelFacts("sparse", 1.205, 0.006, (0.012, 0.0), 128, 1000),
+            "dense": ModelFacts(
+                "dense & <b>bold</b>", 1.2, 1.0, (1.0, 1.0), ((1.0, 1.0),) * 2, 128, 1000
+            ),
+            "sparse": ModelFacts(
+                "sparse", 1.205, 0.006, (0.012, 0.0), ((0.02, 0.004), (0, 0)), 128, 1000
+            ),
         },
         discoveries=discoveries,
         examples={

@@ -4,14 +4,16 @@ import plotly.io as pio
 import pytest
 import torch
 
-from circuits.circuit import Circuit
+from circuits.circuit import AttentionEdge, Circuit
 from circuits.comparison import SIDES
 from circuits.figures import (
     COLOURS,
+    arcs_figure,
     attention_figure,
     circuit_figure,
     density_figure,
     faithfulness_figure,
+    head_density_figure,
     sizes_figure,
 )
 from circuits.figures.diagram import MAX_EDGES
@@ -21,6 +23,8 @@ from tests.fake_comparison import GRAPH, TOKENS, make_circuit, make_comparison, 
 
 FIGURES = {
     "density": density_figure,
+    "density per head": head_density_figure,
+    "arcs": lambda comparison: arcs_figure(comparison, "ioi"),
     "sizes": sizes_figure,
     "faithfulness": lambda comparison: faithfulness_figure(comparison, "ioi"),
     "circuit": lambda comparison: circuit_figure(comparison, "ioi"),
@@ -265,3 +269,44 @@ def test_a_tasks_name_is_escaped_in_titles():
     ):
         assert figure.layout.title.text.startswith("&lt;b&gt;x&lt;/b&gt;")
     assert "&lt;b&gt;x&lt;/b&gt;" in texts(sizes_figure(comparison))
+
+
+def test_arcs_join_query_and_key_above_for_dense_and_below_for_sparse():
+    figure = arcs_figure(make_comparison(), "ioi")
+    for side, sign in zip(SIDES, (1, -1), strict=True):
+        (lines,) = [t for t in figure.data if t.line.color == COLOURS[side] and t.x[0] is not None]
+        assert (min(lines.x[:-1]), max(lines.x[:-1])) == (2, 4)
+        assert all(sign * y > 0 for y in lines.y[:-1])
+        (pointer,) = traces(figure, name=f"{side} edges")
+        assert list(pointer.text) == ["a1.h0  \\n → &lt;script&gt;alert(…  +0.5"]
+    assert "&lt;|endoftext|&gt;" in texts(figure)
+    assert "dense: 1 attention edge; sparse: 1 attention edge" in figure.layout.title.text
+
+
+def test_arcs_of_one_pair_of_tokens_lie_over_each_other_and_many_are_cut():
+    comparison = make_comparison()
+    edges = [AttentionEdge(0, 0, 3, 1, 1.0)] * 150 + [AttentionEdge(1, 1, 2, 2, -0.5)] * 60
+    circuit = replace(make_circuit({}, "attention_edge"), attention_edges={"template": edges})
+    figure = arcs_figure(
+        with_circuit(comparison, "ioi", "sparse", "attention_edge", circuit), "ioi"
+    )
+    (pointer,) = traces(figure, name="sparse edges")
+    assert len(pointer.y) == 200
+    assert len({y for x, y in zip(pointer.x, pointer.y, strict=True) if x == 2}) > 150
+    assert "sparse: 210 attention edges, the 200 strongest drawn" in figure.layout.title.text
+    dotted = [t for t in figure.data if t.line.dash == "dot" and t.x and t.x[0] is not None]
+    assert len(dotted) == 1
+
+
+def test_arcs_need_attention_edges():
+    with pytest.raises(ValueError, match="compare with --granularity attention_edge"):
+        arcs_figure(make_comparison(granularities=("edge",)), "ioi")
+
+
+def test_density_per_head_is_in_percent_and_a_closed_head_is_white():
+    figure = head_density_figure(make_comparison())
+    (heat,) = figure.data
+    assert [list(row) for row in heat.text] == [["2", "0.4"], ["0", "0"]]
+    assert heat.z[1][0] == heat.zmin < heat.z[0][1] < heat.z[0][0] < heat.zmax
+    with pytest.raises(ValueError, match="no model 'other'; it has dense, sparse"):
+        head_density_figure(make_comparison(), "other")

@@ -48,11 +48,11 @@ def test_everything_is_written(written):
         for granularity in ("head", "mlp", "edge", "attention_edge")
     )
     assert sorted(path.name for path in (written / "figures").iterdir()) == sorted(
-        ["density.html", "sizes.html", "plotly.min.js"]
+        ["density.html", "density_per_head.html", "sizes.html", "plotly.min.js"]
         + [
             f"{task}.{kind}.html"
             for task in ("ioi", "greater_than")
-            for kind in ("attention", "circuits", "faithfulness")
+            for kind in ("arcs", "attention", "circuits", "faithfulness")
         ]
     )
     assert [path.name for path in written.parent.iterdir()] == ["results"]

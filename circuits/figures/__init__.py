@@ -4,26 +4,34 @@ One function a figure. None writes files or changes plotly's defaults: the look 
 figure by `circuits.figures.style`.
 """
 
+from circuits.figures.arcs import arcs_figure
 from circuits.figures.attention import attention_figure, token_labels
+from circuits.figures.density import density_figure, head_density_figure
 from circuits.figures.diagram import circuit_figure
+from circuits.figures.export import PRINT_WIDTHS, for_print, save_figure
 from circuits.figures.patterns import patterns_figure
 from circuits.figures.robustness import robustness_figure
-from circuits.figures.sizes import density_figure, faithfulness_figure, sizes_figure
+from circuits.figures.sizes import faithfulness_figure, sizes_figure
 from circuits.figures.style import COLOURS, UNITS, counted, rounded
 from circuits.figures.training import frontier_figure, training_figure
 
 __all__ = [
     "COLOURS",
+    "PRINT_WIDTHS",
     "UNITS",
+    "arcs_figure",
     "attention_figure",
     "circuit_figure",
     "counted",
     "density_figure",
     "faithfulness_figure",
+    "for_print",
     "frontier_figure",
+    "head_density_figure",
     "patterns_figure",
     "robustness_figure",
     "rounded",
+    "save_figure",
     "sizes_figure",
     "token_labels",
     "training_figure",

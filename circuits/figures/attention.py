@@ -63,11 +63,8 @@ def attention_figure(comparison: Comparison, task: str) -> go.Figure:
             hovertemplate="from %{y}<br>to %{x}<br>%{z:.3f}<extra></extra>",
         )
     # Panels share the names of the tokens at the left and at the foot of their column.
-    labels = [
-        f"{i} {_visible(token if len(token) <= LONGEST else token[: LONGEST - 1] + '…')}"
-        for i, token in enumerate(example.clean)
-    ]
-    ticks = {"tickvals": tokens, "ticktext": labels, "tickfont": {"size": 9}, "mirror": True}
+    labels = [f"{i} {short_label(token)}" for i, token in enumerate(example.clean)]
+    ticks = {"tickvals": tokens, "ticktext": labels, "tickfont": {"size": 10}, "mirror": True}
     figure.update_yaxes(autorange="reversed", showticklabels=False, **ticks)
     figure.update_yaxes(showticklabels=True, col=1)
     figure.update_xaxes(showticklabels=False, tickangle=90, **ticks)
@@ -85,6 +82,11 @@ def token_labels(tokens: Sequence[str]) -> list[str]:
     They are numbered, or plotly would merge equal tokens into one row.
     """
     return [f"{i} {_visible(token)}" for i, token in enumerate(tokens)]
+
+
+def short_label(token: str) -> str:
+    """Returns a token as a label without its number, cut where it is long."""
+    return _visible(token if len(token) <= LONGEST else token[: LONGEST - 1] + "…")
 
 
 def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:

@@ -201,7 +201,7 @@ def _node_trace(
         },
         text=[name if name in own and size > 24 else "" for name in names],
         textposition="middle center",
-        textfont={"size": 9, "color": "white"},
+        textfont={"size": 10, "color": "white"},
         customdata=[
             f"{name}  {score_of[name]:+.3g}" if name in score_of else name for name in names
         ],

@@ -1,4 +1,4 @@
-"""How sparse the models are, how big their circuits are, and how faithful at each size."""
+"""How big the circuits are, and how faithful at each size."""
 
 from __future__ import annotations
 
@@ -12,40 +12,7 @@ from circuits.comparison import SIDES, Comparison, size_ratio
 from circuits.discovery import Found
 from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
 
-
-def density_figure(comparison: Comparison) -> go.Figure:
-    """Returns the share of open attention edges per layer, in percent, for both models.
-
-    A layer without any open edge has no bar, since the axis is logarithmic; its label says 0.
-    """
-    figure = go.Figure()
-    percents = {
-        side: [100 * share for share in comparison.models[side].density_per_layer] for side in SIDES
-    }
-    low = min([1.0, *(value for values in percents.values() for value in values if value > 0)])
-    floor = 10 ** math.floor(math.log10(low) - 0.3)
-    for side, values in percents.items():
-        figure.add_bar(
-            name=side,
-            x=[f"layer {layer}" for layer in range(len(values))],
-            y=[value if value > 0 else floor for value in values],
-            marker_color=COLOURS[side],
-            text=[f"{value:.3g}" for value in values],
-            textposition="outside",
-            cliponaxis=False,
-            customdata=values,
-            hovertemplate="%{x}: %{customdata:.4g} % open",
-        )
-    contexts = " and ".join(dict.fromkeys(str(comparison.models[side].context) for side in SIDES))
-    figure.update_yaxes(
-        type="log",
-        range=[math.log10(floor), 2.3],
-        dtick=1,
-        title="open attention edges (%)",
-    )
-    overall = ", ".join(f"{side} {100 * comparison.models[side].density:.3g} %" for side in SIDES)
-    title = f"Attention edges left open, T = {contexts} (overall: {overall})"
-    return styled(figure, title, height=400)
+IN_ROW = 2
 
 
 def sizes_figure(comparison: Comparison) -> go.Figure:
@@ -55,8 +22,14 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     no bar there, only its 0.
     """
     tasks = list(comparison.discoveries)
+    n_rows, n_cols = math.ceil(len(tasks) / IN_ROW), min(len(tasks), IN_ROW)
     figure = make_subplots(
-        cols=len(tasks), rows=1, shared_yaxes=True, subplot_titles=[safe(task) for task in tasks]
+        cols=n_cols,
+        rows=n_rows,
+        shared_yaxes="all",  # type: ignore[arg-type]
+        subplot_titles=[safe(task) for task in tasks],
+        vertical_spacing=0.22 / n_rows,
+        horizontal_spacing=0.03,
     )
     every = [
         one
@@ -66,18 +39,19 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     ]
     positive = [one.size for one in every if one.size > 0]
     is_log = bool(positive) and max(positive) > 10 * min(positive)
-    for column, task in enumerate(tasks, start=1):
+    for number, task in enumerate(tasks):
+        row, column = 1 + number // IN_ROW, 1 + number % IN_ROW
         found = comparison.discoveries[task]
         names = list(found["dense"].found)
         for side in SIDES:
             sizes = [found[side].found[name] for name in names]
-            bars = _size_bars(sizes, [UNITS[name] for name in names], side, first=column == 1)
-            figure.add_trace(bars, row=1, col=column)
+            bars = _size_bars(sizes, [UNITS[name] for name in names], side, first=number == 0)
+            figure.add_trace(bars, row=row, col=column)
         for name in names:
             pair = [found[side].found[name] for side in SIDES]
             top = max(1.0, *(max(one.size, one.size_high) for one in pair))
             figure.add_annotation(
-                row=1,
+                row=row,
                 col=column,
                 x=UNITS[name],
                 y=math.log10(top) if is_log else top,
@@ -92,10 +66,10 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
         figure.update_yaxes(type="log", dtick=1, range=[math.log10(floor), math.log10(4 * top)])
     else:  # Room for the ratios above the bars.
         figure.update_yaxes(range=[0, 1.25 * top])
-    figure.update_yaxes(title="components in the circuit", row=1, col=1)
+    figure.update_yaxes(title="components in the circuit", col=1)
     target = next(iter(comparison.discoveries.values()))["dense"].config.target
     title = f"Components that recover {100 * target:.4g} % (above: dense / sparse, 95 % interval)"
-    return styled(figure, title, height=460)
+    return styled(figure, title, height=140 + 320 * n_rows)
 
 
 def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: bool) -> go.Bar:
@@ -106,7 +80,7 @@ def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: b
         x=labels,
         y=[one.size for one in sizes],
         marker_color=COLOURS[side],
-        text=[f"{one.size:.4g}" for one in sizes],
+        text=[f"{one.size:.1f}".removesuffix(".0") for one in sizes],
         # At the foot, away from the error bars.
         textposition="inside",
         insidetextanchor="start",

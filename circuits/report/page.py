@@ -18,10 +18,12 @@ from plotly.offline import get_plotlyjs
 
 from circuits.comparison import SIDES, Comparison
 from circuits.figures import (
+    arcs_figure,
     attention_figure,
     circuit_figure,
     density_figure,
     faithfulness_figure,
+    head_density_figure,
     sizes_figure,
 )
 from circuits.report.explorer import explorer_html
@@ -57,6 +59,7 @@ def tables_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
 def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
     """Yields all figures with their names."""
     yield "density", density_figure(comparison)
+    yield "density_per_head", head_density_figure(comparison)
     yield "sizes", sizes_figure(comparison)
     for task, found in comparison.discoveries.items():
         yield f"{task}.faithfulness", faithfulness_figure(comparison, task)
@@ -64,6 +67,8 @@ def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
         yield f"{task}.circuits", circuit_figure(comparison, task, granularity)
         if task in comparison.examples:
             yield f"{task}.attention", attention_figure(comparison, task)
+            if "attention_edge" in found["dense"].found:
+                yield f"{task}.arcs", arcs_figure(comparison, task)
 
 
 def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
@@ -86,6 +91,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "<p>A query may attend to every earlier position; the gate leaves few of these attention "
         "edges open. A dense model leaves all of them open.</p>",
         _figure(figures["density"]),
+        _figure(figures["density_per_head"]),
         "<h2>3. How big are the circuits?</h2>",
         "<p>Components are ranked on one set of prompts. On another set the model is run with "
         "only the first so many of them intact and everything else ablated. The circuit is the "
@@ -116,6 +122,8 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
             f"answer <code>{_safe(example.answer)}</code>.</p>"
         )
         parts.append(_figure(figures[f"{task}.attention"]))
+        if f"{task}.arcs" in figures:
+            parts.append(_figure(figures[f"{task}.arcs"]))
     parts += [
         "<p>Overlap of the two circuits, components matched by name:</p>",
         _table(tables["overlap"]),

@@ -86,17 +86,17 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     for task, found in comparison.discoveries.items():
         for side, discovery in found.items():
             for granularity, one in discovery.found.items():
-                name = f"{_file_name(task)}.{side}.{granularity}.json"
+                name = f"{figure_file_name(task)}.{side}.{granularity}.json"
                 one.circuit.save(folder / "circuits" / name)
     (folder / "figures").mkdir()
     figures = dict(figures_of(comparison))
     for name, figure in figures.items():
-        path = folder / "figures" / f"{_file_name(name)}.html"
+        path = folder / "figures" / f"{figure_file_name(name)}.html"
         figure.write_html(path, include_plotlyjs="directory")
     write_text(folder / "report.html", report_html(comparison, figures))
     save_comparison(comparison, folder / MARKER)
 
 
-def _file_name(name: str) -> str:
-    """A task's name without what a path would read as folders."""
+def figure_file_name(name: str) -> str:
+    """Returns the name of a task or figure without what a path would read as folders."""
     return re.sub(r"[^\w.-]", "_", name)

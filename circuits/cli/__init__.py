@@ -1,0 +1,63 @@
+"""The command line: arguments in, calls of the package, tables and exit codes out.
+
+Exit codes: 0 done, 1 a failure (one line on stderr), 2 bad usage, 130 interrupted. `--debug` shows
+tracebacks. torch and TransformerLens are imported only once the arguments have been read.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from circuits.cli.compare import compare_command, robustness_command
+from circuits.cli.console import say
+from circuits.cli.discover import discover_command
+from circuits.cli.figures import figures_command
+from circuits.cli.show import models_command, tasks_command
+from circuits.cli.train import train_command
+
+app = typer.Typer(
+    name="circuits",
+    help="Sparse attention post-training, and circuits of dense and sparse models side by side.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+for name, command in {
+    "compare": compare_command,
+    "robustness": robustness_command,
+    "discover": discover_command,
+    "figures": figures_command,
+    "tasks": tasks_command,
+    "models": models_command,
+    "train": train_command,
+}.items():
+    app.command(name)(command)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    del debug  # Read in main(), which catches the errors.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        return app(args=arguments, standalone_mode=False) or 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        # Bad usage has an exit code of its own (2), whichever click typer is built on.
+        code = getattr(error, "exit_code", 1)
+        message = getattr(error, "message", "") or str(error) or type(error).__name__
+        say(message)
+        return code

@@ -1,0 +1,185 @@
+"""`circuits compare` and `circuits robustness`: two models, or more, side by side."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
+from circuits.cli.options import (
+    DEFAULT_TASKS,
+    AblationName,
+    Device,
+    Granularities,
+    Method,
+    NPrompts,
+    Seed,
+    SelectionName,
+    Target,
+    Tasks,
+    discover_config,
+    read_task,
+    text_stream,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare_command(
+    dense: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
+    sparse: Annotated[str, typer.Option(help="Its sparse twin: a name or folder.")] = "sparse",
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="One more model beside the pair, as NAME=MODEL: a control, or a further twin. "
+            "Repeatable.",
+        ),
+    ] = None,
+    task: Tasks = None,
+    target: Target = 0.9,
+    granularity: Granularities = None,
+    method: Method = "attribution_patching",
+    selection: SelectionName = "absolute",
+    ablation: AblationName = "corrupted",
+    prompts: NPrompts = 100,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    text: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text on which cross-entropy and density are measured."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+) -> None:
+    """Compare the circuits of a dense model and of its sparse twin."""
+    with usage_errors():
+        from circuits.compare_models import compare, steps_of_compare
+        from circuits.models import load_model
+        from circuits.report import check_writable, write_results
+
+        tasks = [read_task(name) for name in task or DEFAULT_TASKS]
+        config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
+        check_writable(out)
+        sources = _named_models(model or [])
+        models = load_model(dense, device=device), load_model(sparse, device=device)
+        others = {name: load_model(source, device=device) for name, source in sources.items()}
+        sequences = None
+        if text is not None:
+            context = min(128, *(model.cfg.n_ctx for model in models))
+            stream = text_stream(text, models[0].tokenizer, context, seed)
+            sequences = stream.held_out("selection", 64)
+    beside = "".join(f", beside {name}" for name in others)
+    err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
+    with progress_bar(steps_of_compare(config, len(tasks), len(others))) as step:
+        comparison = compare(
+            *models,
+            tasks,
+            config,
+            text=sequences,
+            names=(dense, sparse),
+            others=others,
+            on_step=step,
+        )
+    comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
+    write_results(comparison, out)
+    print_frame(comparison.models_table(), "Are the models equally good?")
+    print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
+    if others:
+        title = "The dense model against each of the others"
+        print_frame(_compact_others(comparison.others_table()), title)
+    out_console.print(
+        "ratio: dense / sparse, with its 95 % interval over held-out prompts; faithful: the\n"
+        "circuit's faithfulness, dense and sparse\n"
+        f"{comparison.run['seconds']} s, seed {seed}, {device}. Open {out / 'report.html'}"
+    )
+
+
+def robustness_command(
+    dense: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
+    sparse: Annotated[str, typer.Option(help="Its sparse twin: a name or folder.")] = "sparse",
+    task: Tasks = None,
+    granularity: Annotated[
+        list[str] | None, typer.Option("--granularity", help="head, mlp or edge. Repeatable.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Methods to try. Repeatable.")
+    ] = None,
+    prompts: NPrompts = 50,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("robustness"),
+) -> None:
+    """See whether the ratio of sizes holds under other methods, ablations and targets."""
+    with usage_errors():
+        from circuits.figures import robustness_figure
+        from circuits.files import write_text
+        from circuits.models import load_model
+        from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
+
+        tasks = [read_task(name) for name in task or DEFAULT_TASKS]
+        methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
+        out.mkdir(parents=True, exist_ok=True)
+        models = load_model(dense, device=device), load_model(sparse, device=device)
+    err_console.print(f"trying {dense} and {sparse} on {device}, seed {seed}")
+    with progress_bar(n_steps(len(tasks), methods)) as step, usage_errors():
+        table = robustness(
+            *models,
+            tasks,
+            granularities=tuple(granularity or GRANULARITIES),
+            methods=methods,
+            n_prompts=prompts,
+            seed=seed,
+            on_step=step,
+        )
+    write_text(out / "robustness.csv", table.to_csv(index=False))
+    page = robustness_figure(table).to_html(include_plotlyjs=True, full_html=True)
+    write_text(out / "robustness.html", page)
+    for sentence in verdicts(table):
+        out_console.print(sentence, soft_wrap=True)
+    out_console.print(f"written to {out}")
+
+
+def _named_models(given: list[str]) -> dict[str, str]:
+    """The names and sources in `NAME=MODEL`.
+
+    Raises:
+        ValueError: one is not of that form, or a name is taken.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, source = text.partition("=")
+        if not name or not source:
+            raise ValueError(f"--model is {text!r}; give NAME=MODEL, such as control=folder")
+        if name in (*found, "dense", "sparse"):
+            raise ValueError(f"two models are called {name!r}; give each --model another name")
+        found[name] = source
+    return found
+
+
+def _compact(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary in columns that fit a terminal; the files have all of them."""
+    bounds = zip(summary["ratio"], summary["ratio_low"], summary["ratio_high"], strict=True)
+    measured = zip(summary["faithfulness_dense"], summary["faithfulness_sparse"], strict=True)
+    return summary[["task", "granularity", "dense", "sparse"]].assign(
+        **{
+            "ratio [95 %]": [f"{one:.2f} [{low:.2f}, {high:.2f}]" for one, low, high in bounds],
+            "faithful": [f"{dense:.3f}, {sparse:.3f}" for dense, sparse in measured],
+        }
+    )
+
+
+def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
+    bounds = zip(table["ratio"], table["ratio_low"], table["ratio_high"], strict=True)
+    return table[["task", "granularity", "model", "size"]].assign(
+        **{
+            "ratio [95 %]": [
+                "does not do the task" if ratio != ratio else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
+                for ratio, low, high in bounds
+            ]
+        }
+    )

@@ -1,0 +1,72 @@
+"""What all commands share: the two consoles, the progress bar, tables, and usage errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+out_console = Console()
+err_console = Console(stderr=True)
+
+
+def say(message: str) -> None:
+    """Prints one line to stderr, as it is."""
+    err_console.print(f"circuits: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns what is wrong with arguments, before any work is done, into a usage error."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, FileExistsError, PermissionError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Any]:
+    """Yields what to call with the name of each step; Ctrl-C ends with exit code 130."""
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err_console) as progress:
+        bar = progress.add_task("starting", total=total)
+        try:
+            yield lambda what: progress.update(bar, advance=1, description=what)
+        except KeyboardInterrupt:
+            say("interrupted; no results were written")
+            raise typer.Exit(130) from None
+        progress.update(bar, completed=total, description="done")
+
+
+def print_frame(frame: pd.DataFrame, title: str) -> None:
+    """Prints a table to stdout."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for name in frame.columns:
+        justify = "right" if frame[name].dtype.kind in "fi" else "left"
+        table.add_column(name, justify=justify, no_wrap=True)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    out_console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, float):
+        whole = value.is_integer() and abs(value) >= 10
+        return f"{value:.0f}" if whole else f"{value:.3g}"
+    return str(value)

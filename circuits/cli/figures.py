@@ -1,0 +1,50 @@
+"""`circuits figures`: the figures of a comparison as files for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.cli.console import out_console, progress_bar, usage_errors
+
+
+def figures_command(
+    results: Annotated[Path, typer.Argument(help="Folder that `circuits compare` wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
+    format: Annotated[str, typer.Option(help="pdf, svg or png.")] = "pdf",
+    column: Annotated[
+        str, typer.Option(help="Width: single (3.35 in) where a figure fits, or double (6.9 in).")
+    ] = "single",
+) -> None:
+    """Write the figures of a comparison for print: vector graphics as wide as a column."""
+    with usage_errors():
+        from circuits.comparison import load_comparison
+        from circuits.figures.export import FORMATS, PRINT_WIDTHS, fits, one_browser, save_figure
+        from circuits.report import figure_file_name, figures_of
+
+        if f".{format}" not in FORMATS:
+            known = ", ".join(one[1:] for one in FORMATS)
+            raise ValueError(f"unknown format {format!r}; choose one of {known}")
+        if column not in PRINT_WIDTHS:
+            known = ", ".join(PRINT_WIDTHS)
+            raise ValueError(f"unknown column {column!r}; choose one of {known}")
+        saved = results / "comparison.json"
+        if not saved.is_file():
+            raise FileNotFoundError(
+                f"{results} holds no comparison; make one with circuits compare"
+            )
+        comparison = load_comparison(saved)
+        out.mkdir(parents=True, exist_ok=True)
+    figures = dict(figures_of(comparison))
+    written = []
+    with one_browser(), progress_bar(len(figures)) as step:
+        for name, figure in figures.items():
+            step(name)
+            width = column if fits(figure, column) else "double"
+            path = out / f"{figure_file_name(name)}.{format}"
+            save_figure(figure, path, width)
+            written.append(f"{path}  ({PRINT_WIDTHS[width]} in)")
+    for line in written:
+        out_console.print(line, highlight=False, soft_wrap=True)

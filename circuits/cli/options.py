@@ -1,0 +1,80 @@
+"""The options that several commands have, and what their arguments mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from circuits.discovery import DiscoverConfig
+    from circuits.sparsify.data import TokenStream
+    from circuits.tasks import Task
+
+Target = Annotated[float, typer.Option(help="Faithfulness that a circuit must reach, 0 to 1.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="A task's name, or a .csv or .jsonl of prompt pairs. Repeatable."),
+]
+Granularities = Annotated[
+    list[str] | None,
+    typer.Option("--granularity", help="head, mlp, edge or attention_edge. Repeatable."),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="attribution_patching, integrated_gradients, integrated_activations, "
+        "gradient_average, local_patching or exact_patching."
+    ),
+]
+SelectionName = Annotated[
+    str, typer.Option("--selection", help="Order of components: absolute, signed or greedy.")
+]
+AblationName = Annotated[str, typer.Option("--ablation", help="corrupted, mean or zero.")]
+NPrompts = Annotated[int, typer.Option("--prompts", help="Prompts to rank on, and to hold out.")]
+Seed = Annotated[int, typer.Option(help="Seed of prompts, random circuits and resamples.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+
+DEFAULT_TASKS = ["ioi", "greater_than"]
+
+
+def read_task(name: str) -> Task:
+    """Returns the task of that name, or of that file of prompt pairs."""
+    from circuits.tasks import get_task, task_from_file
+
+    if name.endswith((".csv", ".jsonl")):
+        return task_from_file(name)
+    return get_task(name.replace("-", "_"))
+
+
+def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStream:
+    """Returns the stream of a UTF-8 text file."""
+    from circuits.sparsify.data import TextStream
+
+    return TextStream(path, tokenizer, context=context, seed=seed)
+
+
+def discover_config(
+    target: float,
+    granularity: list[str] | None,
+    method: str,
+    selection: str,
+    ablation: str,
+    prompts: int,
+    seed: int,
+) -> DiscoverConfig:
+    """Returns the configuration that the options say."""
+    from circuits.attribute import GRANULARITIES
+    from circuits.discovery import DiscoverConfig
+
+    names = [name.replace("-", "_") for name in granularity or GRANULARITIES]
+    return DiscoverConfig(
+        target=target,
+        granularities=tuple(dict.fromkeys(names)),
+        method=method,
+        selection=selection,
+        ablation=ablation,
+        n_prompts=prompts,
+        seed=seed,
+    )

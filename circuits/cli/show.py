@@ -1,0 +1,64 @@
+"""`circuits tasks` and `circuits models`: what there is to work with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from circuits.cli.console import out_console, usage_errors
+from circuits.cli.options import Seed, read_task
+
+
+def tasks_command(
+    task: Annotated[str | None, typer.Argument(help="Show prompts of this task.")] = None,
+    model: Annotated[str, typer.Option(help="Model whose tokenizer to use.")] = "dense",
+    show: Annotated[int, typer.Option(help="How many prompts.")] = 5,
+    seed: Seed = 0,
+) -> None:
+    """List the tasks, or show prompts of one."""
+    with usage_errors():
+        from circuits.models import load_model
+        from circuits.tasks import get_task, task_names
+
+        if task is None:
+            table = Table("task", "metric", "what it is")
+            for name in task_names():
+                table.add_row(name, get_task(name).metric, get_task(name).description)
+            out_console.print(table)
+            return
+        chosen = read_task(task)
+        tokenizer: Any = load_model(model).tokenizer
+        chosen.build(tokenizer, n_ranking=1, n_heldout=show, seed=seed)  # The checks.
+    for pair in chosen.pairs(tokenizer, show, seed):
+        answers = ", ".join(pair.answers[:3]) + (" ..." if len(pair.answers) > 3 else "")
+        out_console.print(f"clean      {pair.clean}", markup=False, highlight=False)
+        out_console.print(f"corrupted  {pair.corrupted}", markup=False, highlight=False)
+        out_console.print(f"answer     {answers}\n", markup=False, highlight=False)
+
+
+def models_command(
+    model: Annotated[str | None, typer.Argument(help="Inspect this name or folder.")] = None,
+) -> None:
+    """List the embedded models, or inspect one model without loading its weights."""
+    with usage_errors():
+        from circuits.models import EMBEDDED, model_info
+
+        infos = [model_info(name) for name in ([model] if model else EMBEDDED)]
+    table = Table("model", "architecture", "layers", "heads", "d_model", "parameters", "gate")
+    for info in infos:
+        density = (info.gate.density or {}) if info.gate else {}
+        gate = "none (dense)" if info.gate is None else "bias " + str(info.gate.bias)
+        if density:
+            gate += f", {density['overall']:.2%} open at T = {density['context']}"
+        table.add_row(
+            info.name,
+            info.architecture,
+            str(info.n_layers),
+            str(info.n_heads),
+            str(info.d_model),
+            f"{info.n_parameters:,}",
+            gate,
+        )
+    out_console.print(table)

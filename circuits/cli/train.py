@@ -1,0 +1,136 @@
+"""`circuits train`: a dense model in, its sparse twin or a control out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.options import Device, Seed, text_stream
+
+if TYPE_CHECKING:
+    from circuits.sparsify.data import TokenStream
+
+
+def train_command(
+    out: Annotated[Path, typer.Option(help="Folder for log, checkpoints and model.")],
+    model: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 training text; else the synthetic corpus.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Dataset to train on: a hub name, or .jsonl, .csv, .parquet, .txt."),
+    ] = None,
+    data_subset: Annotated[
+        str | None, typer.Option(help="The hub dataset's configuration.")
+    ] = None,
+    data_split: Annotated[str, typer.Option(help="The part of the dataset to read.")] = "train",
+    data_column: Annotated[str, typer.Option(help="The dataset's column of text.")] = "text",
+    context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2500,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 32,
+    accumulate: Annotated[
+        int, typer.Option(help="Parts that a batch is run in, to need less memory.")
+    ] = 1,
+    precision: Annotated[
+        str, typer.Option(help="What steps compute in: float32, or bfloat16 under autocast.")
+    ] = "float32",
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
+    penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "mean",
+    edge_weight: Annotated[float, typer.Option(help="Weight of the edge penalty.")] = 3.0,
+    lambda_start: Annotated[float, typer.Option(help="First weight of the CE.")] = 1.0,
+    lambda_rate: Annotated[float, typer.Option(help="How fast that weight follows.")] = 1.0,
+    lambda_max: Annotated[float, typer.Option(help="Its upper clamp.")] = 10.0,
+    distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
+    bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
+    resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
+    control: Annotated[
+        bool, typer.Option("--control", help="Make a control: train on, without a gate.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Make attention sparse: train a dense model into its sparse twin."""
+    with usage_errors():
+        from circuits.models import frozen_parameters, load_model, save_model
+        from circuits.sparsify.config import TrainConfig
+        from circuits.sparsify.control import train_on
+        from circuits.sparsify.data import CorpusStream
+        from circuits.sparsify.evaluation import evaluate_ce
+        from circuits.sparsify.train import TrainingInterrupted, post_train
+
+        config = TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            precision=precision,
+            learning_rate=learning_rate,
+            bias=bias,
+            edge_weight=edge_weight,
+            penalty=penalty,  # type: ignore[arg-type]
+            slack=slack,
+            lambda_start=lambda_start,
+            lambda_rate=lambda_rate,
+            lambda_max=lambda_max,
+            distillation=distillation,
+            seed=seed,
+        )
+        if control and resume:
+            raise ValueError("a --control run cannot be resumed; start it anew without --resume")
+        if control and out.exists():
+            raise FileExistsError(f"{out} exists already; give a new folder for a --control run")
+        dense = load_model(model, device=device)
+        frozen = frozen_parameters(dense)
+        stream: TokenStream
+        if text is not None and data is not None:
+            raise ValueError("give --text or --data, not both")
+        if data is not None:
+            from circuits.sparsify.dataset_stream import DatasetStream
+
+            stream = DatasetStream(
+                data,
+                dense.tokenizer,
+                context=context,
+                seed=seed,
+                column=data_column,
+                subset=data_subset,
+                split=data_split,
+            )
+        elif text is None:
+            stream = CorpusStream(dense.tokenizer, context=context, seed=seed)
+        else:
+            stream = text_stream(text, dense.tokenizer, context, seed)
+    if control:
+        err_console.print(f"training {model} on, without a gate, on {device}, seed {seed}")
+        trained = train_on(dense, stream, config, frozen=frozen)
+        out.mkdir(parents=True)
+        save_model(trained, out / "model")
+        held_out = stream.held_out("selection", config.selection_sequences)
+        before, after = (evaluate_ce(one, held_out) for one in (dense, trained))
+        out_console.print(f"dense CE {before:.4f}, control CE {after:.4f} nats")
+        out_console.print(f"written to {out / 'model'}")
+        return
+    err_console.print(f"post-training {model} on {device}, seed {seed}, into {out}")
+    try:
+        result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)
+    except TrainingInterrupted as stop:
+        say(str(stop))
+        raise typer.Exit(130) from None
+    layers = ", ".join(f"{density:.2%}" for density in result.density.per_layer.tolist())
+    out_console.print(
+        f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
+        f"{result.density.overall:.2%} of edges open at T = {result.density.context} "
+        f"(layers: {layers}), weights of step {result.best_step}",
+        soft_wrap=True,
+    )
+    save_model(result.model, out / "model", gate=result.card())
+    if not result.satisfied:
+        raise RuntimeError(
+            f"no state kept the bound CE <= {result.tau:.4f}; the last one is in {out / 'model'}. "
+            "Train longer, allow some --slack, or lower --edge-weight"
+        )
+    out_console.print(f"written to {out / 'model'}")

@@ -1,0 +1,123 @@
+"""The attention edges that carry a behaviour, as arcs over the tokens of one prompt."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import plotly.graph_objects as go
+
+from circuits.circuit import AttentionEdge
+from circuits.comparison import SIDES, Comparison
+from circuits.figures.attention import short_label
+from circuits.figures.style import COLOURS, counted, safe, styled
+
+MAX_ARCS = 200
+_POINTS = 21
+_BAND = 1.0  # half the height that the tokens take, in units of the distance of two tokens
+
+
+def arcs_figure(comparison: Comparison, task: str) -> go.Figure:
+    """Returns the circuits of attention edges on one prompt: dense above the tokens, sparse below.
+
+    An arc leads from the query at its right end to the key at its left; a loop stays at its
+    token. It is the wider the stronger its score, and dashed where it counters the behaviour.
+    The edges are those chosen for the prompt's template; of more than 200 the strongest are drawn
+    and a note says so.
+
+    Raises:
+        ValueError: attention edges were not looked for, or the comparison holds no prompt.
+    """
+    found, example = comparison.discoveries[task], comparison.examples.get(task)
+    if example is None or any("attention_edge" not in found[side].found for side in SIDES):
+        raise ValueError(
+            f"the comparison holds no circuit of attention edges on a prompt of {task!r}; compare "
+            "with --granularity attention_edge"
+        )
+    tokens = example.clean
+    figure = go.Figure()
+    notes = []
+    for side, sign in zip(SIDES, (1, -1), strict=True):
+        circuit = found[side].found["attention_edge"].circuit
+        edges = sorted(
+            circuit.attention_edges.get(example.template, []), key=lambda edge: -abs(edge.score)
+        )
+        for trace in _arc_traces(edges[:MAX_ARCS], tokens, side, sign):
+            figure.add_trace(trace)
+        note = f"{side}: {counted(len(edges), 'attention_edge')}"
+        if len(edges) > MAX_ARCS:
+            note += f", the {MAX_ARCS} strongest drawn"
+        notes.append(note)
+    for place, token in enumerate(tokens):
+        figure.add_annotation(
+            x=place, y=0, text=short_label(token), textangle=-90, showarrow=False,
+            font={"size": 12}, align="center",
+        )  # fmt: skip
+    reach = _BAND + 0.4 + (len(tokens) - 1) / 2
+    figure.update_xaxes(visible=False, range=[-0.8, len(tokens) - 0.2])
+    figure.update_yaxes(visible=False, range=[-reach, reach])
+    title = f"{safe(task)}: attention edges of one prompt ({'; '.join(notes)})"
+    return styled(figure, title, 360 + 14 * len(tokens), legend_rows=1)
+
+
+def _arc_traces(
+    edges: list[AttentionEdge], tokens: tuple[str, ...], side: str, sign: int
+) -> list[go.Scatter]:
+    strongest = max((abs(edge.score) for edge in edges), default=0.0) or 1.0
+    # Heads that share a pair of tokens are drawn one over the other.
+    shared: Counter[tuple[int, int]] = Counter()
+    classes: dict[tuple[int, str], list[tuple[float | None, float | None]]] = {}
+    tops, texts = [], []
+    for edge in edges:
+        width = 1 + round(4 * math.sqrt(abs(edge.score) / strongest))
+        dash = "solid" if edge.score >= 0 else "dot"
+        arc = _arc(edge.key, edge.query, 0.16 * shared[edge.key, edge.query], sign)
+        shared[edge.key, edge.query] += 1
+        classes.setdefault((width, dash), []).extend([*arc, (None, None)])
+        tops.append(arc[_POINTS // 2])
+        ends = f"{short_label(tokens[edge.query])} → {short_label(tokens[edge.key])}"
+        texts.append(f"a{edge.layer}.h{edge.head}  {ends}  {edge.score:+.3g}")
+    lines = [
+        go.Scatter(
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+            mode="lines",
+            line={"color": COLOURS[side], "width": width, "dash": dash},
+            opacity=0.75,
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        for (width, dash), points in sorted(classes.items())
+    ]
+    legend = [
+        go.Scatter(
+            x=[None], y=[None], mode="lines", name=f"{side}, {word}",
+            line={"color": COLOURS[side], "width": 3, "dash": dash},
+        )
+        for word, dash in (("supports", "solid"), ("counters", "dot"))
+    ]  # fmt: skip
+    pointer = go.Scatter(
+        x=[x for x, _ in tops],
+        y=[y for _, y in tops],
+        mode="markers",
+        name=f"{side} edges",
+        marker={"size": 9, "opacity": 0},
+        text=texts,
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+    )
+    return [*lines, *legend, pointer]
+
+
+def _arc(key: int, query: int, lift: float, sign: int) -> list[tuple[float, float]]:
+    """Half an ellipse from key to query, or a small loop where they are the same token."""
+    middle, half = (key + query) / 2, max((query - key) / 2, 0.18)
+    height = half if query > key else 0.35
+    angles = [math.pi * step / (_POINTS - 1) for step in range(_POINTS)]
+    return [
+        (
+            round(middle - half * math.cos(angle), 3),
+            round(sign * (_BAND + (height + lift) * math.sin(angle)), 3),
+        )
+        for angle in angles
+    ]

@@ -1,0 +1,85 @@
+"""How sparse the models are: the share of attention edges open in each layer and each head."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+
+from circuits.comparison import SIDES, Comparison
+from circuits.figures.style import COLOURS, safe, styled
+
+
+def density_figure(comparison: Comparison) -> go.Figure:
+    """Returns the share of open attention edges per layer, in percent, for both models.
+
+    A layer without any open edge has no bar, since the axis is logarithmic; its label says 0.
+    """
+    figure = go.Figure()
+    percents = {
+        side: [100 * share for share in comparison.models[side].density_per_layer] for side in SIDES
+    }
+    low = min([1.0, *(value for values in percents.values() for value in values if value > 0)])
+    floor = 10 ** math.floor(math.log10(low) - 0.3)
+    for side, values in percents.items():
+        figure.add_bar(
+            name=side,
+            x=[f"layer {layer}" for layer in range(len(values))],
+            y=[value if value > 0 else floor for value in values],
+            marker_color=COLOURS[side],
+            text=[f"{value:.3g}" for value in values],
+            textposition="outside",
+            constraintext="none",
+            cliponaxis=False,
+            customdata=values,
+            hovertemplate="%{x}: %{customdata:.4g} % open",
+        )
+    contexts = " and ".join(dict.fromkeys(str(comparison.models[side].context) for side in SIDES))
+    figure.update_yaxes(
+        type="log",
+        range=[math.log10(floor), 2.3],
+        dtick=1,
+        title="open attention edges (%)",
+    )
+    overall = ", ".join(f"{side} {100 * comparison.models[side].density:.3g} %" for side in SIDES)
+    title = f"Attention edges left open, T = {contexts} (overall: {overall})"
+    return styled(figure, title, height=400)
+
+
+def head_density_figure(comparison: Comparison, model: str = "sparse") -> go.Figure:
+    """Returns the share of open attention edges of every head, in percent: a row a layer.
+
+    The colour is logarithmic, the numbers are in the cells; a head without any open edge is white.
+
+    Args:
+        comparison: The comparison.
+        model: The model shown, one of `comparison.models`.
+
+    Raises:
+        ValueError: the comparison has no such model.
+    """
+    if model not in comparison.models:
+        raise ValueError(
+            f"the comparison has no model {model!r}; it has {', '.join(comparison.models)}"
+        )
+    facts = comparison.models[model]
+    percents = [[100 * share for share in heads] for heads in facts.density_per_head]
+    # A power of ten below the sparsest head is where the colours start, so that it is not white.
+    low = min([100.0, *(one for heads in percents for one in heads if one > 0)]) / 10
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[math.log10(max(one, low)) for one in heads] for heads in percents],
+            x=[f"head {head}" for head in range(len(percents[0]))],
+            y=[f"layer {layer}" for layer in range(len(percents))],
+            zmin=math.log10(low),
+            zmax=2,
+            colorscale=[[0, "#FFFFFF"], [1, COLOURS.get(model, COLOURS["sparse"])]],
+            showscale=False,
+            text=[[f"{one:.2g}" if one else "0" for one in heads] for heads in percents],
+            texttemplate="%{text}",
+            customdata=percents,
+            hovertemplate="%{y}, %{x}: %{customdata:.4g} % open<extra></extra>",
+        )
+    )
+    title = f"Attention edges that each head of {safe(model)} leaves open (%), T = {facts.context}"
+    return styled(figure, title, 190 + 34 * len(percents), legend_rows=0)
