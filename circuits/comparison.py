@@ -63,7 +63,7 @@ class AttentionExample:
         corrupted: The corrupted twin's tokens.
         answer: The first right answer.
         patterns: Attention after the gate, on the clean prompt, per side:
-            [layer][head][query][key].
+            lists in lists, `layer head query key`.
     """
 
     task: str

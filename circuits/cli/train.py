@@ -47,7 +47,7 @@ def train_command(
     lambda_max: Annotated[float, typer.Option(help="Its upper clamp.")] = 10.0,
     distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
     bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
-    resume: Annotated[bool, typer.Option(help="Continue the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     control: Annotated[
         bool, typer.Option("--control", help="Make a control: train on, without a gate.")
     ] = False,

@@ -1,0 +1,57 @@
+"""The site builds without a warning, and knows every command and module."""
+
+from __future__ import annotations
+
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
+
+
+def test_every_option_of_every_command_is_there(site):
+    page = html.unescape((site / "command_line" / "index.html").read_text())
+    for command in ("compare", "discover", "figures", "models", "robustness", "tasks", "train"):
+        shown = subprocess.run(
+            [sys.executable, "-c", "import circuits.cli as c; c.main()", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        options = set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help"}
+        assert f"circuits {command}" in page
+        assert {one for one in options if f"<code>{one}</code>" not in page} == set()
+
+
+def test_every_public_name_is_there(site):
+    import circuits
+
+    page = (site / "python" / "index.html").read_text()
+    names = [getattr(circuits, name) for name in circuits.__all__]
+    missing = [one for one in names if f'id="{one.__module__}.{one.__name__}"' not in page]
+    assert missing == []
+
+
+def test_the_site_asks_no_other_host(site):
+    for path in site.rglob("*.html"):
+        loaded = re.findall(
+            r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?:[^\"]+)", path.read_text()
+        )
+        assert loaded == [], path
