@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 N_SEQUENCES = 64
 CONTEXT = 128
+N_EXAMPLES = 4
 
 
 def compare(
@@ -128,7 +129,13 @@ def compare(
     return Comparison(
         models=facts,
         discoveries=discoveries,
-        examples={task.name: _example(pair, task, prompts[task.name]) for task in tasks},
+        examples={
+            task.name: tuple(
+                _example(pair, task, prompts[task.name], row)
+                for row in _shown_rows(prompts[task.name]["dense"].heldout.templates)
+            )
+            for task in tasks
+        },
         transfers=tuple(transfers),
         roles=tuple(roles),
         refused=refused,
@@ -205,14 +212,21 @@ def _model_facts(
     )
 
 
+def _shown_rows(templates: Sequence[str]) -> list[int]:
+    """A few prompts to look at, of as many templates as there are."""
+    firsts = [row for row, name in enumerate(templates) if name not in templates[:row]]
+    others = [row for row in range(len(templates)) if row not in firsts]
+    return [*firsts, *others][:N_EXAMPLES]
+
+
 @torch.no_grad()
 def _example(
-    models: dict[str, HookedTransformer], task: Task, prompts: dict[str, TaskPrompts]
+    models: dict[str, HookedTransformer], task: Task, prompts: dict[str, TaskPrompts], row: int
 ) -> AttentionExample:
-    """The first held-out prompt and where each model's heads attend on it."""
+    """One held-out prompt and where each model's heads attend on it."""
     patterns: dict[str, list[list[list[list[float]]]]] = {}
     for side, model in models.items():
-        one = prompts[side].heldout.subset([0])
+        one = prompts[side].heldout.subset([row])
         length = int(one.lengths[0])
         tokens = one.clean[:, :length].to(model.W_E.device)
         _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.endswith("hook_pattern"))
@@ -220,7 +234,7 @@ def _example(
             cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
             for layer in range(model.cfg.n_layers)
         ]
-    shown, tokenizer = prompts["dense"].heldout.subset([0]), tokenizer_of(models["dense"])
+    shown, tokenizer = prompts["dense"].heldout.subset([row]), tokenizer_of(models["dense"])
     length = int(shown.lengths[0])
     clean, corrupted = (
         tuple(str(tokenizer.decode([i])) for i in ids[0, :length].tolist())

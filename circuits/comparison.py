@@ -82,7 +82,7 @@ class Comparison:
         models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
         discoveries: What was found, by task, then by model. Another model that does not do a
             task has no entry.
-        examples: One prompt of each task, by task.
+        examples: A few held-out prompts of each task, by task.
         transfers: Each of the pair's circuits, run in the other model.
         roles: What the heads of the pair attend to, by task.
         refused: Why another model has no circuit, by task, then by model.
@@ -91,7 +91,7 @@ class Comparison:
 
     models: dict[str, ModelFacts]
     discoveries: dict[str, dict[str, Discovery]]
-    examples: dict[str, AttentionExample] = field(default_factory=dict)
+    examples: dict[str, tuple[AttentionExample, ...]] = field(default_factory=dict)
     transfers: tuple[Transfer, ...] = ()
     roles: tuple[HeadRole, ...] = ()
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -313,7 +313,10 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
             task: {side: discovery.to_json() for side, discovery in found.items()}
             for task, found in comparison.discoveries.items()
         },
-        "examples": {task: asdict(example) for task, example in comparison.examples.items()},
+        "examples": {
+            task: [asdict(one) for one in examples]
+            for task, examples in comparison.examples.items()
+        },
         "transfers": [asdict(one) for one in comparison.transfers],
         "roles": [asdict(one) for one in comparison.roles],
         "refused": comparison.refused,
@@ -338,10 +341,11 @@ def load_comparison(path: Path) -> Comparison:
         content = json.loads(Path(path).read_text())
         models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {
-            task: AttentionExample(
-                **facts | {key: tuple(facts[key]) for key in ("clean", "corrupted")}
+            task: tuple(
+                AttentionExample(**one | {key: tuple(one[key]) for key in ("clean", "corrupted")})
+                for one in several
             )
-            for task, facts in content["examples"].items()
+            for task, several in content["examples"].items()
         }
         discoveries = {
             task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}

@@ -111,13 +111,16 @@ def make_comparison(
         },
         discoveries=discoveries,
         examples={
-            task: AttentionExample(
-                task=task,
-                template="template",
-                clean=TOKENS,
-                corrupted=TOKENS,
-                answer=" <i>Mary</i>",
-                patterns={"dense": [[pattern] * 2] * 2, "sparse": [[closed] * 2] * 2},
+            task: tuple(
+                AttentionExample(
+                    task=task,
+                    template="template",
+                    clean=(*TOKENS[:3], third, *TOKENS[4:]),
+                    corrupted=TOKENS,
+                    answer=" <i>Mary</i>",
+                    patterns={"dense": [[pattern] * 2] * 2, "sparse": [[closed] * 2] * 2},
+                )
+                for third in (TOKENS[3], " second")
             )
             for task in tasks
         },

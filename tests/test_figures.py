@@ -237,9 +237,9 @@ def test_attention_shows_at_most_8_heads_in_rows_of_4():
     comparison = make_comparison()
     for side in SIDES:
         comparison = with_circuit(comparison, "ioi", side, "head", circuit)
-    example = comparison.examples["ioi"]
+    example = comparison.examples["ioi"][0]
     patterns = {side: [[example.patterns[side][0][0]] * 4] * 3 for side in SIDES}
-    examples = {"ioi": replace(example, patterns=patterns)}
+    examples = {"ioi": (replace(example, patterns=patterns),)}
     figure = attention_figure(replace(comparison, examples=examples), "ioi")
     assert len(figure.data) == 16
     assert [trace.name[:6].strip() for trace in figure.data[:8]] == ["dense"] * 4 + ["sparse"] * 4
@@ -310,3 +310,13 @@ def test_density_per_head_is_in_percent_and_a_closed_head_is_white():
     assert heat.z[1][0] == heat.zmin < heat.z[0][1] < heat.z[0][0] < heat.zmax
     with pytest.raises(ValueError, match="no model 'other'; it has dense, sparse"):
         head_density_figure(make_comparison(), "other")
+
+
+def test_no_arc_is_cut_off_however_many_there_are():
+    edges = [AttentionEdge(0, head, 4, 0, 1.0) for head in range(150)]
+    circuit = replace(make_circuit({}, "attention_edge"), attention_edges={"template": edges})
+    comparison = with_circuit(make_comparison(), "ioi", "dense", "attention_edge", circuit)
+    figure = arcs_figure(comparison, "ioi")
+    low, high = figure.layout.yaxis.range
+    heights = [y for trace in figure.data for y in trace.y if y is not None]
+    assert low < min(heights) and max(heights) < high

@@ -22,7 +22,7 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no browser: install chromium to test the report in it"
 )
-HOSTILE = ("<script>alert(3)</script>", '"><img src=x>', "\u202eright to left", "&amp;")
+HOSTILE = ("<script>alert(3)</script>", '"><img src=x>', "\u202eright to left", "&amp;", "\n")
 N_EDGES = 1000
 
 
@@ -59,13 +59,16 @@ def with_hostile_tokens():
     n = len(HOSTILE)
     pattern = torch.ones(n, n).tril().tolist()
     examples = {
-        task: replace(
-            one,
-            clean=HOSTILE,
-            corrupted=HOSTILE,
-            patterns={side: [[pattern] * 2] * 2 for side in one.patterns},
+        task: tuple(
+            replace(
+                one,
+                clean=HOSTILE,
+                corrupted=HOSTILE,
+                patterns={side: [[pattern] * 2] * 2 for side in one.patterns},
+            )
+            for one in several
         )
-        for task, one in comparison.examples.items()
+        for task, several in comparison.examples.items()
     }
     return replace(comparison, examples=examples)
 
@@ -144,6 +147,23 @@ def test_a_head_that_is_clicked_shows_its_patterns(page_and_log):
     assert page.eval_on_selector("#head", "one => one.value") == "a1.h0"
     assert page.text_content("#pattern-figure .gtitle").startswith("a1.h0")
     assert page.evaluate("document.getElementById('pattern-figure').data.length") == 2
+
+
+def test_another_prompt_changes_the_arcs_and_the_patterns(page_and_log):
+    page, *_ = page_and_log
+    page.select_option("#granularity", "attention_edge")
+    settled(page)
+    tokens, axis = "#circuits-figure .annotation-text", "#pattern-figure .yaxislayer-above text"
+
+    def shown(selector):
+        return page.eval_on_selector_all(selector, "all => all.map(one => one.textContent)")
+
+    assert '"quoted"' in shown(tokens)
+    assert '3 "quoted"' in shown(axis)
+    page.select_option("#prompt", "1")
+    settled(page)
+    assert "second" in shown(tokens) and '"quoted"' not in shown(tokens)
+    assert "3 second" in shown(axis) and '3 "quoted"' not in shown(axis)
 
 
 def test_tables_are_sorted_by_keyboard(page_and_log):

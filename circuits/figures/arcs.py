@@ -14,26 +14,28 @@ from circuits.figures.style import COLOURS, counted, safe, styled
 
 MAX_ARCS = 200
 _POINTS = 21
+_LIFT = 2.5  # how far apart, in the same unit, the arcs of one pair of tokens are at most
 _BAND = 1.0  # half the height that the tokens take, in units of the distance of two tokens
 
 
-def arcs_figure(comparison: Comparison, task: str) -> go.Figure:
+def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure:
     """Returns the circuits of attention edges on one prompt: dense above the tokens, sparse below.
 
     An arc leads from the query at its right end to the key at its left; a loop stays at its
     token. It is the wider the stronger its score, and dashed where it counters the behaviour.
     The edges are those chosen for the prompt's template; of more than 200 the strongest are drawn
-    and a note says so.
+    and a note says so. `prompt` is the number of one in `comparison.examples[task]`.
 
     Raises:
         ValueError: attention edges were not looked for, or the comparison holds no prompt.
     """
-    found, example = comparison.discoveries[task], comparison.examples.get(task)
-    if example is None or any("attention_edge" not in found[side].found for side in SIDES):
+    found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
+    if not examples or any("attention_edge" not in found[side].found for side in SIDES):
         raise ValueError(
             f"the comparison holds no circuit of attention edges on a prompt of {task!r}; compare "
             "with --granularity attention_edge"
         )
+    example = examples[prompt]
     tokens = example.clean
     figure = go.Figure()
     notes = []
@@ -53,7 +55,7 @@ def arcs_figure(comparison: Comparison, task: str) -> go.Figure:
             x=place, y=0, text=short_label(token), textangle=-90, showarrow=False,
             font={"size": 12}, align="center",
         )  # fmt: skip
-    reach = _BAND + 0.4 + (len(tokens) - 1) / 2
+    reach = 0.5 + max([_BAND, *(abs(y) for trace in figure.data for y in trace.y if y is not None)])
     figure.update_xaxes(visible=False, range=[-0.8, len(tokens) - 0.2])
     figure.update_yaxes(visible=False, range=[-reach, reach])
     title = f"{safe(task)}: attention edges of one prompt ({'; '.join(notes)})"
@@ -65,18 +67,21 @@ def _arc_traces(
 ) -> list[go.Scatter]:
     strongest = max((abs(edge.score) for edge in edges), default=0.0) or 1.0
     # Heads that share a pair of tokens are drawn one over the other.
-    shared: Counter[tuple[int, int]] = Counter()
+    n_sharing = Counter((edge.key, edge.query) for edge in edges)
+    drawn: Counter[tuple[int, int]] = Counter()
     classes: dict[tuple[int, str], list[tuple[float | None, float | None]]] = {}
     tops, texts = [], []
     for edge in edges:
         width = 1 + round(4 * math.sqrt(abs(edge.score) / strongest))
         dash = "solid" if edge.score >= 0 else "dot"
-        arc = _arc(edge.key, edge.query, 0.16 * shared[edge.key, edge.query], sign)
-        shared[edge.key, edge.query] += 1
+        ends = (edge.key, edge.query)
+        lift = min(0.16, _LIFT / n_sharing[ends]) * drawn[ends]
+        drawn[ends] += 1
+        arc = _arc(*ends, lift, sign)
         classes.setdefault((width, dash), []).extend([*arc, (None, None)])
         tops.append(arc[_POINTS // 2])
-        ends = f"{short_label(tokens[edge.query])} → {short_label(tokens[edge.key])}"
-        texts.append(f"a{edge.layer}.h{edge.head}  {ends}  {edge.score:+.3g}")
+        link = f"{short_label(tokens[edge.query])} → {short_label(tokens[edge.key])}"
+        texts.append(f"a{edge.layer}.h{edge.head}  {link}  {edge.score:+.3g}")
     lines = [
         go.Scatter(
             x=[x for x, _ in points],

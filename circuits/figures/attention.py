@@ -15,14 +15,16 @@ IN_ROW = 4
 LONGEST = 16
 
 
-def attention_figure(comparison: Comparison, task: str) -> go.Figure:
+def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure:
     """Returns the attention patterns after the gate on one prompt: dense above sparse.
+
+    `prompt` is the number of one in `comparison.examples[task]`.
 
     Shown are the heads in either head circuit (in either circuit of the first granularity, where
     heads were not looked for), at most eight. They are ordered by the absolute value of their
     score as a share of their model's strongest, the larger of the two.
     """
-    example = comparison.examples[task]
+    example = comparison.examples[task][prompt]
     heads = _heads_that_matter(comparison, task)
     # Blocks of two rows, dense above sparse, or the names of the tokens would not fit.
     n_columns = min(len(heads), IN_ROW)
@@ -107,7 +109,7 @@ def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:
 
 def _has(comparison: Comparison, task: str, side: str, name: str) -> bool:
     layer, head = (int(part) for part in name[1:].split(".h"))
-    patterns = comparison.examples[task].patterns[side]
+    patterns = comparison.examples[task][0].patterns[side]
     return layer < len(patterns) and head < len(patterns[layer])
 
 

@@ -2,8 +2,8 @@
 
 Every diagram is made here, once for each task and granularity; the page's script (page.js) shows
 the one that is asked for. A head that is clicked, or chosen from the list, shows its attention in
-both models on the task's example prompt. Without the script the first diagram's description and
-all tables can still be read.
+both models on the chosen prompt; attention edges are drawn over that prompt's tokens. Without the
+script all tables can still be read.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import html
 import json
 from typing import Any
 
-from circuits.comparison import SIDES, Comparison
-from circuits.figures import COLOURS, UNITS, circuit_figure, token_labels
+from circuits.comparison import SIDES, AttentionExample, Comparison
+from circuits.figures import COLOURS, UNITS, arcs_figure, circuit_figure, token_labels
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
@@ -26,11 +26,11 @@ def explorer_html(comparison: Comparison) -> str:
     return f"""<div class="controls">
 <label>Behaviour <select id="task">{tasks}</select></label>
 <label>Components <select id="granularity"></select></label>
+<label>Prompt <select id="prompt"></select></label>
 <label>Head <select id="head"></select></label>
 </div>
 <p id="said" role="status" aria-live="polite"></p>
 <div class="figure"><div id="circuits-figure"></div></div>
-<p id="prompt"></p>
 <div class="figure"><div id="pattern-figure"></div></div>
 <script type="application/json" id="explorer-data">{as_script_data(data)}</script>"""
 
@@ -53,40 +53,43 @@ def explorer_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _task_data(comparison: Comparison, task: str) -> dict[str, Any]:
-    found = comparison.discoveries[task]
+    found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
     known = [str(name) for name in found["dense"].found]
-    # A circuit of attention edges has no diagram of its own; it is drawn where nothing else is.
-    drawn = [name for name in known if name != "attention_edge"] or known
+    # Attention edges are drawn over the tokens of a prompt; where there is none, as nodes.
+    with_arcs = "attention_edge" in known and bool(examples)
     diagrams, heads = {}, {}
-    for granularity in sorted(drawn, key=lambda name: name != "edge"):
-        figure = circuit_figure(comparison, task, granularity)
-        diagrams[granularity] = json.loads(str(figure.to_json()))
+    for granularity in sorted(known, key=lambda name: name != "edge"):
         circuits = [found[side].found[granularity].circuit for side in SIDES]
         heads[granularity] = sorted({name for circuit in circuits for name in circuit.heads})
-    return {"diagrams": diagrams, "heads": heads, "example": _example_data(comparison, task, heads)}
-
-
-def _example_data(
-    comparison: Comparison, task: str, heads: dict[str, list[str]]
-) -> dict[str, Any] | None:
-    example = comparison.examples.get(task)
-    if example is None:
-        return None
-    numbers = sum(
-        len(layer) * len(example.clean) ** 2 for side in SIDES for layer in example.patterns[side]
-    ) * len(comparison.examples)
+        if granularity == "attention_edge" and with_arcs:
+            figures = [arcs_figure(comparison, task, prompt) for prompt in range(len(examples))]
+        else:
+            figures = [circuit_figure(comparison, task, granularity)]
+        diagrams[granularity] = [json.loads(str(figure.to_json())) for figure in figures]
     wanted = {name for names in heads.values() for name in names}
-    patterns: dict[str, dict[str, Any]] = {}
-    for side in SIDES:
-        patterns[side] = {
-            f"a{layer}.h{head}": [[round(p, 3) for p in query] for query in pattern]
-            for layer, layer_patterns in enumerate(example.patterns[side])
-            for head, pattern in enumerate(layer_patterns)
-            if numbers <= MOST_NUMBERS or f"a{layer}.h{head}" in wanted
-        }
+    n_all = sum(len(several) for several in comparison.examples.values())
+    return {
+        "diagrams": diagrams,
+        "heads": heads,
+        "examples": [_example_data(example, wanted, n_all) for example in examples],
+    }
+
+
+def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> dict[str, Any]:
+    """A prompt's tokens and patterns: of all heads, or of those wanted where they are too many."""
+    n_heads = sum(len(layer) for side in SIDES for layer in example.patterns[side])
+    every = n_heads * len(example.clean) ** 2 * n_all <= MOST_NUMBERS
     return {
         "tokens": token_labels(example.clean),
         "text": " ".join(token.strip() for token in example.clean),
         "answer": example.answer,
-        "patterns": patterns,
+        "patterns": {
+            side: {
+                f"a{layer}.h{head}": [[round(p, 3) for p in query] for query in pattern]
+                for layer, layer_patterns in enumerate(example.patterns[side])
+                for head, pattern in enumerate(layer_patterns)
+                if every or f"a{layer}.h{head}" in wanted
+            }
+            for side in SIDES
+        },
     }

@@ -2,7 +2,7 @@
 // The report's controls. All data stands in the page; nothing is fetched.
 (() => {
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
-  const chosen = { task: null, granularity: null, head: null };
+  const chosen = { task: null, granularity: null, prompt: 0, head: null };
   const at = (id) => document.getElementById(id);
   const settings = { responsive: true, displaylogo: false };
 
@@ -18,7 +18,7 @@
   };
 
   const showPatterns = () => {
-    const example = data.tasks[chosen.task].example;
+    const example = data.tasks[chosen.task].examples[chosen.prompt];
     const known = example && ["dense", "sparse"].every((side) => example.patterns[side][chosen.head]);
     at("pattern-figure").parentElement.hidden = !known;
     if (!known) return Promise.resolve();
@@ -57,7 +57,8 @@
 
   const showCircuits = async () => {
     const task = data.tasks[chosen.task];
-    const figure = task.diagrams[chosen.granularity];
+    const figures = task.diagrams[chosen.granularity];
+    const figure = figures[chosen.prompt] ?? figures[0];
     // The figures are copied: plotly writes into what it is given.
     await Plotly.react("circuits-figure", structuredClone(figure.data), structuredClone(figure.layout), settings);
     const heads = task.heads[chosen.granularity];
@@ -65,7 +66,6 @@
     at("said").textContent =
       `${chosen.task}, circuits of ${data.units[chosen.granularity]}: ${heads.length} heads in either circuit. ` +
       "Click a head, or choose one above, to see where it attends.";
-    at("prompt").textContent = task.example ? `Prompt: ${task.example.text} … ${task.example.answer.trim()}` : "";
     await chooseHead(heads.includes(chosen.head) ? chosen.head : heads[0] ?? null);
   };
 
@@ -75,6 +75,11 @@
     fill(at("granularity"), granularities, (one) => data.units[one]);
     if (!granularities.includes(chosen.granularity)) chosen.granularity = granularities[0];
     at("granularity").value = chosen.granularity;
+    const examples = data.tasks[name].examples;
+    const numbers = examples.map((_, number) => number);
+    fill(at("prompt"), numbers, (one) => `${examples[one].text} … ${examples[one].answer.trim()}`);
+    chosen.prompt = 0;
+    at("prompt").parentElement.hidden = examples.length === 0;
     return showCircuits();
   };
 
@@ -83,6 +88,10 @@
   at("task").addEventListener("change", (event) => then(chooseTask(event.target.value)));
   at("granularity").addEventListener("change", (event) => {
     chosen.granularity = event.target.value;
+    then(showCircuits());
+  });
+  at("prompt").addEventListener("change", (event) => {
+    chosen.prompt = Number(event.target.value);
     then(showCircuits());
   });
   at("head").addEventListener("change", (event) => then(chooseHead(event.target.value)));

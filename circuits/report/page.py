@@ -115,7 +115,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "of an edge for its name and score. The attention patterns are those after the gate.</p>",
         explorer_html(comparison),
     ]
-    for task, example in comparison.examples.items():
+    for task, (example, *_) in comparison.examples.items():
         words = " ".join(token.strip() for token in example.clean)
         parts.append(
             f"<p>Attention on one held-out prompt of {_safe(task)}: <code>{_safe(words)}</code>, "
