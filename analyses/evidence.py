@@ -2,8 +2,9 @@
 
     python analyses/evidence.py --out docs/results
 
-Runs `circuits compare` on four behaviours with the two controls beside the pair (the dense model
-trained on without a gate, and a second sparse twin from another seed) and `circuits robustness` on
+Runs `circuits compare` on five behaviours with controls beside the pair (the dense model trained on
+without a gate; the dense model with the 4 highest scores of each query only, untrained), two sparse
+twins from other seeds, and `circuits robustness` on
 two of them, copies their tables into OUT, and writes the page beside it that is made of them
 (analyses/results_page.py). Takes less than an hour on two cores; a part that is in `--work` already
 is not run again.
@@ -19,9 +20,10 @@ from results_page import write_page
 
 from circuits.cli import main as circuits
 
-TASKS = ("ioi", "greater_than", "induction", "pronoun")
-OTHERS = ("dense-finetuned", "sparse-seed1")
-KEPT = ("models", "summary", "others", "evidence", "transfer", "roles", "overlap")
+TASKS = ("ioi", "greater_than", "induction", "pronoun", "subject_verb")
+CONTROLS = {"dense-finetuned": "dense-finetuned", "dense-top4": "dense@top4"}
+TWINS = {"sparse-seed1": "sparse-seed1", "sparse-seed2": "sparse-seed2"}
+KEPT = ("models", "summary", "others", "seeds", "evidence", "transfer", "roles", "overlap")
 
 
 def run(arguments: list[str]) -> None:
@@ -42,7 +44,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     if not (work / "compare").is_dir():
-        others = [part for name in OTHERS for part in ("--model", f"{name}={name}")]
+        others = [part for name in CONTROLS for part in ("--model", f"{name}={CONTROLS[name]}")]
+        others += [part for name in TWINS for part in ("--twin", f"{name}={TWINS[name]}")]
         tasks = [part for name in TASKS for part in ("--task", name)]
         run(["compare", *others, *tasks, "--out", str(work / "compare")])
     if not (work / "robustness" / "robustness.csv").is_file():

@@ -2,14 +2,14 @@
 
     python analyses/make_embedded_pair.py --out pair
 
-Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and beside them a
-second twin from another seed (`sparse-seed1`) and the dense model trained on for as long without a
-gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic corpus of
-`circuits.sparsify.corpus` at a context of 128 tokens. Whole heads are dropped from training
-sequences, so that no head can be the only one to do a thing and the work spreads, as it does in
-large language models. The dense model is judged by its accuracy and by how many heads and edges
-its circuits have, before any sparse training is looked at. The twins then come from `circuits
-train`, the command that users have.
+Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and beside them
+twins from other seeds (`sparse-seed1`, `sparse-seed2`) and the dense model trained on for as long
+without a gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic
+corpus of `circuits.sparsify.corpus` at a context of 128 tokens. Whole heads are dropped from
+training sequences, so that no head can be the only one to do a thing and the work spreads, as it
+does in large language models. The dense model is judged by its accuracy and by how many heads and
+edges its circuits have, before any sparse training is looked at. The twins then come from
+`circuits train`, the command that users have.
 
 Each cycle of the training is kept in a folder of its own; a second call goes on from there.
 """
@@ -57,7 +57,7 @@ SPARSE_RECIPE = TrainConfig(
     lambda_rate=2.0,
     slack=0.008,
 )
-TWIN_SEEDS = {"sparse": 0, "sparse-seed1": 1}
+TWIN_SEEDS = {"sparse": 0, "sparse-seed1": 1, "sparse-seed2": 2}
 INITIALIZER_RANGE = 0.06  # GPT-2's 0.02 suits a width of 768; this scales it to ours
 
 

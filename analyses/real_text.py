@@ -19,8 +19,6 @@ import argparse
 import json
 import random
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from tokenizers import ByteLevelBPETokenizer
-from torch import Tensor, nn
+from torch import nn
 from transformer_lens import HookedTransformer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -39,7 +37,9 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.control import train_on
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream
-from circuits.sparsify.train import evaluate_ce, post_train
+from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.train import post_train
+from circuits.top_k import add_top_k
 
 LEFT_OUT = ("site-packages", "test", "tests", "idle_test", "__pycache__")
 VOCABULARY = 2048
@@ -133,23 +133,6 @@ def train_dense(
     return model.eval()
 
 
-@contextmanager
-def top_k_attention(model: HookedTransformer, k: int) -> Iterator[list[Tensor]]:
-    """Keeps the k highest scores of every query, without training; yields the shares kept."""
-    shares: list[Tensor] = []
-
-    def keep(scores: Tensor, hook: object) -> Tensor:
-        allowed = torch.isfinite(scores) & (scores > torch.finfo(scores.dtype).min / 2)
-        lowest = scores.topk(min(k, scores.shape[-1]), dim=-1).values[..., -1:]
-        kept = allowed & (scores >= lowest)
-        shares.append(kept.sum() / allowed.sum())
-        return scores.masked_fill(~kept, -torch.inf)
-
-    hooks = [(f"blocks.{layer}.attn.hook_attn_scores", keep) for layer in range(model.cfg.n_layers)]
-    with model.hooks(fwd_hooks=hooks):
-        yield shares
-
-
 def write_brackets(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Writes prompt pairs that end in an open `[` (clean) or `(` (corrupted): what closes it?"""
 
@@ -234,12 +217,10 @@ def main() -> None:
         {"model": "dense, trained on", "ce": evaluate_ce(control, tokens), "density": 1.0},
         {"model": "sparse", "ce": result.ce, "density": result.density.overall},
     ]
-    for name, model in (("dense", dense), ("dense, trained on", control)):
+    for name, folder in (("dense", "dense"), ("dense, trained on", "control")):
         for k in TOP_K:
-            with top_k_attention(model, k) as shares:
-                ce = evaluate_ce(model, tokens)
-            density = torch.stack(shares).mean().item()
-            rows.append({"model": f"{name}, top {k}", "ce": ce, "density": density})
+            ce, density = evaluate(add_top_k(load_model(out / folder), k), tokens)
+            rows.append({"model": f"{name}, top {k}", "ce": ce, "density": density.overall})
     table = pd.DataFrame(rows).assign(
         context=CONTEXT, sequences=len(tokens), satisfied=result.satisfied, **versions()
     )

@@ -36,7 +36,7 @@ def write_page(tables: Path, page: Path) -> None:
 
 def page_text(tables: Path) -> str:
     """Returns the page as Markdown."""
-    names = ("models", "summary", "others", "transfer", "roles", "robustness")
+    names = ("models", "summary", "others", "seeds", "transfer", "roles", "robustness")
     found = {name: pd.read_csv(tables / f"{name}.csv", keep_default_na=True) for name in names}
     real = tables / "real_text.csv"
     parts = [
@@ -57,9 +57,16 @@ def page_text(tables: Path) -> str:
         "has none.",
         "## Controls",
         "`dense-finetuned` took the same optimiser, schedule, batches and number of steps as the "
-        "sparse twin, without a gate. `sparse-seed1` is a second twin, post-trained from another "
-        "seed. The ratio is the dense model's size over that model's.",
+        "sparse twin, without a gate. `dense-top4` is the dense model with the 4 highest scores of "
+        "each query only, untrained. `sparse-seed1` and `sparse-seed2` are twins, post-trained "
+        "from other seeds. The ratio is the dense model's size over that model's.",
+        markdown(quality(found["models"])),
         markdown(controls(found["others"])),
+        "## Training seeds",
+        "The geometric mean of the ratio over the sparse model and its two twins, with Student's "
+        "95 % interval: what another seed of post-training would give. Three seeds make it wide; "
+        "the dense model is the same one.",
+        markdown(seeds(found["seeds"])),
         "## The same algorithm?",
         "Each circuit run in the other model, on held-out prompts. `own` is what the circuit "
         "found in that model itself recovers; `random` what random circuits of that size do.",
@@ -90,13 +97,18 @@ def claims(found: dict[str, pd.DataFrame], real: pd.DataFrame | None) -> str:
         by_name = real.set_index("model")
         rows.append(density_claim("real text", by_name.loc["dense"], by_name.loc["sparse"]))
     for granularity, paper in (("head", HEADS), ("attention_edge", ATTENTION_EDGES)):
-        chosen = found["summary"][found["summary"]["granularity"] == granularity]
+        chosen, drawn = (
+            found[name][found[name]["granularity"] == granularity] for name in ("summary", "seeds")
+        )
         rows.append(
             {
                 "claim": f"fewer {UNITS[granularity]} for 90 % of a behaviour",
                 PAPER: f"{paper[0]:g} to {paper[1]:g} times",
                 "measured here": "; ".join(
                     f"{row['task']} {with_interval(row)}" for _, row in chosen.iterrows()
+                ),
+                "over seeds": "; ".join(
+                    f"{row['task']} {with_interval(row)}" for _, row in drawn.iterrows()
                 ),
                 "verdict": ratio_verdict(chosen, paper[0]),
             }
@@ -117,6 +129,7 @@ def density_claim(where: str, dense: Any, sparse: Any) -> dict[str, str]:
         PAPER: f"{DENSITY[0]:.1%} to {DENSITY[1]:.1%}",
         "measured here": f"{sparse['density']:.2%} at {sparse['context']:.0f} tokens, "
         f"CE {difference:+.4f} nats against the dense model",
+        "over seeds": "-",
         "verdict": verdict,
     }
 
@@ -144,6 +157,16 @@ def sentences(found: dict[str, pd.DataFrame]) -> list[str]:
             f"model needs clearly fewer in {listed(fewer)}, clearly more in {listed(more)}; no "
             f"clear difference in {listed(open_)}."
         )
+    drawn = found["seeds"]
+    clear = drawn[(drawn["ratio_low"] > 1) | (drawn["ratio_high"] < 1)]
+    known = [
+        f"{UNITS[row['granularity']]} of `{row['task']}` ({with_interval(row)})"
+        for _, row in clear.iterrows()
+    ]
+    said.append(
+        f"- Over training seeds, of {len(drawn)} ratios clearly above or below 1: "
+        f"{'; '.join(known) or 'none'}."
+    )
     others = found["others"]
     for name, rows in others[others["model"] != "sparse"].groupby("model", sort=False):
         known = rows[rows["ratio"].notna()]
@@ -183,6 +206,28 @@ def controls(others: pd.DataFrame) -> pd.DataFrame:
         index=["task", "granularity"], columns="model", values="cell", aggfunc="first", sort=False
     )
     return table.reset_index()
+
+
+def quality(models: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each model: cross-entropy, density, and accuracy on each behaviour."""
+    table = models.assign(accuracy=models["accuracy"].map("{:.0%}".format)).pivot_table(
+        index=["model", "ce", "density"], columns="task", values="accuracy", aggfunc="first",
+        sort=False,
+    )  # fmt: skip
+    table = table.reset_index().fillna("does not do it")
+    return table.assign(
+        ce=table["ce"].map("{:.4f}".format), density=table["density"].map("{:.2%}".format)
+    )
+
+
+def seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the ratios over training seeds, a column for each kind of component."""
+    cells = table.assign(cell=[with_interval(row) for _, row in table.iterrows()])
+    cells = cells.assign(granularity=cells["granularity"].map(UNITS))
+    wide = cells.pivot_table(
+        index=["task"], columns="granularity", values="cell", aggfunc="first", sort=False
+    )
+    return wide.reset_index()
 
 
 def role_counts(roles: pd.DataFrame) -> pd.DataFrame:

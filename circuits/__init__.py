@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from circuits.comparison import Comparison, load_comparison, save_comparison
     from circuits.discovery import DiscoverConfig, Discovery
     from circuits.find_circuits import discover
-    from circuits.gate import add_gate, is_gated, measure_density, remove_gate
+    from circuits.gate import add_gate, is_gated, remove_gate
     from circuits.graph import Graph
     from circuits.models import load_model, save_model
+    from circuits.open_edges import measure_density
     from circuits.report import write_results
     from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.train import post_train
@@ -44,7 +45,7 @@ _HOME = {
     "load_bridge": "bridge",
     "load_comparison": "comparison",
     "load_model": "models",
-    "measure_density": "gate",
+    "measure_density": "open_edges",
     "post_train": "sparsify.train",
     "register_task": "tasks",
     "remove_gate": "gate",

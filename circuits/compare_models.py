@@ -19,14 +19,16 @@ from circuits.ablate import CannotDoTask, graph_of
 from circuits.comparison import SIDES, AttentionExample, Comparison, ModelFacts
 from circuits.discovery import DiscoverConfig, Discovery
 from circuits.find_circuits import discover, steps_of
-from circuits.gate import is_gated, measure_density
+from circuits.gate import is_gated
 from circuits.models import tokenizer_of, versions
+from circuits.open_edges import measure_density
 from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate, evaluate_ce
 from circuits.tasks import Task, TaskPrompts
 from circuits.tasks.prompts import Prompts, is_single_token
+from circuits.top_k import is_top_k
 from circuits.transfer import Transfer, transfer
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def compare(
     text: Int[Tensor, "sequences pos"] | None = None,
     names: tuple[str, str] = ("dense", "sparse"),
     others: Mapping[str, HookedTransformer] | None = None,
+    twins: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> Comparison:
     """Returns what discovery finds in both models, and how good and how sparse they are.
@@ -63,16 +66,22 @@ def compare(
         names: What to call the two models in the results.
         others: More models by name, such as controls and further twins. A task that one of them
             cannot do is noted, not an error.
+        twins: Which of the others are sparse twins too, from other training seeds: ratios then
+            also have a mean and an interval over seeds.
         on_step: Called with a few words after each forward run.
 
     Raises:
-        ValueError: no tasks, a task that one of the pair cannot do, bad prompts, a name twice.
+        ValueError: no tasks, a task that one of the pair cannot do, bad prompts, a name twice,
+            a twin that is not among the others.
     """
     config = config or DiscoverConfig()
     if not tasks:
         raise ValueError("no tasks given; name at least one, such as 'ioi'")
     started = time.perf_counter()
     models = _named(dense, sparse, others or {})
+    unknown = [name for name in twins if name not in (others or {})]
+    if unknown:
+        raise ValueError(f"the twin {unknown[0]!r} is not among the other models")
     pair = {side: models[side] for side in SIDES}
     labels: dict[str, str] = dict(zip(SIDES, names, strict=True))
     if text is None and all(_knows_corpus(model) for model in models.values()):
@@ -138,6 +147,7 @@ def compare(
         },
         transfers=tuple(transfers),
         roles=tuple(roles),
+        twins=tuple(twins),
         refused=refused,
         run={
             "versions": versions(),
@@ -188,11 +198,12 @@ def _model_facts(
     ce, density = None, None
     tokens = prompts.clean if text is None else text
     tokens = tokens.to(model.W_E.device)
-    if text is None and is_gated(model):
+    is_sparse = is_gated(model) or is_top_k(model)
+    if text is None and is_sparse:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
         density = measure_density(model, tokens, mask)
-    elif is_gated(model):
+    elif is_sparse:
         ce, density = evaluate(model, tokens)
     elif text is not None:
         ce = evaluate_ce(model, tokens)

@@ -21,7 +21,7 @@ from circuits.circuit import Circuit
 from circuits.discovery import Discovery, Found
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
-from circuits.intervals import paired_p_value, ratio_interval
+from circuits.intervals import paired_p_value, ratio_interval, seeds_interval
 from circuits.notebook import table_html
 from circuits.roles import HeadRole
 from circuits.transfer import Transfer
@@ -85,6 +85,7 @@ class Comparison:
         examples: A few held-out prompts of each task, by task.
         transfers: Each of the pair's circuits, run in the other model.
         roles: What the heads of the pair attend to, by task.
+        twins: Which of the others are sparse twins too, from other training seeds.
         refused: Why another model has no circuit, by task, then by model.
         run: How it was made: command, versions, seed, device, seconds.
     """
@@ -94,6 +95,7 @@ class Comparison:
     examples: dict[str, tuple[AttentionExample, ...]] = field(default_factory=dict)
     transfers: tuple[Transfer, ...] = ()
     roles: tuple[HeadRole, ...] = ()
+    twins: tuple[str, ...] = ()
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
@@ -207,6 +209,25 @@ class Comparison:
         columns += ("ratio", "ratio_low", "ratio_high", "note")
         return pd.DataFrame(rows, columns=list(columns))
 
+    def seeds_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: the ratio over training seeds.
+
+        `ratio` is the geometric mean of dense over sparse, over the sparse model and its twins that
+        do the task; `seeds` of them. The interval is over post-training seeds alone: the dense
+        model and the prompts are the same. Empty without twins.
+        """
+        rows = []
+        for task, found in self.discoveries.items() if self.twins else ():
+            sparse = [found[name] for name in ("sparse", *self.twins) if name in found]
+            for granularity, dense in found["dense"].found.items():
+                ratios = [size_ratio(dense, one.found[granularity])[0] for one in sparse]
+                mean, low, high = seeds_interval(ratios)
+                row = {"task": task, "granularity": granularity, "seeds": len(ratios)}
+                row |= {"ratio": mean, "ratio_low": low, "ratio_high": high}
+                rows.append(row | {"smallest": min(ratios), "largest": max(ratios)})
+        columns = ("task", "granularity", "seeds", "ratio", "ratio_low", "ratio_high")
+        return pd.DataFrame(rows, columns=[*columns, "smallest", "largest"])
+
     def transfer_table(self) -> pd.DataFrame:
         """Returns one row for each circuit that was run in the other model."""
         return pd.DataFrame(
@@ -319,6 +340,7 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
         },
         "transfers": [asdict(one) for one in comparison.transfers],
         "roles": [asdict(one) for one in comparison.roles],
+        "twins": comparison.twins,
         "refused": comparison.refused,
         "run": comparison.run,
     }
@@ -353,10 +375,11 @@ def load_comparison(path: Path) -> Comparison:
         }
         transfers = tuple(Transfer(**one) for one in content["transfers"])
         roles = tuple(HeadRole(**one) for one in content["roles"])
+        twins = tuple(content["twins"])
         refused, run = content["refused"], content["run"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no saved comparison ({type(error).__name__}: {error}); "
             "make one with `circuits compare`"
         ) from error
-    return Comparison(models, discoveries, examples, transfers, roles, refused, run)
+    return Comparison(models, discoveries, examples, transfers, roles, twins, refused, run)

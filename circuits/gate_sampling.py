@@ -38,7 +38,7 @@ class OpenGates(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns A, the sums and the counts of logits [batch, head, query_pos, key_pos]."""
         dtype = torch.promote_types(logits.dtype, torch.float32)  # noise and p, also under bf16
-        floor = _masked_below(logits.dtype)
+        floor = masked_below(logits.dtype)
         gate = torch.empty(logits.shape, dtype=dtype, device=logits.device)
         spread = torch.empty_like(gate)  # p(1-p)
         soft = torch.empty_like(gate) if sample and not frozen else None  # s
@@ -124,6 +124,6 @@ class Noise:
         return noise.add_(self._offset).mul_(2**-16).view(shape)
 
 
-def _masked_below(dtype: torch.dtype) -> float:
-    """The score at or below which a pair is masked; half precision cannot reach -1e30."""
+def masked_below(dtype: torch.dtype) -> float:
+    """Returns the score at or below which a pair is masked; half precision cannot reach -1e30."""
     return max(_MASKED, torch.finfo(dtype).min)

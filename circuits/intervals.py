@@ -6,12 +6,14 @@ instead (`resample_templates`). In each resample the smallest faithful size is r
 sizes that the search tried, with faithfulness interpolated linearly between neighbours; no new
 interventions are run. Two models on the same prompts share their resamples, so the interval of
 their ratio is a paired one. Intervals are 95 % percentile intervals. They speak of the choice of
-prompts only: not of the training seed, nor of the ranking set.
+prompts only: not of the training seed, nor of the ranking set. Training seeds have an interval of
+their own (`seeds_interval`).
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -127,6 +129,39 @@ def paired_p_value(dense_samples: Sequence[float], sparse_samples: Sequence[floa
     at_most = sum(dense <= sparse for dense, sparse in pairs)
     at_least = sum(dense >= sparse for dense, sparse in pairs)
     return min(1.0, 2 * (min(at_most, at_least) + 1) / (len(pairs) + 1))
+
+
+def seeds_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the geometric mean of a ratio over training seeds, and its 95 % interval.
+
+    Student's t-interval of the logarithms: few seeds give a wide one, a single seed none (NaN).
+    A ratio that is 0, infinite or NaN leaves no mean.
+    """
+    if not ratios or not all(0 < ratio < math.inf for ratio in ratios):
+        return math.nan, math.nan, math.nan
+    logs = [math.log(ratio) for ratio in ratios]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    margin = t_quantile(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - margin), math.exp(mean + margin)
+
+
+def t_quantile(freedom: int, level: float = LEVEL) -> float:
+    """Returns how far the middle `level` of Student's t reaches, by bisection of its integral."""
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    scale /= math.sqrt(math.pi)
+
+    def middle(angle: float) -> float:
+        # With t = sqrt(freedom) tan(angle), the density is a power of the cosine: no tails.
+        angles = torch.linspace(0, angle, 4001, dtype=torch.float64)
+        return 2 * scale * float(torch.trapezoid(angles.cos() ** (freedom - 1), angles))
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        half = (low + high) / 2
+        low, high = (half, high) if middle(half) < level else (low, half)
+    return math.sqrt(freedom) * math.tan(low)
 
 
 def _divide(dense: float, sparse: float) -> float:

@@ -58,8 +58,9 @@ from circuits.hooked import (
     quiet_transformers,
     refuse_misfits,
 )
+from circuits.top_k import is_top_k
 
-EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1")
+EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2")
 """The models shipped inside the package: the pair, its control, and a twin from another seed."""
 
 CHECKPOINT_FILE = "final.pth"
@@ -116,7 +117,8 @@ def load_model(
 
     `name_or_path` is read in this order:
 
-    - `dense` or `sparse`, the embedded pair, or its controls `dense-finetuned` and `sparse-seed1`
+    - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1`
+      and `sparse-seed2`
       (write `./dense` for a folder of that name);
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
@@ -530,6 +532,11 @@ def _source(model: HookedTransformer) -> HFSource:
 
 
 def _checked_card(model: HookedTransformer, gate: GateCard | None) -> GateCard | None:
+    if is_top_k(model):
+        raise ValueError(
+            "the folder could not say that the model keeps its highest scores only; save the model "
+            "without add_top_k and put the mask on after loading"
+        )
     if not is_gated(model):
         if gate is not None:
             raise ValueError("a gate card was given, but the model has no gate; add_gate first")

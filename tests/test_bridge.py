@@ -17,8 +17,9 @@ from circuits.attribute import METHODS
 from circuits.bridge import load_bridge
 from circuits.discovery import DiscoverConfig
 from circuits.find_circuits import discover
-from circuits.gate import add_gate, gates, is_gated, measure_density
+from circuits.gate import add_gate, gates, is_gated
 from circuits.models import load_model
+from circuits.open_edges import measure_density
 from circuits.tasks import get_task
 from tests.helpers import make_prompts, word_tokenizer
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -168,6 +169,44 @@ def test_a_control_is_trained_without_a_gate(capsys, tmp_path):
     code, _, error = run(capsys, *arguments)
     assert code == 2
     assert "exists already" in error
+
+
+def test_twins_are_trained_from_several_seeds_and_go_on(capsys, tmp_path):
+    out = tmp_path / "twins"
+    arguments = [
+        "train", "--twins", "2", "--seed", "5", "--out", str(out), "--steps", "2",
+        "--batch-size", "2", "--context", "32", "--slack", "100",
+    ]  # fmt: skip
+    code, printed, error = run(capsys, *arguments)
+    assert code == 0, error
+    weights = [out / f"seed{seed}" / "model" / "model.safetensors" for seed in (5, 6)]
+    first, second = (path.read_bytes() for path in weights)
+    assert first != second
+    shutil.rmtree(out / "seed6")  # As if it had been killed before the second.
+    code, _, error = run(capsys, *arguments, "--resume")
+    assert code == 0, error
+    assert [path.read_bytes() for path in weights] == [first, second]
+    code, _, error = run(capsys, *arguments[:2], "0", *arguments[3:])
+    assert code == 2
+    assert "--twins is 0; train at least 1" in error
+
+
+def test_other_models_stand_beside_the_pair(capsys, tmp_path):
+    out = tmp_path / "results"
+    code, printed, error = run(
+        capsys, "compare", "--task", "pronoun", "--prompts", "12", "--granularity", "mlp",
+        "--model", "highest=dense@top4", "--twin", "second=sparse-seed1", "--out", str(out),
+    )  # fmt: skip
+    assert code == 0, error
+    others = pd.read_csv(out / "others.csv").set_index("model")
+    assert list(others.index) == ["sparse", "highest", "second"]
+    assert 0.05 < others.loc["highest", "density"] < 0.07
+    (seeds,) = pd.read_csv(out / "seeds.csv").to_dict("records")
+    ratios = others.loc[["sparse", "second"], "ratio"]
+    assert seeds["seeds"] == 2
+    assert seeds["ratio"] == pytest.approx(ratios.prod() ** 0.5)
+    assert (seeds["smallest"], seeds["largest"]) == (ratios.min(), ratios.max())
+    assert "Over training seeds" in printed
 
 
 def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):

@@ -30,7 +30,7 @@ def test_both_models_do_both_tasks(comparison):
     assert (table.loc["greater_than", "metric"] >= 0.8).all()
 
 
-@pytest.mark.parametrize("name", ["ioi_swap", "induction", "pronoun"])
+@pytest.mark.parametrize("name", ["ioi_swap", "induction", "pronoun", "subject_verb"])
 def test_both_models_do_the_other_tasks(pair, name):
     for model in pair:
         task = get_task(name)

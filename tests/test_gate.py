@@ -15,18 +15,9 @@ from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuits.gate import (
-    Density,
-    add_gate,
-    gate_bias,
-    gate_gradient,
-    gates,
-    is_gated,
-    measure_density,
-    record_open_edges,
-    remove_gate,
-)
+from circuits.gate import add_gate, gate_bias, gate_gradient, gates, is_gated, remove_gate
 from circuits.gate_sampling import Noise, OpenGates
+from circuits.open_edges import Density, measure_density, record_open_edges
 from tests.helpers import make_tiny_model, word_tokenizer
 
 SCORES, GATE, PATTERN = (

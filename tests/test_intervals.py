@@ -1,10 +1,17 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from circuits.comparison import size_ratio
-from circuits.intervals import interval, resample_counts, resampled_sizes
+from circuits.intervals import (
+    interval,
+    resample_counts,
+    resampled_sizes,
+    seeds_interval,
+    t_quantile,
+)
 from circuits.search import Search
 from tests.fake_comparison import EDGES, make_circuit, make_found
 
@@ -172,3 +179,29 @@ def test_a_few_empty_sparse_resamples_leave_the_lower_end_finite():
 
 def test_an_empty_dense_circuit_has_ratio_0():
     assert size_ratio(found_of(0, (0.0, 0.0)), found_of(3, (3.0, 3.0))) == (0, 0, 0)
+
+
+def test_the_interval_over_seeds_is_students():
+    # A published table's values of the 97.5 % point.
+    for freedom, point in ((1, 12.706), (2, 4.303), (5, 2.571), (30, 2.042), (120, 1.980)):
+        assert t_quantile(freedom) == pytest.approx(point, abs=6e-4)
+    mean, low, high = seeds_interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(2)
+    # The logarithms are -log 2, 0 and log 2 about their mean, so their deviation is log 2.
+    assert high / mean == pytest.approx(2 ** (4.303 / 3**0.5), rel=1e-3)
+    assert low * high == pytest.approx(mean**2)
+
+
+def test_one_seed_has_no_interval_and_an_empty_circuit_no_mean():
+    mean, low, high = seeds_interval([3.0])
+    assert mean == pytest.approx(3)
+    assert math.isnan(low) and math.isnan(high)
+    for ratios in ([], [1.0, math.inf], [0.0, 1.0], [math.nan, 1.0]):
+        assert math.isnan(seeds_interval(ratios)[0])
+
+
+def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says():
+    draws = torch.distributions.LogNormal(math.log(3), 0.4).sample((2000, 3)).tolist()
+    bounds = [seeds_interval(ratios)[1:] for ratios in draws[:400]]
+    covered = sum(low <= 3 <= high for low, high in bounds) / len(bounds)
+    assert covered == pytest.approx(0.95, abs=0.03)

@@ -13,7 +13,7 @@ from tests.fake_comparison import EDGES, make_comparison, make_found
 
 TABLES = [
     *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
-    *("roles.csv", "structure.csv", "summary.csv", "transfer.csv"),
+    *("roles.csv", "seeds.csv", "structure.csv", "summary.csv", "transfer.csv"),
 ]
 
 

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -49,6 +51,17 @@ def test_ioi_has_every_template_in_both_orders_equally_often(tokenizer):
         first = (prompts.clean[rows] == prompts.answers[rows]).int().argmax(dim=1)
         other = (prompts.clean[rows] == prompts.wrong_answers[rows]).int().argmax(dim=1)
         assert (first < other).all() if "ABBA" in template else (first > other).all()
+
+
+def test_subject_verb_exchanges_both_numbers_and_the_near_noun_misleads(tokenizer):
+    prompts = get_task("subject_verb").build(tokenizer, n_ranking=40, n_heldout=40).ranking
+    assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 2).all()
+    assert len(prompts.groups()) == 2
+    texts = [tokenizer.decode(row) for row in prompts.clean.tolist()]
+    are = tokenizer.convert_tokens_to_ids("are")
+    for text, answer in zip(texts, prompts.answers[:, 0].tolist(), strict=True):
+        subject, other = re.findall(r"The (\w+) near the (\w+)", text)[0]
+        assert subject.endswith("s") == (answer == are) != other.endswith("s")
 
 
 def test_pronoun_changes_the_name_alone_and_asks_for_both_genders(tokenizer):

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from circuits.gate import Density, add_gate, is_gated
+from circuits.gate import add_gate, is_gated
+from circuits.open_edges import Density
 from circuits.sparsify import run as run_module
+from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.train import (
     TrainConfig,
     TrainingInterrupted,
@@ -421,3 +423,30 @@ def test_steps_in_bfloat16_train_weights_in_float32(tmp_path: Path) -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="precision is 'int8'; it must be one of"):
         make_config(precision="int8")
+
+
+def test_recomputing_activations_changes_no_bit(tmp_path: Path) -> None:
+    stored, again = (
+        run(tmp_path / str(flag), recompute=flag, distillation=0.5).model for flag in (False, True)
+    )
+    assert_same_weights(stored, again)
+
+
+def test_recomputing_activations_keeps_less_of_them() -> None:
+    kept: dict[bool, int] = {}
+    for enabled in (False, True):
+        model = add_gate(make_tiny_model(n_layers=6, d_vocab=8)).train()
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            recomputed_blocks(model, enabled=enabled),
+        ):
+            model(torch.zeros(4, 24, dtype=torch.long)).sum()
+        kept[enabled] = sum(sizes)
+        assert "forward" not in vars(model.blocks[0])
+    assert kept[True] < 0.5 * kept[False]

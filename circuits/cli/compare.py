@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from circuits.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformer_lens import HookedTransformer
 
 
 def compare_command(
@@ -37,8 +39,16 @@ def compare_command(
         list[str] | None,
         typer.Option(
             "--model",
-            help="One more model beside the pair, as NAME=MODEL: a control, or a further twin. "
-            "Repeatable.",
+            help="One more model beside the pair, as NAME=MODEL. MODEL@top4 is MODEL with the 4 "
+            "highest attention scores of each query. Repeatable.",
+        ),
+    ] = None,
+    twin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--twin",
+            help="A sparse twin from another training seed, as NAME=MODEL: ratios then have an "
+            "interval over seeds as well. Repeatable.",
         ),
     ] = None,
     task: Tasks = None,
@@ -65,9 +75,9 @@ def compare_command(
         tasks = [read_task(name) for name in task or DEFAULT_TASKS]
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
         check_writable(out)
-        sources = _named_models(model or [])
+        sources = _named_models([*(model or []), *(twin or [])])
         models = load_model(dense, device=device), load_model(sparse, device=device)
-        others = {name: load_model(source, device=device) for name, source in sources.items()}
+        others = {name: _loaded(source, device) for name, source in sources.items()}
         sequences = None
         if text is not None:
             context = min(128, *(model.cfg.n_ctx for model in models))
@@ -83,6 +93,7 @@ def compare_command(
             text=sequences,
             names=(dense, sparse),
             others=others,
+            twins=[one.partition("=")[0] for one in twin or []],
             on_step=step,
         )
     comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
@@ -92,6 +103,9 @@ def compare_command(
     if others:
         title = "The dense model against each of the others"
         print_frame(_compact_others(comparison.others_table()), title)
+    if twin:
+        title = "Over training seeds (geometric mean, with its 95 % interval)"
+        print_frame(comparison.seeds_table(), title)
     out_console.print(
         "ratio: dense / sparse, with its 95 % interval over held-out prompts; faithful: the\n"
         "circuit's faithfulness, dense and sparse\n"
@@ -154,11 +168,24 @@ def _named_models(given: list[str]) -> dict[str, str]:
     for text in given:
         name, _, source = text.partition("=")
         if not name or not source:
-            raise ValueError(f"--model is {text!r}; give NAME=MODEL, such as control=folder")
+            raise ValueError(
+                f"a model is given as {text!r}; give NAME=MODEL, such as control=folder"
+            )
         if name in (*found, "dense", "sparse"):
-            raise ValueError(f"two models are called {name!r}; give each --model another name")
+            raise ValueError(f"two models are called {name!r}; give each another name")
         found[name] = source
     return found
+
+
+def _loaded(source: str, device: str) -> HookedTransformer:
+    """A model by name or folder; `MODEL@top4` keeps the 4 highest scores of each query only."""
+    from circuits.models import load_model
+    from circuits.top_k import add_top_k
+
+    found = re.fullmatch(r"(.+)@top(\d+)", source)
+    if found is None:
+        return load_model(source, device=device)
+    return add_top_k(load_model(found[1], device=device), int(found[2]))
 
 
 def _compact(summary: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,13 @@ from circuits.cli.console import err_console, out_console, say, usage_errors
 from circuits.cli.options import Device, Seed, text_stream
 
 if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+    from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.data import TokenStream
+
+WORLD = {"WORLD_SIZE": "1", "RANK": "0"}
+"""What launchers of several processes say in the environment, and what holds without one."""
 
 
 def train_command(
@@ -38,6 +46,16 @@ def train_command(
     precision: Annotated[
         str, typer.Option(help="What steps compute in: float32, or bfloat16 under autocast.")
     ] = "float32",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute activations twice, to need less memory.")
+    ] = False,
+    lora_rank: Annotated[
+        int, typer.Option(help="Train updates of this rank (LoRA), merged when saved; 0: weights.")
+    ] = 0,
+    lora_alpha: Annotated[float, typer.Option(help="Updates are scaled by this / rank.")] = 16.0,
+    lora_targets: Annotated[
+        str, typer.Option(help="Weights with an update: attention, mlp or all.")
+    ] = "all",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
     penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "mean",
@@ -51,23 +69,34 @@ def train_command(
     control: Annotated[
         bool, typer.Option("--control", help="Make a control: train on, without a gate.")
     ] = False,
+    twins: Annotated[
+        int, typer.Option(help="Twins to train, of seeds --seed and up, into OUT/seed0 and so on.")
+    ] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Make attention sparse: train a dense model into its sparse twin."""
+    """Make attention sparse: train a dense model into its sparse twin.
+
+    Under accelerate launch or torchrun, several processes share the batches.
+    """
+    world, rank = (int(os.environ.get(name, lone)) for name, lone in WORLD.items())
+    if rank > 0:
+        out_console.quiet = err_console.quiet = True
     with usage_errors():
-        from circuits.models import frozen_parameters, load_model, save_model
+        from circuits.models import frozen_parameters, load_model
         from circuits.sparsify.config import TrainConfig
-        from circuits.sparsify.control import train_on
         from circuits.sparsify.data import CorpusStream
-        from circuits.sparsify.evaluation import evaluate_ce
-        from circuits.sparsify.train import TrainingInterrupted, post_train
+        from circuits.sparsify.dataset_stream import DatasetStream
 
         config = TrainConfig(
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
             precision=precision,
+            recompute=recompute,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_targets=lora_targets,
             learning_rate=learning_rate,
             bias=bias,
             edge_weight=edge_weight,
@@ -79,42 +108,84 @@ def train_command(
             distillation=distillation,
             seed=seed,
         )
-        if control and resume:
-            raise ValueError("a --control run cannot be resumed; start it anew without --resume")
+        if control and (resume or twins > 1):
+            raise ValueError("a --control is made anew and alone, without --resume and --twins")
+        if control and world > 1:
+            raise ValueError("a --control is made by one process")
         if control and out.exists():
             raise FileExistsError(f"{out} exists already; give a new folder for a --control run")
-        dense = load_model(model, device=device)
-        frozen = frozen_parameters(dense)
-        stream: TokenStream
+        if twins < 1:
+            raise ValueError(f"--twins is {twins}; train at least 1")
         if text is not None and data is not None:
             raise ValueError("give --text or --data, not both")
-        if data is not None:
-            from circuits.sparsify.dataset_stream import DatasetStream
-
-            stream = DatasetStream(
-                data,
-                dense.tokenizer,
-                context=context,
-                seed=seed,
-                column=data_column,
-                subset=data_subset,
-                split=data_split,
-            )
-        elif text is None:
-            stream = CorpusStream(dense.tokenizer, context=context, seed=seed)
-        else:
-            stream = text_stream(text, dense.tokenizer, context, seed)
+        if world > 1 and device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
+        dense = load_model(model, device=device)
+        frozen = frozen_parameters(dense)
+        configs = [replace(config, seed=seed + number) for number in range(twins)]
+        streams: list[TokenStream] = []
+        for one in configs:
+            if data is not None:
+                stream: TokenStream = DatasetStream(
+                    data,
+                    dense.tokenizer,
+                    context=context,
+                    seed=one.seed,
+                    column=data_column,
+                    subset=data_subset,
+                    split=data_split,
+                )
+            elif text is not None:
+                stream = text_stream(text, dense.tokenizer, context, one.seed)
+            else:
+                stream = CorpusStream(dense.tokenizer, context=context, seed=one.seed)
+            streams.append(stream)
     if control:
         err_console.print(f"training {model} on, without a gate, on {device}, seed {seed}")
-        trained = train_on(dense, stream, config, frozen=frozen)
-        out.mkdir(parents=True)
-        save_model(trained, out / "model")
-        held_out = stream.held_out("selection", config.selection_sequences)
-        before, after = (evaluate_ce(one, held_out) for one in (dense, trained))
-        out_console.print(f"dense CE {before:.4f}, control CE {after:.4f} nats")
-        out_console.print(f"written to {out / 'model'}")
+        _make_control(dense, streams[0], config, frozen, out)
         return
-    err_console.print(f"post-training {model} on {device}, seed {seed}, into {out}")
+    for one, stream in zip(configs, streams, strict=True):
+        folder = out if twins == 1 else out / f"seed{one.seed}"
+        err_console.print(f"post-training {model} on {device}, seed {one.seed}, into {folder}")
+        if twins > 1:
+            out.mkdir(parents=True, exist_ok=True)
+        begun = resume and (twins == 1 or folder.exists())
+        _make_twin(dense, stream, one, frozen, folder, begun, saves=rank == 0)
+
+
+def _make_control(
+    dense: HookedTransformer,
+    stream: TokenStream,
+    config: TrainConfig,
+    frozen: set[str],
+    out: Path,
+) -> None:
+    from circuits.models import save_model
+    from circuits.sparsify.control import train_on
+    from circuits.sparsify.evaluation import evaluate_ce
+
+    trained = train_on(dense, stream, config, frozen=frozen)
+    out.mkdir(parents=True)
+    save_model(trained, out / "model")
+    held_out = stream.held_out("selection", config.selection_sequences)
+    before, after = (evaluate_ce(one, held_out) for one in (dense, trained))
+    out_console.print(f"dense CE {before:.4f}, control CE {after:.4f} nats")
+    out_console.print(f"written to {out / 'model'}")
+
+
+def _make_twin(
+    dense: HookedTransformer,
+    stream: TokenStream,
+    config: TrainConfig,
+    frozen: set[str],
+    out: Path,
+    resume: bool,
+    *,
+    saves: bool,
+) -> None:
+    from circuits.models import save_model
+    from circuits.sparsify.train import TrainingInterrupted, post_train
+
     try:
         result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)
     except TrainingInterrupted as stop:
@@ -127,7 +198,8 @@ def train_command(
         f"(layers: {layers}), weights of step {result.best_step}",
         soft_wrap=True,
     )
-    save_model(result.model, out / "model", gate=result.card())
+    if saves:
+        save_model(result.model, out / "model", gate=result.card())
     if not result.satisfied:
         raise RuntimeError(
             f"no state kept the bound CE <= {result.tau:.4f}; the last one is in {out / 'model'}. "

@@ -39,6 +39,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
     tokens = example.clean
     figure = go.Figure()
     notes = []
+    heights = [_BAND]
     for side, sign in zip(SIDES, (1, -1), strict=True):
         circuit = found[side].found["attention_edge"].circuit
         edges = sorted(
@@ -46,6 +47,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
         )
         for trace in _arc_traces(edges[:MAX_ARCS], tokens, side, sign):
             figure.add_trace(trace)
+            heights += [abs(y) for y in trace["y"] or () if y is not None]
         note = f"{side}: {counted(len(edges), 'attention_edge')}"
         if len(edges) > MAX_ARCS:
             note += f", the {MAX_ARCS} strongest drawn"
@@ -55,7 +57,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
             x=place, y=0, text=short_label(token), textangle=-90, showarrow=False,
             font={"size": 12}, align="center",
         )  # fmt: skip
-    reach = 0.5 + max([_BAND, *(abs(y) for trace in figure.data for y in trace.y if y is not None)])
+    reach = 0.5 + max(heights)
     figure.update_xaxes(visible=False, range=[-0.8, len(tokens) - 0.2])
     figure.update_yaxes(visible=False, range=[-reach, reach])
     title = f"{safe(task)}: attention edges of one prompt ({'; '.join(notes)})"

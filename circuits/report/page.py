@@ -30,7 +30,7 @@ from circuits.report.explorer import explorer_html
 from circuits.report.words import headlines, warnings_of
 
 TABLES = (
-    *("summary", "models", "others", "evidence"),
+    *("summary", "models", "others", "seeds", "evidence"),
     *("overlap", "transfer", "structure", "roles"),
 )
 _PLOTLY = {"responsive": True, "displaylogo": False}
@@ -109,6 +109,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "<p>The dense model against every other one: its size over theirs. A model that does not "
         "do the task has no circuit, and the note says why.</p>",
         _table(tables["others"]),
+        *_seeds(tables["seeds"]),
         "<h2>5. What do they look like?</h2>",
         "<p>Layers run from the bottom to the top, and a node has the same place in both "
         "diagrams. An edge is the wider the stronger its score. Point at a node or at the middle "
@@ -149,6 +150,17 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         f"<script>{get_plotlyjs()}</script></head><body>\n{body}\n"
         f"<script>{_read('page.js')}</script></body></html>\n"
     )
+
+
+def _seeds(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return []
+    said = (
+        "<p>The same over training seeds: the geometric mean of the ratio over the sparse model "
+        "and its further twins, with Student's 95 % interval. It speaks of the seed of "
+        "post-training alone; few seeds make it wide.</p>"
+    )
+    return [said, _table(table)]
 
 
 def _role_counts(roles: pd.DataFrame) -> pd.DataFrame:

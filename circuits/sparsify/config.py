@@ -8,12 +8,17 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from circuits.sparsify.loss import EdgePenalty
+from circuits.sparsify.low_rank import LowRankTargets
 
 Precision = Literal["float32", "bfloat16"]
 """What training steps compute in."""
 
 
-_CHOICES: dict[str, Any] = {"penalty": EdgePenalty, "precision": Precision}
+_CHOICES: dict[str, Any] = {
+    "penalty": EdgePenalty,
+    "precision": Precision,
+    "lora_targets": LowRankTargets,
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,12 @@ class TrainConfig:
             stand in for the batch's.
         precision: `float32`, or `bfloat16` for training steps under autocast: weights, optimiser
             and everything that is measured on held-out sequences stay in the model's own dtype.
+        recompute: Keep only the inputs of the blocks for the backward pass and compute the rest
+            again: less memory, about a third more time.
+        lora_rank: Rank of the updates that are trained in place of full weights; 0 for full
+            weights. See circuits/sparsify/low_rank.py.
+        lora_alpha: The updates are scaled by lora_alpha / lora_rank.
+        lora_targets: Which weights have an update: `attention`, `mlp` or `all`.
         learning_rate: Peak of the one-cycle schedule.
         warm_up: Fraction of the steps in which the learning rate rises; then it falls as a cosine.
         weight_decay: AdamW's decay of all trained parameters.
@@ -55,6 +66,10 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     precision: Precision | str = "float32"
+    recompute: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: LowRankTargets | str = "all"
     learning_rate: float = 1e-3
     warm_up: float = 0.1
     weight_decay: float = 0.01
@@ -93,7 +108,9 @@ class TrainConfig:
             if field.name in _CHOICES:
                 allowed = get_args(_CHOICES[field.name])
                 yield field.name, value, allowed.__contains__, f"one of {allowed}"
-            elif field.name == "seed":
+            elif isinstance(field.default, bool):
+                yield field.name, value, lambda v: isinstance(v, bool), "True or False"
+            elif field.name in ("seed", "lora_rank"):
                 yield field.name, value, lambda v: _is_int(v) and v >= 0, "a whole number >= 0"
             elif isinstance(field.default, int):
                 yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from circuits.gate import Density, density_of, record_open_edges
+from circuits.open_edges import Density, density_of, record_open_edges
 from circuits.sparsify.loss import cross_entropy
 
 _EVALUATION_BATCH = 32
@@ -15,7 +15,7 @@ _EVALUATION_BATCH = 32
 
 @torch.no_grad()
 def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Density]:
-    """Returns CE in nats and density of a gated model with the deterministic gate."""
+    """Returns CE in nats and density of a model with a gate (deterministic) or a top-k mask."""
     with record_open_edges(model) as edges:
         ce = evaluate_ce(model, tokens)
     return ce, density_of(edges, context=tokens.shape[1])

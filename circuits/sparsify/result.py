@@ -7,9 +7,9 @@ from typing import Any
 
 from transformer_lens import HookedTransformer
 
-from circuits.gate import Density
 from circuits.gate_card import GateCard
 from circuits.models import versions
+from circuits.open_edges import Density
 from circuits.sparsify.config import TrainConfig
 
 

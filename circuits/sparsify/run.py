@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
-from circuits.gate import add_gate, record_open_edges
+from circuits.gate import add_gate
+from circuits.open_edges import record_open_edges
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -33,7 +34,10 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
+from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
+from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
+from circuits.sparsify.workers import Workers
 
 
 class Run:
@@ -46,16 +50,27 @@ class Run:
         config: TrainConfig,
         out_dir: Path,
         frozen: Collection[str],
+        workers: Workers,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
         self.model: Any = add_gate(_own_copy(dense), config.bias)
         self.device = self.model.W_E.device
+        self.workers = workers
         self.teacher = dense if config.distillation else None
-        self.parameters = {
-            name: parameter
-            for name, parameter in self.model.named_parameters()
-            if name not in frozen
-        }
+        if config.lora_rank:
+            self.parameters = add_low_rank(
+                self.model,
+                config.lora_rank,
+                alpha=config.lora_alpha,
+                targets=config.lora_targets,
+                seed=config.seed,
+            )
+        else:
+            self.parameters = {
+                name: parameter
+                for name, parameter in self.model.named_parameters()
+                if name not in frozen
+            }
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self.optimizer = torch.optim.AdamW(
@@ -83,15 +98,19 @@ class Run:
         out_dir: Path,
         frozen: Collection[str],
         resume: bool,
+        workers: Workers,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
-        identity = _identity(dense, stream, config, frozen)
-        checkpoint = claim_folder(out_dir, identity, resume)
-        run = cls(dense, stream, config, out_dir, frozen)
-        torch.manual_seed(config.seed)
+        identity = _identity(dense, stream, config, frozen, workers)
+        checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None
+        path = workers.agree(checkpoint.path if checkpoint else None)
+        if path is not None and checkpoint is None:
+            checkpoint = load_checkpoint(path)
+        run = cls(dense, stream, config, out_dir, frozen, workers)
         if checkpoint is not None:
             run._restore(checkpoint)
-        cut_log(run.log_path, run.step)
+        if workers.is_first:
+            cut_log(run.log_path, run.step)
         return run
 
     def train_step(self) -> dict[str, Any]:
@@ -103,26 +122,41 @@ class Run:
             group["lr"] = learning_rate
         self.model.train()
         self.optimizer.zero_grad()
-        parts = [self._backward(rows) for rows in tokens.chunk(config.accumulate)]
-        ce, expected, allowed = (torch.stack(column) for column in zip(*parts, strict=True))
+        parts = list(tokens.chunk(config.accumulate * self.workers.count))
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number, rows in self.workers.own(parts):
+            torch.manual_seed(self._noise_seed(number))
+            sums += self._backward(rows, len(parts))
+        self.workers.add_up(
+            [sums, *(p.grad for p in self.parameters.values() if p.grad is not None)]
+        )
+        ce, expected, allowed = sums.tolist()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip)
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.step += 1
         return {
             "step": self.step,
-            "sampled_ce": ce.mean().item(),
-            "expected_density": (expected.sum() / allowed.sum()).item(),
+            "sampled_ce": ce / len(parts),
+            "expected_density": expected / allowed,
             "lambda": self.multiplier.value,
             "learning_rate": learning_rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": tokens.numel() / (time.perf_counter() - started),
         }
 
-    def _backward(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _noise_seed(self, part: int) -> int:
+        """The seed of the random numbers of one part of the step's batch."""
+        return (self.config.seed << 40) + (self.step << 12) + part
+
+    def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 3]:
         """Adds the gradient of a part of the batch; returns its CE, expected and allowed edges."""
         config = self.config
-        with self._autocast(), record_open_edges(self.model) as edges:
+        with (
+            self._autocast(),
+            recomputed_blocks(self.model, enabled=config.recompute),
+            record_open_edges(self.model) as edges,
+        ):
             logits = self.model(tokens)
         ce = cross_entropy(logits, tokens)
         edge_loss = edge_penalty(edges.expected, edges.allowed, config.penalty)
@@ -133,8 +167,10 @@ class Run:
             fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
         loss = config.edge_weight * edge_loss + self.multiplier.value * (fidelity - self.tau)
         self._check_finite("loss", loss)
-        (loss / config.accumulate).backward()
-        return ce.detach(), edges.expected.sum().detach(), edges.allowed.sum()
+        (loss / n_parts).backward()
+        return torch.stack(
+            [ce.double(), edges.expected.sum().double(), edges.allowed.sum()]
+        ).detach()
 
     def _autocast(self) -> torch.autocast:
         half = self.config.precision == "bfloat16"
@@ -142,7 +178,7 @@ class Run:
 
     def control(self) -> dict[str, Any]:
         """Moves lambda by the control set's CE."""
-        ce = evaluate_ce(self.model, self.control_set)
+        ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
         violation = ce - self.control_tau + self.config.margin
         self._check_finite("control CE", torch.tensor(violation))
         self.multiplier = self.multiplier.updated(
@@ -156,12 +192,13 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Measures the selection set, and keeps the weights if they are the best so far."""
-        ce, density = evaluate(self.model, self.selection_set)
+        ce, density = self.workers.agree(evaluate(self.model, self.selection_set))
         self._check_finite("CE", torch.tensor(ce))
         if ce <= self.tau and density.overall < self.best_density:
             self.best_step, self.best_density = self.step, density.overall
             state = {"step": self.step, "ce": ce, "density": density.overall}
-            save_checkpoint(best_path(self.checkpoints, self.step), self._weights(), state)
+            if self.workers.is_first:
+                save_checkpoint(best_path(self.checkpoints, self.step), self._weights(), state)
         return {
             "ce": ce,
             "tau": self.tau,
@@ -172,9 +209,9 @@ class Run:
 
     def save(self) -> None:
         """Saves the state of the run, and removes checkpoints that it makes needless."""
-        tensors = self._weights() | {"rng/cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        if not self.workers.is_first:
+            return
+        tensors = self._weights()
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer/{key}/{name}"] = value
@@ -191,13 +228,17 @@ class Run:
 
     def write_log(self, record: dict[str, Any]) -> None:
         """Appends one line to the log."""
+        if not self.workers.is_first:
+            return
         with self.log_path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
 
     def result(self) -> TrainResult:
         """Returns the result with the best weights, or the last ones if none kept the bound."""
+        self.workers.agree(None)  # The first process has written the best weights.
         if self.best_step is not None:
             self._set_weights(load_checkpoint(best_path(self.checkpoints, self.best_step)))
+        merge_low_rank(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
             parameter.grad = None
@@ -229,20 +270,17 @@ class Run:
             for key, tensor in entries.items():  # AdamW keeps its step count on the CPU
                 entries[key] = tensor if key == "step" else tensor.to(self.device)
             self.optimizer.state[parameter] = entries
-        torch.set_rng_state(checkpoint.tensors["rng/cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint.tensors["rng/cuda"], self.device)
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
         self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])
         self._seconds_before = state["seconds"]
 
     def _weights(self) -> dict[str, Tensor]:
-        return {f"model/{name}": parameter for name, parameter in self.model.named_parameters()}
+        return {f"model/{name}": parameter for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def _set_weights(self, checkpoint: Checkpoint) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             parameter.copy_(checkpoint.tensors[f"model/{name}"])
 
     def _check_finite(self, what: str, value: Tensor) -> None:
@@ -260,7 +298,11 @@ class Run:
 
 
 def _identity(
-    model: HookedTransformer, stream: TokenStream, config: TrainConfig, frozen: Collection[str]
+    model: HookedTransformer,
+    stream: TokenStream,
+    config: TrainConfig,
+    frozen: Collection[str],
+    workers: Workers,
 ) -> dict[str, Any]:
     """What must be equal for a run to be resumed."""
     digest = hashlib.sha256()
@@ -268,7 +310,8 @@ def _identity(
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
-        "config": asdict(config),
+        # The parts of a batch are the same however many processes share them.
+        "config": asdict(config) | {"accumulate": config.accumulate * workers.count},
         "data": stream.describe(),
         "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
     }

@@ -11,8 +11,9 @@ so in `TrainResult.satisfied`.
     out_dir/log.jsonl     one line a step
     out_dir/checkpoints/  see circuits/sparsify/checkpoint.py
 
-The random numbers of a run come from torch's global generator, whose state is in the checkpoint,
-and from the step; so a run that was killed and resumed ends with the same bits.
+The random numbers of a run come from its seed, the step and the part of the batch; so a run that
+was killed and resumed ends with the same bits, and several processes
+(circuits/sparsify/workers.py) take the same steps as one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
+from circuits.sparsify.workers import Workers
 
 __all__ = [
     "TrainConfig",
@@ -60,7 +62,9 @@ def post_train(
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
-    The dense model is left as it is. Sets torch's random state; while it runs, in the main
+    The dense model is left as it is. Under `accelerate launch` or `torchrun` every process calls
+    this alike, and the first one writes; all return the result. Sets torch's random state; while it
+    runs, in the main
     thread, Ctrl-C ends the step, saves a checkpoint and raises; a second Ctrl-C stops at once.
 
     Args:
@@ -78,9 +82,11 @@ def post_train(
         FloatingPointError: the loss or its gradient is not finite; no step was taken with it.
         TrainingInterrupted: Ctrl-C.
     """
-    _check_arguments(model, stream, config, frozen)
-    run = Run.start(model, stream, config, Path(out_dir), frozen, resume)
-    with progress_bar(config, shown=progress) as bar, _interrupt_flag() as interrupted:
+    workers = Workers(model.W_E.device)
+    _check_arguments(model, stream, config, frozen, workers)
+    run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers)
+    shown = progress and workers.is_first
+    with progress_bar(config, shown=shown) as bar, _interrupt_flag() as flag:
         while run.step < config.steps:
             record = run.train_step()
             if run.step % config.control_every == 0:
@@ -89,13 +95,10 @@ def post_train(
                 record |= run.evaluate()
             run.write_log(record)
             bar.show(run.step, record)
-            if (
-                run.step % config.checkpoint_every == 0
-                or run.step == config.steps
-                or interrupted.is_set()
-            ):
+            interrupted = workers.any(flag.is_set())
+            if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted:
                 run.save()
-            if interrupted.is_set() and run.step < config.steps:
+            if interrupted and run.step < config.steps:
                 raise TrainingInterrupted(
                     f"stopped after step {run.step} of {config.steps}; the state is saved in "
                     f"{run.out_dir}: to go on, call again with resume=True (--resume)"
@@ -104,7 +107,11 @@ def post_train(
 
 
 def _check_arguments(
-    model: HookedTransformer, stream: TokenStream, config: TrainConfig, frozen: Collection[str]
+    model: HookedTransformer,
+    stream: TokenStream,
+    config: TrainConfig,
+    frozen: Collection[str],
+    workers: Workers,
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
@@ -115,6 +122,12 @@ def _check_arguments(
     unknown = sorted(set(frozen) - {name for name, _ in model.named_parameters()})
     if unknown:
         wrong.append(f"frozen names {unknown} are no parameters of the model")
+    n_parts = config.accumulate * workers.count
+    if config.batch_size % n_parts:
+        wrong.append(
+            f"batch_size {config.batch_size} cannot be shared by {workers.count} processes with "
+            f"accumulate = {config.accumulate}; make it a multiple of {n_parts}"
+        )
     first = stream.batch(0, config.batch_size)
     if first.max().item() >= model.cfg.d_vocab:
         wrong.append(

@@ -1,12 +1,13 @@
 """Behaviours as prompt pairs: IOI, greater-than and others, and those that users bring."""
 
-from circuits.tasks import greater_than, induction, ioi, pronoun
+from circuits.tasks import greater_than, induction, ioi, pronoun, subject_verb
 from circuits.tasks.from_file import task_from_file
 from circuits.tasks.prompts import PromptPair, Prompts, tokenize_pairs
 from circuits.tasks.task import Task, TaskPrompts, get_task, register_task, task_names
 
-for _task in (ioi.TASK, ioi.SWAP_TASK, greater_than.TASK, induction.TASK, pronoun.TASK):
-    register_task(_task)
+for _module in (ioi, greater_than, induction, pronoun, subject_verb):
+    register_task(_module.TASK)
+register_task(ioi.SWAP_TASK)
 
 __all__ = [
     "PromptPair",

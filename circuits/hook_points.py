@@ -1,0 +1,49 @@
+"""Changing the hook points of attention layers in place, on both of TransformerLens's classes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import nn
+from transformer_lens.hook_points import HookPoint
+
+
+def attention_layers(model: nn.Module) -> list[Any]:
+    """Returns the attention modules, layer 0 first.
+
+    Raises:
+        ValueError: the model has no transformer blocks.
+    """
+    if not hasattr(model, "blocks"):
+        raise ValueError(f"a {type(model).__name__} has no transformer blocks with attention")
+    return [block.attn for block in cast(Any, model).blocks]
+
+
+def list_hook_points(model: Any) -> None:
+    """Names the new hook points and lists them in `hook_dict`."""
+    if hasattr(model, "setup"):
+        model.setup()
+        return
+    model.clear_hook_registry()  # a TransformerBridge
+    model._initialize_hook_registry()
+
+
+def in_place_of(old: HookPoint, new: HookPoint) -> HookPoint:
+    """Returns `new` with what the model keeps on its hook points copied over from `old`."""
+    new.training, new.name, new.hook_conversion = old.training, old.name, old.hook_conversion
+    return new
+
+
+def refuse_hooks(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Refuses to replace hook points that have hooks.
+
+    Raises:
+        ValueError: there are hooks on one of them.
+    """
+    points = [getattr(attn, name) for attn in attention_layers(model) for name in names]
+    busy = [str(point.name) for point in points if point.fwd_hooks or point.bwd_hooks]
+    if busy:
+        raise ValueError(
+            f"hooks on {', '.join(busy)} would be lost; take them off first, for example with "
+            "model.reset_hooks(including_permanent=True)"
+        )

@@ -1,0 +1,108 @@
+"""Low-rank training (LoRA, Hu et al. 2021, arXiv 2106.09685): a small update in place of a weight.
+
+Each chosen matrix W becomes W + (alpha / rank) * down @ up, of which only `down` and `up` are
+trained: the optimiser's state and the checkpoints shrink with them. Heads of a layer share one
+matrix, as in a Hugging Face model. `merge_low_rank` adds the update to the weights for good, so
+what is saved is an ordinary model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+LowRankTargets = Literal["all", "attention", "mlp"]
+
+_ATTENTION = ("W_Q", "W_K", "W_V", "_W_K", "_W_V", "W_O")  # with an underscore: grouped
+_MLP = ("W_in", "W_gate", "W_out")
+_NAMES: dict[str, tuple[str, ...]] = {
+    "attention": _ATTENTION,
+    "mlp": _MLP,
+    "all": _ATTENTION + _MLP,
+}
+
+
+class LowRank(nn.Module):
+    """The update of one weight; as a parametrization, it gives the weight with the update added."""
+
+    def __init__(self, weight: Tensor, *, rank: int, alpha: float, reads_heads: bool, seed: int):
+        super().__init__()
+        self._reads_heads, self._scale = reads_heads, alpha / rank
+        self._n_heads = weight.shape[0] if weight.ndim == 3 else None
+        rows, columns = self._as_matrix(weight).shape
+        generator = torch.Generator().manual_seed(seed)
+        down = torch.randn(rows, rank, generator=generator) / math.sqrt(rows)
+        self.down = nn.Parameter(down.to(weight.device))
+        self.up = nn.Parameter(torch.zeros(rank, columns, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Returns the weight with the update added, in the weight's shape and dtype."""
+        return weight + self._as_weight(self._scale * self.down @ self.up).to(weight.dtype)
+
+    def _as_matrix(self, weight: Tensor) -> Float[Tensor, "rows columns"]:
+        if weight.ndim == 2:
+            return weight
+        if self._reads_heads:
+            return weight.flatten(0, 1)
+        return weight.permute(1, 0, 2).flatten(1)
+
+    def _as_weight(self, matrix: Float[Tensor, "rows columns"]) -> Tensor:
+        if self._n_heads is None:
+            return matrix
+        if self._reads_heads:
+            return matrix.unflatten(0, (self._n_heads, -1))
+        return matrix.unflatten(1, (self._n_heads, -1)).permute(1, 0, 2)
+
+
+def add_low_rank(
+    model: nn.Module,
+    rank: int,
+    *,
+    alpha: float = 16.0,
+    targets: LowRankTargets | str = "all",
+    seed: int = 0,
+) -> dict[str, nn.Parameter]:
+    """Puts an update on the weights of all layers, in place; returns what is to be trained.
+
+    The update is nothing at first, so the model computes what it did.
+
+    Raises:
+        ValueError: the rank is below 1, or no weight of that kind was found.
+    """
+    if rank < 1:
+        raise ValueError(f"rank is {rank}; it must be at least 1")
+    chosen = [
+        (module, name)
+        for module in model.modules()
+        for name, _ in list(module.named_parameters(recurse=False))
+        if name in _NAMES[targets]
+    ]
+    if not chosen:
+        raise ValueError(f"the model has no weights of the kind {targets!r} to put an update on")
+    for number, (module, name) in enumerate(chosen):
+        update = LowRank(
+            getattr(module, name),
+            rank=rank,
+            alpha=alpha,
+            reads_heads=name == "W_O",
+            seed=seed * len(chosen) + number,
+        )
+        parametrize.register_parametrization(module, name, update)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if ".parametrizations." in name and name.endswith((".down", ".up"))
+    }
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Adds every update to its weight for good, in place; without updates nothing changes."""
+    for module in list(model.modules()):
+        held: Any = getattr(module, "parametrizations", None)
+        for name in list(held or ()):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)

@@ -1,0 +1,33 @@
+"""Activation checkpointing: less memory for one more forward pass.
+
+Of each block only the input is kept for the backward pass; what happens inside is computed again
+when it is needed, with the same random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def recomputed_blocks(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """Runs the blocks of the model under checkpointing inside the context.
+
+    The backward pass may be outside of it.
+    """
+    blocks: Any = model.blocks if enabled else ()
+    try:
+        for block in blocks:
+            block.forward = partial(
+                checkpoint, type(block).forward.__get__(block), use_reentrant=False
+            )
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)

@@ -1,0 +1,73 @@
+"""Two processes that share the batches take the steps of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+OPTIONS = [
+    *("--steps", "4", "--batch-size", "4", "--context", "32", "--slack", "100"),
+    *("--penalty", "rms", "--learning-rate", "1e-4"),
+]
+
+
+def launched(n: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+    return subprocess.run(
+        [sys.executable, *(launcher if n > 1 else []), "-m", "circuits", "train", "--out", str(out)]
+        + [*OPTIONS, *options],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    left_out = {"tokens_per_second", "density_per_layer"}
+    lines = (out / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("workers")
+    two = launched(2, folder / "two")
+    assert two.returncode == 0, two.stderr
+    # One process speaks.
+    assert two.stdout.count("sparse CE") == 1
+    one = launched(1, folder / "one", "--accumulate", "2")
+    assert one.returncode == 0, one.stderr
+    return folder / "two", folder / "one"
+
+
+def test_two_processes_have_the_loss_curve_of_one(runs: tuple[Path, Path]) -> None:
+    two, one = map(log_of, runs)
+    assert len(two) == 4
+    for line, expected in zip(two, one, strict=True):
+        assert line == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_processes_end_with_the_weights_of_one(runs: tuple[Path, Path]) -> None:
+    two, one = (load_file(out / "model" / "model.safetensors") for out in runs)
+    for name, weight in one.items():
+        assert two[name].sub(weight).abs().max() < 1e-6, name
+
+
+def test_a_run_of_two_processes_is_resumed_by_one(runs: tuple[Path, Path]) -> None:
+    again = launched(1, runs[0], "--accumulate", "2", "--resume")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    odd = launched(2, tmp_path / "run", "--batch-size", "3")
+    assert odd.returncode != 0
+    assert "cannot be shared by 2 processes" in odd.stderr
+    assert not (tmp_path / "run").exists()
