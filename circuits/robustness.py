@@ -1,7 +1,8 @@
 """Does the ratio of circuit sizes hold when the choices behind it change?
 
 One choice is varied at a time, the others stay at their defaults: the attribution method, the
-ablation, and along with each of them the faithfulness that is asked for. A claim about two models
+ablation, the metric, the number of prompts, and along with each of them the faithfulness that is
+asked for. A claim about two models
 that depends on one of these choices is a claim about the choice.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
@@ -22,6 +23,7 @@ from circuits.attribute import METHODS, Scores
 from circuits.comparison import SIDES
 from circuits.discovery import DiscoverConfig
 from circuits.intervals import ratio_interval, resample_counts, resampled_sizes
+from circuits.metrics import METRICS
 from circuits.models import tokenizer_of
 from circuits.search import find_smallest
 from circuits.select import build_circuit, rank_components, select_edges
@@ -36,10 +38,21 @@ FAST_METHODS = tuple(
     name for name in METHODS if name not in ("exact_patching", "integrated_activations")
 )
 """Methods that cost a few passes; the others can be asked for by name."""
+PROMPT_COUNTS = (25, 100)
 COLUMNS = (
-    *("task", "granularity", "method", "ablation", "target", "prompts"),
+    *("task", "granularity", "method", "ablation", "metric", "target", "prompts"),
     *("dense", "sparse", "ratio", "ratio_low", "ratio_high", "note"),
 )
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One choice of each kind; without a metric it is the task's own."""
+
+    method: str
+    ablation: str
+    metric: str | None
+    n_prompts: int
 
 
 @dataclass(frozen=True)
@@ -58,47 +71,65 @@ def robustness(
     granularities: Sequence[str] = GRANULARITIES,
     methods: Sequence[str] = FAST_METHODS,
     ablations: Sequence[str] = get_args(Ablation),
+    metrics: Sequence[str] = tuple(METRICS),
     targets: Sequence[float] = TARGETS,
     n_prompts: int = 50,
+    prompt_counts: Sequence[int] = PROMPT_COUNTS,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> pd.DataFrame:
     """Returns the ratio of circuit sizes, dense over sparse, for each choice.
 
-    The first method and the first ablation are the base: methods are varied under the first
-    ablation, ablations under the first method. Ratios have 95 % intervals over held-out prompts,
-    the same prompts for both models. Where a model does not do the task under an ablation, there
-    is no size and `note` says why.
+    The first method, the first ablation, the task's own metric and `n_prompts` are the base; one of
+    them is varied at a time. Ratios have 95 % intervals over held-out prompts, the same prompts for
+    both models. Where a model does not do the task in a setting, or the task has too few prompts,
+    there is no size and `note` says why.
 
     Raises:
         ValueError: an unknown choice, or bad prompts.
     """
     if "attention_edge" in granularities:
         raise ValueError("attention edges have no robustness table; choose among head, mlp, edge")
-    base = {"granularities": tuple(granularities), "n_prompts": n_prompts, "seed": seed}
-    settings = [(method, ablations[0]) for method in methods]
-    settings += [(methods[0], ablation) for ablation in ablations[1:]]
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(f"unknown metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
+    base = _Setting(methods[0], ablations[0], None, n_prompts)
+    varied = [replace(base, method=method) for method in methods[1:]]
+    varied += [replace(base, ablation=ablation) for ablation in ablations[1:]]
+    varied += [replace(base, metric=metric) for metric in metrics]
+    varied += [replace(base, n_prompts=count) for count in prompt_counts if count != n_prompts]
     # All choices are checked before anything is run.
     for target in targets:
-        for method, ablation in settings:
-            DiscoverConfig(target=target, method=method, ablation=ablation, **base)
+        for setting in (base, *varied):
+            DiscoverConfig(
+                target=target,
+                granularities=tuple(granularities),
+                method=setting.method,
+                ablation=setting.ablation,
+                n_prompts=setting.n_prompts,
+                seed=seed,
+            )
     models = dict(zip(SIDES, (dense, sparse), strict=True))
     rows = []
     for task in tasks:
-        prompts = {
-            side: task.build(
-                tokenizer_of(model), n_ranking=n_prompts, n_heldout=n_prompts, seed=seed
-            )
-            for side, model in models.items()
-        }
-        for method, ablation in settings:
+        # Too few prompts for the base is an error; for a larger number it is noted.
+        for model in models.values():
+            task.build(tokenizer_of(model), n_ranking=n_prompts, n_heldout=n_prompts, seed=seed)
+        for setting in (base, *(one for one in varied if one.metric != task.metric)):
+            metric = setting.metric or task.metric
             found: dict[str, dict[tuple[str, float], _Sizes]] = {}
             note = ""
             for side, model in models.items():
-                on_step(f"{side} {task.name}: {method}, {ablation}")
+                on_step(f"{side} {task.name}: {_in_words(setting, metric)}")
                 try:
+                    prompts = task.build(
+                        tokenizer_of(model),
+                        n_ranking=setting.n_prompts,
+                        n_heldout=setting.n_prompts,
+                        seed=seed,
+                    )
                     found[side] = _sizes_of(
-                        model, task, prompts[side], method, ablation, granularities, targets, seed
+                        model, metric, prompts, setting, granularities, targets, seed
                     )
                 except ValueError as error:
                     note = f"{side} model: {error}"
@@ -110,10 +141,11 @@ def robustness(
                         {
                             "task": task.name,
                             "granularity": granularity,
-                            "method": method,
-                            "ablation": ablation,
+                            "method": setting.method,
+                            "ablation": setting.ablation,
+                            "metric": metric,
                             "target": target,
-                            "prompts": n_prompts,
+                            "prompts": setting.n_prompts,
                             "note": note,
                         }
                         | _ratio(*sizes)
@@ -125,9 +157,16 @@ def n_steps(
     n_tasks: int,
     methods: Sequence[str] = FAST_METHODS,
     ablations: Sequence[str] = get_args(Ablation),
+    metrics: Sequence[str] = tuple(METRICS),
+    prompt_counts: Sequence[int] = PROMPT_COUNTS,
 ) -> int:
     """Returns about how many times `robustness` calls `on_step`."""
-    return 2 * n_tasks * (len(methods) + len(ablations) - 1)
+    others = len(prompt_counts) + max(0, len(metrics) - 1)
+    return 2 * n_tasks * (len(methods) + len(ablations) - 1 + others)
+
+
+def _in_words(setting: _Setting, metric: str) -> str:
+    return f"{setting.method}, {setting.ablation}, {metric}, {setting.n_prompts} prompts"
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
@@ -161,19 +200,20 @@ def _ratio(dense: _Sizes | None = None, sparse: _Sizes | None = None) -> dict[st
 
 def _sizes_of(
     model: HookedTransformer,
-    task: Task,
+    metric: str,
     prompts: TaskPrompts,
-    method: str,
-    ablation: str,
+    setting: _Setting,
     granularities: Sequence[str],
     targets: Sequence[float],
     seed: int,
 ) -> dict[tuple[str, float], _Sizes]:
     """Circuit sizes by granularity and target; sizes that were run once are not run again."""
-    heldout = prepare_experiment(model, prompts.heldout, metric=task.metric, ablation=ablation)
+    heldout, ranked = (
+        prepare_experiment(model, part, metric=metric, ablation=setting.ablation)
+        for part in (prompts.heldout, prompts.ranking)
+    )
     check_does_task(heldout)
-    ranked = prepare_experiment(model, prompts.ranking, metric=task.metric, ablation=ablation)
-    scores = METHODS[method](ranked, attention_edges=False)
+    scores = METHODS[setting.method](ranked, attention_edges=False)
     counts = resample_counts(heldout.prompts.templates, seed=seed)
     return {
         (granularity, target): sizes

@@ -28,7 +28,16 @@ def site(tmp_path_factory):
 
 def test_every_option_of_every_command_is_there(site):
     page = html.unescape((site / "command_line" / "index.html").read_text())
-    for command in ("compare", "discover", "figures", "models", "robustness", "tasks", "train"):
+    for command in (
+        "compare",
+        "discover",
+        "figures",
+        "models",
+        "push",
+        "robustness",
+        "tasks",
+        "train",
+    ):
         shown = subprocess.run(
             [sys.executable, "-c", "import circuits.cli as c; c.main()", command, "--help"],
             capture_output=True,

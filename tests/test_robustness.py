@@ -26,23 +26,27 @@ def table(pair):
         granularities=("head",),
         methods=("attribution_patching", "gradient_average"),
         ablations=("corrupted", "zero"),
+        metrics=("logit_diff", "kl_div"),
         targets=(0.7, 0.9),
         n_prompts=10,
+        prompt_counts=(10, 12),
         on_step=told.append,
     )
-    assert len(told) == n_steps(1, ("a", "b"), ("c", "d")) == 6
+    assert len(told) == n_steps(1, ("a", "b"), ("c", "d"), ("e", "f"), (12,)) == 10
     return found
 
 
-def test_methods_and_ablations_are_varied_one_at_a_time(table):
+def test_choices_are_varied_one_at_a_time(table):
     assert tuple(table.columns) == COLUMNS
-    settings = set(zip(table["method"], table["ablation"], strict=True))
-    assert settings == {
-        ("attribution_patching", "corrupted"),
-        ("gradient_average", "corrupted"),
-        ("attribution_patching", "zero"),
-    }
-    assert len(table) == 3 * 2
+    columns = [table[name] for name in ("method", "ablation", "metric", "prompts")]
+    assert list(dict.fromkeys(zip(*columns, strict=True))) == [
+        ("attribution_patching", "corrupted", "logit_diff", 10),
+        ("gradient_average", "corrupted", "logit_diff", 10),
+        ("attribution_patching", "zero", "logit_diff", 10),
+        ("attribution_patching", "corrupted", "kl_div", 10),
+        ("attribution_patching", "corrupted", "logit_diff", 12),
+    ]
+    assert len(table) == 5 * 2
 
 
 def test_sizes_are_those_that_discovery_finds(pair, table):
@@ -52,10 +56,11 @@ def test_sizes_are_those_that_discovery_finds(pair, table):
             granularities=("head",),
             method=row["method"],
             ablation=row["ablation"],
-            n_prompts=10,
+            n_prompts=row["prompts"],
         )
+        task = replace(get_task("ioi"), metric=row["metric"])
         for side, model in zip(("dense", "sparse"), pair, strict=True):
-            assert discover(model, get_task("ioi"), config).found["head"].size == row[side]
+            assert discover(model, task, config).found["head"].size == row[side]
         assert row["ratio"] == row["dense"] / row["sparse"]
         assert row["ratio_low"] <= row["ratio"] * 1.5
         assert row["ratio_high"] >= row["ratio"] / 1.5
@@ -69,8 +74,10 @@ def test_a_model_against_itself_has_ratio_1_everywhere(pair):
         granularities=("head",),
         methods=("attribution_patching",),
         ablations=("corrupted",),
+        metrics=(),
         targets=(0.5, 0.9),
         n_prompts=8,
+        prompt_counts=(),
     )
     assert (table[["ratio", "ratio_low", "ratio_high"]] == 1).all(axis=None)
     (sentence,) = verdicts(table)
@@ -92,8 +99,10 @@ def test_a_task_that_a_model_cannot_do_is_noted_and_has_no_size(pair):
         [task],
         methods=("attribution_patching",),
         ablations=("corrupted",),
+        metrics=(),
         targets=(0.9,),
         n_prompts=6,
+        prompt_counts=(),
     )
     assert table["ratio"].isna().all()
     assert table["note"].str.contains("dense model: the model does not do the task").all()
@@ -106,6 +115,7 @@ def made_up(**columns):
         "granularity": "edge",
         "method": "attribution_patching",
         "ablation": "corrupted",
+        "metric": "logit_diff",
         "target": 0.9,
         "prompts": 10,
         "dense": 20.0,
@@ -135,8 +145,13 @@ def test_verdicts_count_what_is_clear():
 
 def test_the_figure_has_a_line_for_each_setting_in_each_panel(table):
     figure = robustness_figure(table)
-    assert len(figure.data) == 3
-    assert [trace.name for trace in figure.data][0] == "attribution patching, corrupted"
+    assert [trace.name for trace in figure.data] == [
+        "attribution patching, corrupted, 10 prompts",
+        "method gradient average",
+        "ablation zero",
+        "metric kl div",
+        "12 prompts",
+    ]
     hostile = robustness_figure(pd.DataFrame([made_up(task="<b>task</b>")]))
     assert "&lt;b&gt;" in hostile.layout.annotations[0].text
 
@@ -145,6 +160,7 @@ def test_the_figure_has_a_line_for_each_setting_in_each_panel(table):
     ("options", "message"),
     [
         ({"granularities": ("attention_edge",)}, "no robustness table"),
+        ({"metrics": ("loss",)}, "unknown metric 'loss'; choose among logit_diff"),
         ({"methods": ("magic",)}, "unknown method 'magic'"),
         ({"ablations": ("noise",)}, "unknown ablation 'noise'"),
         ({"targets": (2.0,)}, "above 0 and at most 1"),

@@ -17,7 +17,7 @@ from circuits.cli.compare import compare_command, robustness_command
 from circuits.cli.console import say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
-from circuits.cli.show import models_command, tasks_command
+from circuits.cli.show import models_command, push_command, tasks_command
 from circuits.cli.train import train_command
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ for name, command in {
     "tasks": tasks_command,
     "models": models_command,
     "train": train_command,
+    "push": push_command,
 }.items():
     app.command(name)(command)
 

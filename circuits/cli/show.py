@@ -1,7 +1,8 @@
-"""`circuits tasks` and `circuits models`: what there is to work with."""
+"""`circuits tasks`, `circuits models` and `circuits push`: what there is, and handing it on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,3 +63,18 @@ def models_command(
             gate,
         )
     out_console.print(table)
+
+
+def push_command(
+    model: Annotated[Path, typer.Argument(help="A model's folder, such as run/model.")],
+    repository: Annotated[str, typer.Argument(help="Where to, as owner/name.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+) -> None:
+    """Put a model on the Hugging Face hub, with a card that says how it was made."""
+    with usage_errors():
+        from circuits.hub import push_to_hub
+
+        url = push_to_hub(model, repository, private=private)
+    out_console.print(f"uploaded to {url}", soft_wrap=True)
