@@ -65,6 +65,9 @@ def train_command(
     lambda_max: Annotated[float, typer.Option(help="Its upper clamp.")] = 10.0,
     distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
     bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
+    tracker: Annotated[
+        str | None, typer.Option(help="Log to tensorboard or wandb as well as to log.jsonl.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     control: Annotated[
         bool, typer.Option("--control", help="Make a control: train on, without a gate.")
@@ -87,6 +90,7 @@ def train_command(
         from circuits.sparsify.config import TrainConfig
         from circuits.sparsify.data import CorpusStream
         from circuits.sparsify.dataset_stream import DatasetStream
+        from circuits.sparsify.trackers import check_tracker
 
         config = TrainConfig(
             steps=steps,
@@ -108,6 +112,7 @@ def train_command(
             distillation=distillation,
             seed=seed,
         )
+        check_tracker(tracker)
         if control and (resume or twins > 1):
             raise ValueError("a --control is made anew and alone, without --resume and --twins")
         if control and world > 1:
@@ -150,7 +155,7 @@ def train_command(
         if twins > 1:
             out.mkdir(parents=True, exist_ok=True)
         begun = resume and (twins == 1 or folder.exists())
-        _make_twin(dense, stream, one, frozen, folder, begun, saves=rank == 0)
+        _make_twin(dense, stream, one, frozen, folder, begun, tracker, saves=rank == 0)
 
 
 def _make_control(
@@ -180,6 +185,7 @@ def _make_twin(
     frozen: set[str],
     out: Path,
     resume: bool,
+    tracker: str | None,
     *,
     saves: bool,
 ) -> None:
@@ -187,7 +193,9 @@ def _make_twin(
     from circuits.sparsify.train import TrainingInterrupted, post_train
 
     try:
-        result = post_train(dense, stream, config, out, frozen=frozen, resume=resume)
+        result = post_train(
+            dense, stream, config, out, frozen=frozen, resume=resume, tracker=tracker
+        )
     except TrainingInterrupted as stop:
         say(str(stop))
         raise typer.Exit(130) from None

@@ -34,6 +34,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
+from circuits.sparsify.trackers import check_tracker, open_tracker
 from circuits.sparsify.workers import Workers
 
 __all__ = [
@@ -59,6 +60,7 @@ def post_train(
     frozen: Collection[str] = (),
     resume: bool = False,
     progress: bool = True,
+    tracker: str | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -75,6 +77,7 @@ def post_train(
         frozen: names of parameters that must keep their values.
         resume: continue from the latest checkpoint in `out_dir`.
         progress: show a progress bar.
+        tracker: `tensorboard` or `wandb` to log there as well.
 
     Raises:
         ValueError: an argument does not fit, `out_dir` holds something else, or the run to
@@ -82,11 +85,17 @@ def post_train(
         FloatingPointError: the loss or its gradient is not finite; no step was taken with it.
         TrainingInterrupted: Ctrl-C.
     """
+    check_tracker(tracker)
     workers = Workers(model.W_E.device)
     _check_arguments(model, stream, config, frozen, workers)
     run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers)
     shown = progress and workers.is_first
-    with progress_bar(config, shown=shown) as bar, _interrupt_flag() as flag:
+    told = tracker if workers.is_first else None
+    with (
+        progress_bar(config, shown=shown) as bar,
+        open_tracker(told, run.out_dir, config) as further,
+        _interrupt_flag() as flag,
+    ):
         while run.step < config.steps:
             record = run.train_step()
             if run.step % config.control_every == 0:
@@ -94,6 +103,7 @@ def post_train(
             if run.step % config.evaluate_every == 0 or run.step == config.steps:
                 record |= run.evaluate()
             run.write_log(record)
+            further.log(record)
             bar.show(run.step, record)
             interrupted = workers.any(flag.is_set())
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted:
