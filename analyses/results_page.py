@@ -74,8 +74,8 @@ def page_text(tables: Path) -> str:
         "Heads of the circuits by what they do (`circuits/roles.py` has the definitions):",
         markdown(role_counts(found["roles"])),
         "## Other choices",
-        "The ratio under other attribution methods, ablations and targets (0.5 to 0.99), each "
-        "varied by itself; the table is `docs/results/robustness.csv`.",
+        "The ratio under other attribution methods, ablations, metrics, numbers of prompts and "
+        "targets (0.5 to 0.99), each varied by itself; the table is `docs/results/robustness.csv`.",
         "\n".join(f"- {one}" for one in verdicts(found["robustness"])),
     ]
     if real.is_file():

@@ -85,7 +85,11 @@ def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> di
         "answer": example.answer,
         "patterns": {
             side: {
-                f"a{layer}.h{head}": [[round(p, 3) for p in query] for query in pattern]
+                # In thousandths, and without the positions that a query cannot see: half the size.
+                f"a{layer}.h{head}": [
+                    [round(1000 * share) for share in query[: place + 1]]
+                    for place, query in enumerate(pattern)
+                ]
                 for layer, layer_patterns in enumerate(example.patterns[side])
                 for head, pattern in enumerate(layer_patterns)
                 if every or f"a{layer}.h{head}" in wanted

@@ -24,7 +24,7 @@
     if (!known) return Promise.resolve();
     const panels = ["dense", "sparse"].map((side, index) => ({
       type: "heatmap",
-      z: example.patterns[side][chosen.head],
+      z: example.patterns[side][chosen.head].map((query) => query.map((share) => share / 1000)),
       x: example.tokens,
       y: example.tokens,
       zmin: 0,
