@@ -13,12 +13,19 @@ is not run again.
 from __future__ import annotations
 
 import argparse
+import itertools
+import random
 import shutil
 from pathlib import Path
 
+import pandas as pd
+import torch
 from results_page import write_page
 
 from circuits.cli import main as circuits
+from circuits.files import write_text
+from circuits.models import load_model, tokenizer_of
+from circuits.tasks.ioi import THINGS
 
 TASKS = ("ioi", "greater_than", "induction", "pronoun", "subject_verb")
 CONTROLS = {"dense-finetuned": "dense-finetuned", "dense-top4": "dense@top4"}
@@ -26,11 +33,38 @@ TWINS = {"sparse-seed1": "sparse-seed1", "sparse-seed2": "sparse-seed2"}
 KEPT = ("models", "summary", "others", "seeds", "evidence", "transfer", "roles", "overlap")
 
 
+N_SENTENCES = 40
+
+
 def run(arguments: list[str]) -> None:
     """Runs a command of the package; the script ends with its exit code if it fails."""
     code = circuits(arguments)
     if code != 0:
         raise SystemExit(code)
+
+
+@torch.no_grad()
+def verbs_by_number(name: str) -> dict[str, object]:
+    """Returns how much a model prefers "are" to "is", by the numbers of both nouns.
+
+    The corpus never has two nouns of one number, so a model may answer by either noun; prompts
+    with two of one number tell by which.
+    """
+    model = load_model(name)
+    tokenizer = tokenizer_of(model)
+    are, is_ = (tokenizer.convert_tokens_to_ids(verb) for verb in ("are", "is"))
+    row: dict[str, object] = {"model": name}
+    for subject, other in itertools.product(("singular", "plural"), repeat=2):
+        rng = random.Random(0)
+        endings = ["s" if number == "plural" else "" for number in (subject, other)]
+        texts = [
+            "The {0}{2} near the {1}{3}".format(*rng.sample(THINGS, 2), *endings)
+            for _ in range(N_SENTENCES)
+        ]
+        tokens = model.to_tokens(texts, padding_side="right")
+        logits = model(tokens)[:, -1]
+        row[f"{subject} subject, {other} noun"] = (logits[:, are] - logits[:, is_]).mean().item()
+    return row
 
 
 def main() -> None:
@@ -52,6 +86,9 @@ def main() -> None:
         run(["robustness", "--out", str(work / "robustness")])
     for name in KEPT:
         shutil.copyfile(work / "compare" / f"{name}.csv", out / f"{name}.csv")
+    names = ("dense", "sparse", "dense-finetuned", *TWINS)
+    verbs = pd.DataFrame([verbs_by_number(name) for name in names])
+    write_text(out / "verbs.csv", verbs.to_csv(index=False))
     shutil.copyfile(work / "robustness" / "robustness.csv", out / "robustness.csv")
     if arguments.real_text is not None:
         shutil.copyfile(arguments.real_text / "real_text.csv", out / "real_text.csv")
