@@ -218,8 +218,8 @@ def verb_sentence(verbs: pd.DataFrame) -> str:
     near = (by_noun.abs() > by_subject.abs()).all()
     verdict = (
         "All of them answer by the noun next to the verb, whose number is the other one: a "
-        "shortcut that the corpus allows. So the task measures here how models carry out this rule, not "
-        "agreement; the ratios stand, and say that the sparse models do little besides."
+        "shortcut that the corpus allows. So the task measures here how models carry out this "
+        "rule, not agreement; the ratios stand, and say that the sparse models do little besides."
         if near
         else "Not all of them answer by the noun next to the verb."
     )
