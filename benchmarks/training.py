@@ -1,0 +1,206 @@
+"""What a step of post-training costs, against a step of the same model without a gate.
+
+    python benchmarks/training.py --out docs/training_benchmarks.csv
+
+Both take the same batch through forward pass, loss, backward pass, clipping and AdamW; they are
+timed in turn, and the median of the paired ratios is reported. Memory is the most that a process
+held which loads a model and takes a few steps. Models have random weights, which cost the same as
+trained ones: one of the embedded shape, and one of GPT-2 small's (124M weights).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import torch
+from jaxtyping import Int
+from rich.progress import track
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+from circuits.files import write_text
+from circuits.hooked import quiet_hooked_transformer
+from circuits.models import versions
+from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.loss import cross_entropy
+from circuits.sparsify.run import Run
+from circuits.sparsify.workers import Workers
+
+CONTEXT = 128
+SHAPES = {
+    "embedded": {"n_layers": 6, "n_heads": 8, "d_model": 128, "d_vocab": 400, "batch": 16},
+    "gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257, "batch": 4},
+}
+VARIANTS: dict[str, dict[str, object]] = {
+    "gate": {},
+    "gate, bfloat16": {"precision": "bfloat16"},
+    "gate, recompute": {"recompute": True},
+    "gate, LoRA of rank 16": {"lora_rank": 16},
+}
+
+
+class RandomTokens:
+    """Random tokens, the same ones for the same step."""
+
+    def __init__(self, d_vocab: int) -> None:
+        self.context, self._d_vocab = CONTEXT, d_vocab
+
+    def batch(self, step: int, batch_size: int) -> Int[Tensor, "batch pos"]:
+        """Returns the batch of a step."""
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(0, self._d_vocab, (batch_size, CONTEXT), generator=generator)
+
+    def held_out(self, purpose: str, n_sequences: int) -> Int[Tensor, "batch pos"]:
+        """Returns sequences that are in no batch of the first steps."""
+        return self.batch(10**9 + len(purpose), n_sequences)
+
+    def describe(self) -> dict[str, object]:
+        """Returns what the data is."""
+        return {"data": "random tokens"}
+
+
+def random_model(shape: str) -> HookedTransformer:
+    """Returns a model with random weights."""
+    sizes = {name: value for name, value in SHAPES[shape].items() if name != "batch"}
+    torch.manual_seed(0)
+    with quiet_hooked_transformer():
+        return HookedTransformer(
+            HookedTransformerConfig(
+                **sizes,
+                d_head=sizes["d_model"] // sizes["n_heads"],
+                d_mlp=4 * sizes["d_model"],
+                n_ctx=CONTEXT,
+                act_fn="gelu_new",
+                normalization_type="LN",
+                device="cuda" if torch.cuda.is_available() else "cpu",
+            )
+        )
+
+
+def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Callable[[], object]:
+    """Returns a step of post-training, as `circuits train` takes it."""
+    config = TrainConfig(
+        batch_size=SHAPES[shape]["batch"], control_sequences=1, selection_sequences=1,
+        **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    folder = tempfile.mkdtemp()
+    stream = RandomTokens(model.cfg.d_vocab)
+    run = Run.start(model, stream, config, Path(folder), (), False, Workers(model.W_E.device))
+    return run.train_step
+
+
+def dense_step(model: HookedTransformer, shape: str) -> Callable[[], object]:
+    """Returns a step of the same training without a gate."""
+    trained = copy.deepcopy(model).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.01)
+    stream = RandomTokens(model.cfg.d_vocab)
+
+    def step() -> None:
+        tokens = stream.batch(0, SHAPES[shape]["batch"]).to(trained.W_E.device)
+        optimizer.zero_grad()
+        loss = cross_entropy(trained(tokens), tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        loss.item()  # As the log asks for it.
+
+    return step
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    """Returns how long one step takes."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def time_ratios(shape: str, repeats: int) -> list[dict[str, object]]:
+    """Returns the median paired ratio of each variant to the dense step."""
+    model = random_model(shape)
+    rows = []
+    for name, changes in VARIANTS.items():
+        pair = dense_step(model, shape), gated_step(model, shape, **changes)
+        for step in (*pair, *pair):
+            step()
+        found = [
+            [seconds_of(step) for step in pair]
+            for _ in track(range(repeats), description=f"{shape}: {name}")
+        ]
+        ratios = [own / least for least, own in found]
+        rows.append(
+            {
+                "model": shape,
+                "batch": SHAPES[shape]["batch"],
+                "T": CONTEXT,
+                "step": name,
+                "dense_seconds": round(median(least for least, _ in found), 3),
+                "seconds": round(median(own for _, own in found), 3),
+                "ratio": round(median(ratios), 2),
+                "lowest": round(min(ratios), 2),
+                "highest": round(max(ratios), 2),
+            }
+        )
+    return rows
+
+
+@cache
+def memory_of(shape: str, variant: str) -> float:
+    """Returns how many GB a process held at most that took three steps, measured in its own."""
+    command = [sys.executable, __file__, "--memory-of", shape, "--variant", variant]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(found.stdout) / 1e9
+
+
+def main() -> None:
+    """Reads the command line, measures and writes the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory-of", choices=SHAPES, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_of:
+        model = random_model(arguments.memory_of)
+        if arguments.variant == "dense":
+            step = dense_step(model, arguments.memory_of)
+        else:
+            step = gated_step(model, arguments.memory_of, **VARIANTS[arguments.variant])
+        for _ in range(3):
+            step()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    rows = [row for shape in arguments.models for row in time_ratios(shape, arguments.repeats)]
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        for row in rows:
+            row["dense_gb"] = round(memory_of(str(row["model"]), "dense"), 2)
+            row["gb"] = round(memory_of(str(row["model"]), str(row["step"])), 2)
+    table = pd.DataFrame(rows)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    for name, value in ({"device": device, "threads": arguments.threads} | versions()).items():
+        table[name] = value
+    print(table.iloc[:, :11].to_string(index=False))
+    if arguments.out:
+        write_text(arguments.out, table.to_csv(index=False))
+
+
+if __name__ == "__main__":
+    main()
