@@ -21,7 +21,7 @@ from circuits.discovery import DiscoverConfig, Discovery
 from circuits.find_circuits import discover, steps_of
 from circuits.gate import is_gated
 from circuits.models import tokenizer_of, versions
-from circuits.open_edges import measure_density
+from circuits.open_edges import Density, measure_density
 from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
@@ -195,9 +195,10 @@ def _model_facts(
     model: HookedTransformer, name: str, text: Tensor | None, prompts: Prompts
 ) -> ModelFacts:
     """Cross-entropy and density on `text`; without it, density on the prompts alone."""
-    ce, density = None, None
+    ce = None
     tokens = prompts.clean if text is None else text
     tokens = tokens.to(model.W_E.device)
+    density = Density(torch.ones(model.cfg.n_layers, model.cfg.n_heads), tokens.shape[1])
     is_sparse = is_gated(model) or is_top_k(model)
     if text is None and is_sparse:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -207,18 +208,13 @@ def _model_facts(
         ce, density = evaluate(model, tokens)
     elif text is not None:
         ce = evaluate_ce(model, tokens)
-    per_head = torch.ones(model.cfg.n_layers, model.cfg.n_heads)
-    if density is not None:
-        per_head = density.per_head
     return ModelFacts(
         name=name,
         ce=ce,
-        density=1.0 if density is None else density.overall,
-        density_per_layer=(1.0,) * model.cfg.n_layers
-        if density is None
-        else tuple(density.per_layer.tolist()),
-        density_per_head=tuple(tuple(heads) for heads in per_head.tolist()),
-        context=tokens.shape[1],
+        density=density.overall,
+        density_per_layer=tuple(density.per_layer.tolist()),
+        density_per_head=tuple(tuple(heads) for heads in density.per_head.tolist()),
+        context=density.context,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
 

@@ -172,7 +172,7 @@ class Comparison:
                     "faithfulness": one.faithfulness,
                     "without_last": one.faithfulness_without_last,
                     "rest": one.faithfulness_of_rest,
-                    "random_same_size": sum(one.random_faithfulness) / len(one.random_faithfulness),
+                    "random_same_size": one.random_same_size,
                     "cpr": one.cpr,
                     "cmd": one.cmd,
                 }

@@ -111,6 +111,11 @@ class Found:
     cpr: float
     cmd: float
 
+    @property
+    def random_same_size(self) -> float:
+        """Mean faithfulness of the random circuits."""
+        return sum(self.random_faithfulness) / len(self.random_faithfulness)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the evidence as plain values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -167,7 +172,7 @@ class Discovery:
                     "components": one.n_components,
                     "faithfulness": one.faithfulness,
                     "rest": one.faithfulness_of_rest,
-                    "random_same_size": sum(one.random_faithfulness) / len(one.random_faithfulness),
+                    "random_same_size": one.random_same_size,
                 }
                 for granularity, one in self.found.items()
             ]

@@ -13,6 +13,7 @@ cannot be saved.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import importlib.metadata
 import importlib.resources
@@ -61,7 +62,7 @@ from circuits.hooked import (
 from circuits.top_k import is_top_k
 
 EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2")
-"""The models shipped inside the package: the pair, its control, and a twin from another seed."""
+"""The models shipped inside the package: the pair, its control, and twins from other seeds."""
 
 CHECKPOINT_FILE = "final.pth"
 
@@ -117,9 +118,8 @@ def load_model(
 
     `name_or_path` is read in this order:
 
-    - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1`
-      and `sparse-seed2`
-      (write `./dense` for a folder of that name);
+    - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
+      `sparse-seed2` (write `./dense` for a folder of that name);
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
       weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
@@ -194,6 +194,12 @@ def from_hf(
     check_same_logits(model, hf_model, name)
     model.hf_source = HFSource(hf_model.config, tokenizer)  # pyright: ignore
     return model
+
+
+def copy_model(model: HookedTransformer) -> HookedTransformer:
+    """Returns a copy with weights of its own; the tokenizer and `hf_source` are shared."""
+    shared: list[Any] = [model.tokenizer, getattr(model, "hf_source", None)]
+    return copy.deepcopy(model, {id(value): value for value in shared})
 
 
 def check_saveable(model: HookedTransformer) -> None:

@@ -2,8 +2,8 @@
 
 One choice is varied at a time, the others stay at their defaults: the attribution method, the
 ablation, the metric, the number of prompts, and along with each of them the faithfulness that is
-asked for. A claim about two models
-that depends on one of these choices is a claim about the choice.
+asked for. A claim about two models that depends on one of these choices is a claim about the
+choice.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from plotly.subplots import make_subplots
 
 from circuits.figures.style import GREY, UNITS, safe, styled
 
-# Okabe and Ito (2008), from the first setting on.
 _CHOICES = ["method", "ablation", "metric", "prompts"]
+# Okabe and Ito (2008), from the first setting on.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 

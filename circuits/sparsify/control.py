@@ -8,7 +8,6 @@ of steps as `post_train`, and descends the cross-entropy alone.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from rich.progress import Progress
 from torch import nn
 
 from circuits.gate import is_gated
+from circuits.models import copy_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.loss import cross_entropy
@@ -50,9 +50,7 @@ def train_on(
     """
     if is_gated(model):
         raise ValueError("the model has a gate; a control is made of the dense model")
-    # The tokenizer and the model's Hugging Face source are shared.
-    shared: list[Any] = [model.tokenizer, getattr(model, "hf_source", None)]
-    control: Any = copy.deepcopy(model, {id(value): value for value in shared})
+    control: Any = copy_model(model)
     trained = [p for name, p in control.named_parameters() if name not in frozen]
     for name, parameter in control.named_parameters():
         parameter.requires_grad_(name not in frozen)

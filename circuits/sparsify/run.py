@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 
 from circuits.gate import add_gate
+from circuits.models import copy_model
 from circuits.open_edges import record_open_edges
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
@@ -53,7 +53,7 @@ class Run:
         workers: Workers,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
-        self.model: Any = add_gate(_own_copy(dense), config.bias)
+        self.model: Any = add_gate(copy_model(dense), config.bias)
         self.device = self.model.W_E.device
         self.workers = workers
         self.teacher = dense if config.distillation else None
@@ -315,9 +315,3 @@ def _identity(
         "data": stream.describe(),
         "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
     }
-
-
-def _own_copy(model: HookedTransformer) -> HookedTransformer:
-    """A copy to train; the tokenizer and the model's Hugging Face source are shared."""
-    kept: list[Any] = [model.tokenizer, getattr(model, "hf_source", None)]
-    return copy.deepcopy(model, {id(value): value for value in kept})
