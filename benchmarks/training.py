@@ -33,7 +33,7 @@ from circuits.models import versions
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.run import Run
-from circuits.sparsify.workers import Workers
+from circuits.workers import Workers
 
 CONTEXT = 128
 SHAPES = {
@@ -95,7 +95,7 @@ def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Calla
     )  # fmt: skip
     folder = tempfile.mkdtemp()
     stream = RandomTokens(model.cfg.d_vocab)
-    run = Run.start(model, stream, config, Path(folder), (), False, Workers(model.W_E.device))
+    run = Run.start(model, stream, config, Path(folder), (), False, Workers())
     return run.train_step
 
 

@@ -32,7 +32,7 @@ from circuits.activations import (
     attended_value,
     logits_after,
     noting_changes,
-    row_batches,
+    own_batches,
     run_to_final,
     with_arguments,
 )
@@ -40,6 +40,7 @@ from circuits.graph import READS, Graph
 from circuits.metrics import METRICS
 from circuits.models import component_hooks
 from circuits.tasks.prompts import Prompts
+from circuits.workers import prompt_workers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -233,11 +234,12 @@ def _logits(
 ) -> Float[Tensor, "batch d_vocab"]:
     """The logits at the answer position of all prompts, run a batch at a time with hooks."""
     model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
-    found = []
-    for rows in row_batches(graph, prompts, model.cfg.d_model):
+    found = model.W_U.new_zeros(len(prompts), model.W_U.shape[-1])
+    for rows in own_batches(graph, prompts, model.cfg.d_model):
         resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
-        found.append(logits_after(model, resid, prompts.last[rows]))
-    return torch.cat(found)
+        found[rows] = logits_after(model, resid, prompts.last[rows])
+    prompt_workers().add_up([found])
+    return found
 
 
 def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: slice) -> Hooks:

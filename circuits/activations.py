@@ -22,6 +22,7 @@ from torch import Tensor
 from circuits.graph import Graph
 from circuits.models import component_hooks
 from circuits.tasks.prompts import Prompts
+from circuits.workers import prompt_workers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -238,11 +239,21 @@ def logits_after(
     return cap * (logits / cap).tanh() if cap > 0 else logits
 
 
-def row_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
-    """Returns the prompts cut into batches that bound the memory of a change at every source."""
+def row_batches(graph: Graph, prompts: Prompts, d_model: int, n_workers: int = 1) -> list[slice]:
+    """Returns the prompts cut into batches that bound the memory of a change at every source.
+
+    There are at least as many batches as workers, if there are as many prompts.
+    """
     per_prompt = graph.n_sources * prompts.clean.shape[1] * d_model
-    size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt))
+    size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt), -(-len(prompts) // n_workers))
     return [slice(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+
+
+def own_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
+    """Returns the batches that this process runs: its share, inside `share_prompts`, else all."""
+    workers = prompt_workers()
+    batches = row_batches(graph, prompts, d_model, workers.count)
+    return [rows for _, rows in workers.own(batches)]
 
 
 def ablated_activations(

@@ -71,3 +71,50 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     assert odd.returncode != 0
     assert "cannot be shared by 2 processes" in odd.stderr
     assert not (tmp_path / "run").exists()
+
+
+def discovered(n: int, out: Path, *options: str) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
+    done = subprocess.run(
+        [sys.executable, *(launcher if n > 1 else []), "-m", "circuits", "discover"]
+        + ["--model", "sparse", "--prompts", "9", "--out", str(out), *options],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Components that recover") == 1
+    return json.loads(out.read_text())
+
+
+def assert_same(found: Any, expected: Any, where: str) -> None:
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name, value in expected.items():
+            assert_same(found[name], value, f"{where} {name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{where} {number}")
+    elif isinstance(expected, float):
+        # Sums in another order may swap two edges of almost equal score in a random circuit.
+        assert found == pytest.approx(expected, rel=1e-3, abs=2e-3), where
+    else:
+        assert found == expected, where
+
+
+# Three processes share nine prompts evenly, two do not.
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        (2, ["--task", "ioi"]),
+        (3, ["--task", "ioi", "--granularity", "edge", "--method", "local_patching"]),
+        (2, ["--task", "greater_than", "--granularity", "head", "--method", "exact_patching"]),
+    ],
+)
+def test_processes_that_share_prompts_find_the_circuits_of_one(
+    tmp_path: Path, n: int, options: list[str]
+) -> None:
+    shared = discovered(n, tmp_path / "shared.json", *options)
+    assert_same(shared, discovered(1, tmp_path / "alone.json", *options), "discovery")

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from circuits.ablate import Experiment
-from circuits.activations import noting_changes, row_batches, with_arguments
+from circuits.activations import noting_changes, own_batches, with_arguments
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.input_path import TemplateTotals, sums_like
 from circuits.attribute.scores import Scores
+from circuits.workers import prompt_workers
 
 
 def integrated_activations(
@@ -36,7 +37,7 @@ def integrated_activations(
     def toward(act: Tensor, hook: object, *, gone: Tensor, fraction: float) -> Tensor:
         return torch.lerp(gone, act, fraction)
 
-    for rows in row_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         places: list[tuple[str, Tensor, slice, int | None]] = []
@@ -56,6 +57,7 @@ def integrated_activations(
                 add_edge_scores(experiment, edges, run, change, weight=1 / steps, sources=sources)
                 if totals is not None and layer is not None:
                     totals.add(run, clean, rows, 1 / steps, layers=[layer])
+    prompt_workers().add_up([edges])
     return Scores(
         graph=graph,
         edges=edges.cpu() / len(prompts),

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from circuits.ablate import Experiment, run_attention_edges, run_edges
-from circuits.activations import Hooks, attended_value, logits_after, noting_changes, row_batches
+from circuits.activations import Hooks, attended_value, logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
 from circuits.attribute.input_path import sums_like
 from circuits.attribute.local_patching import logit_effects
@@ -33,6 +33,7 @@ from circuits.attribute.scores import Scores
 from circuits.files import write_bytes
 from circuits.graph import READS
 from circuits.metrics import METRICS
+from circuits.workers import prompt_workers
 
 
 def exact_edge_effects(
@@ -111,8 +112,12 @@ def exact_patching(
 
     Raises:
         ValueError: a score is not finite, the model's heads cannot be run on their own, or the
-            checkpoint is of another experiment.
+            checkpoint is of another experiment or of several processes.
     """
+    if checkpoint is not None and prompt_workers().count > 1:
+        raise ValueError(
+            "processes that share prompts cannot share a checkpoint; leave it out, or run one"
+        )
     check_differentiable(experiment.model)
     check_runnable(experiment)
     graph, prompts, cfg = experiment.graph, experiment.prompts, experiment.model.cfg
@@ -127,7 +132,7 @@ def exact_patching(
         sums["attention_edges"] = sums_like(experiment.ablated.embed, shape)
     fingerprint = _fingerprint(experiment, attention_edges)
     n_done = _restore(checkpoint, sums, fingerprint)
-    batches = row_batches(graph, prompts, cfg.d_model)
+    batches = own_batches(graph, prompts, cfg.d_model)
     n_steps = len(batches) * (graph.n_layers + 1)
     on_step(n_done, n_steps)
     for number, rows in enumerate(batches):
@@ -147,6 +152,7 @@ def exact_patching(
                 _measure_layer(experiment, later, sums, change, place)
             _store(checkpoint, sums, fingerprint, step + 1)
             on_step(step + 1, n_steps)
+    prompt_workers().add_up(sums.values())
     return Scores(
         graph=graph,
         edges=sums["edges"].cpu() / len(prompts),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuits.ablate import Experiment
-from circuits.activations import Hooks, noting_changes, row_batches
+from circuits.activations import Hooks, noting_changes, own_batches
 from circuits.attribute.gradients import (
     Run,
     add_edge_scores,
@@ -21,6 +21,7 @@ from circuits.attribute.gradients import (
     run_backward,
 )
 from circuits.attribute.scores import Scores
+from circuits.workers import prompt_workers
 
 
 def integrated_gradients(
@@ -68,7 +69,7 @@ def score_along_inputs(
     edges = sums_like(ablated.embed, graph.mask.shape)
     totals = TemplateTotals(experiment) if attention_edges else None
     weight = 1 / len(fractions)
-    for rows in row_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for fraction in sorted(fractions, reverse=True):
@@ -80,6 +81,7 @@ def score_along_inputs(
             add_edge_scores(experiment, edges, run, change, weight=weight)
             if totals is not None:
                 totals.add(run, clean, rows, weight)
+    prompt_workers().add_up([edges])
     return Scores(
         graph=graph,
         edges=edges.cpu() / len(prompts),
@@ -124,7 +126,8 @@ class TemplateTotals:
             self._totals[:, layer].index_add_(0, self._group_of[rows], scores, alpha=weight)
 
     def means(self) -> dict[str, Tensor]:
-        """Returns the mean of each template, `[layer head query_pos key_pos]`."""
+        """Returns the mean of each template, `[layer head query_pos key_pos]`; call it once."""
+        prompt_workers().add_up([self._totals])
         return {
             template: total.cpu() / len(rows)
             for (template, rows), total in zip(self._groups.items(), self._totals, strict=True)

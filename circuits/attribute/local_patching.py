@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from circuits.ablate import Experiment
-from circuits.activations import logits_after, noting_changes, row_batches
+from circuits.activations import logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
 from circuits.attribute.input_path import TemplateTotals, sums_like
 from circuits.attribute.responses import (
@@ -27,6 +27,7 @@ from circuits.attribute.responses import (
 from circuits.attribute.scores import Scores
 from circuits.graph import READS
 from circuits.metrics import METRICS
+from circuits.workers import prompt_workers
 
 
 def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:
@@ -40,7 +41,7 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
     graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
     edges = sums_like(ablated.embed, graph.mask.shape)
     totals = TemplateTotals(experiment) if attention_edges else None
-    for rows in row_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for layer in range(graph.n_layers):
@@ -50,6 +51,7 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
         edges[:, -1] += logit_effects(experiment, clean, change, rows)
         if totals is not None:
             totals.add(clean, clean, rows)
+    prompt_workers().add_up([edges])
     return Scores(
         graph=graph,
         edges=edges.cpu() / len(prompts),

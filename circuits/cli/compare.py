@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
+from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     DEFAULT_TASKS,
     AblationName,
@@ -66,16 +67,22 @@ def compare_command(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
 ) -> None:
-    """Compare the circuits of a dense model and of its sparse twin."""
+    """Compare the circuits of a dense model and of its sparse twin.
+
+    Under accelerate launch or torchrun, several processes share the prompts.
+    """
+    launch = read_launch()
     with usage_errors():
         from circuits.compare_models import compare, steps_of_compare
         from circuits.models import load_model
         from circuits.report import check_writable, write_results
+        from circuits.workers import join_workers, share_prompts
 
         tasks = [read_task(name) for name in task or DEFAULT_TASKS]
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
+        device = launch.own_device(device)
         models = load_model(dense, device=device), load_model(sparse, device=device)
         others = {name: _loaded(source, device) for name, source in sources.items()}
         sequences = None
@@ -83,9 +90,11 @@ def compare_command(
             context = min(128, *(model.cfg.n_ctx for model in models))
             stream = text_stream(text, models[0].tokenizer, context, seed)
             sequences = stream.held_out("selection", 64)
+        workers = join_workers(models[0].W_E.device)
     beside = "".join(f", beside {name}" for name in others)
     err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
-    with progress_bar(steps_of_compare(config, len(tasks), len(others))) as step:
+    n_steps = steps_of_compare(config, len(tasks), len(others))
+    with progress_bar(n_steps) as step, share_prompts(workers):
         comparison = compare(
             *models,
             tasks,
@@ -96,6 +105,9 @@ def compare_command(
             twins=[one.partition("=")[0] for one in twin or []],
             on_step=step,
         )
+    if not launch.is_first:
+        return
+    comparison.run["processes"] = launch.count
     comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
     write_results(comparison, out)
     print_frame(comparison.models_table(), "Are the models equally good?")
@@ -128,19 +140,27 @@ def robustness_command(
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("robustness"),
 ) -> None:
-    """See whether the ratio of sizes holds under other methods, ablations and targets."""
+    """See whether the ratio of sizes holds under other methods, ablations and targets.
+
+    Under accelerate launch or torchrun, several processes share the prompts.
+    """
+    launch = read_launch()
     with usage_errors():
         from circuits.figures import robustness_figure
         from circuits.files import write_text
         from circuits.models import load_model
         from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
+        from circuits.workers import join_workers, share_prompts
 
         tasks = [read_task(name) for name in task or DEFAULT_TASKS]
         methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
         out.mkdir(parents=True, exist_ok=True)
+        device = launch.own_device(device)
         models = load_model(dense, device=device), load_model(sparse, device=device)
+        workers = join_workers(models[0].W_E.device)
     err_console.print(f"trying {dense} and {sparse} on {device}, seed {seed}")
-    with progress_bar(n_steps(len(tasks), methods)) as step, usage_errors():
+    steps = n_steps(len(tasks), methods)
+    with progress_bar(steps) as step, usage_errors(), share_prompts(workers):
         table = robustness(
             *models,
             tasks,
@@ -150,6 +170,8 @@ def robustness_command(
             seed=seed,
             on_step=step,
         )
+    if not launch.is_first:
+        return
     write_text(out / "robustness.csv", table.to_csv(index=False))
     page = robustness_figure(table).to_html(include_plotlyjs=True, full_html=True)
     write_text(out / "robustness.html", page)

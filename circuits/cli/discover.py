@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
+from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     AblationName,
     Device,
@@ -35,37 +36,39 @@ def discover_command(
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("discovery.json"),
 ) -> None:
-    """Find the circuits of one model for one task."""
-    with usage_errors():
-        import pandas as pd
+    """Find the circuits of one model for one task.
 
+    Under accelerate launch or torchrun, several processes share the prompts.
+    """
+    launch = read_launch()
+    with usage_errors():
         from circuits.find_circuits import discover, steps_of
         from circuits.models import load_model
+        from circuits.workers import join_workers, share_prompts
 
         chosen = read_task(task)
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
         if not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
+        device = launch.own_device(device)
         loaded = load_model(model, device=device)
+        workers = join_workers(loaded.W_E.device)
     err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {seed}")
-    with progress_bar(steps_of(config)) as step:
+    with progress_bar(steps_of(config)) as step, share_prompts(workers):
         found = discover(loaded, chosen, config, on_step=step)
+    if not launch.is_first:
+        return
     found.save(out)
-    rows = [
-        {
-            "granularity": name,
-            "size": one.size,
-            "low": one.size_low,
-            "high": one.size_high,
-            "of": one.n_components,
-            "faithfulness": one.faithfulness,
-            "random": sum(one.random_faithfulness) / len(one.random_faithfulness),
-        }
-        for name, one in found.found.items()
-    ]
+    shown = {
+        "size_low": "low",
+        "size_high": "high",
+        "components": "of",
+        "random_same_size": "random",
+    }
+    table = found.to_dataframe().drop(columns="rest").rename(columns=shown)
     out_console.print(
         f"{chosen.name}: {found.metric} {found.metric_full:.3f} (ablated "
         f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_heldout} prompts"
     )
-    print_frame(pd.DataFrame(rows), f"Components that recover {target:.0%}")
+    print_frame(table, f"Components that recover {target:.0%}")
     out_console.print(f"written to {out}")

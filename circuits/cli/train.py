@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, Seed, text_stream
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.data import TokenStream
-
-WORLD = {"WORLD_SIZE": "1", "RANK": "0"}
-"""What launchers of several processes say in the environment, and what holds without one."""
 
 
 def train_command(
@@ -82,9 +79,7 @@ def train_command(
 
     Under accelerate launch or torchrun, several processes share the batches.
     """
-    world, rank = (int(os.environ.get(name, lone)) for name, lone in WORLD.items())
-    if rank > 0:
-        out_console.quiet = err_console.quiet = True
+    launch = read_launch()
     with usage_errors():
         from circuits.models import frozen_parameters, load_model
         from circuits.sparsify.config import TrainConfig
@@ -115,7 +110,7 @@ def train_command(
         check_tracker(tracker)
         if control and (resume or twins > 1):
             raise ValueError("a --control is made anew and alone, without --resume and --twins")
-        if control and world > 1:
+        if control and launch.count > 1:
             raise ValueError("a --control is made by one process")
         if control and out.exists():
             raise FileExistsError(f"{out} exists already; give a new folder for a --control run")
@@ -123,8 +118,7 @@ def train_command(
             raise ValueError(f"--twins is {twins}; train at least 1")
         if text is not None and data is not None:
             raise ValueError("give --text or --data, not both")
-        if world > 1 and device == "cuda":
-            device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
+        device = launch.own_device(device)
         dense = load_model(model, device=device)
         frozen = frozen_parameters(dense)
         configs = [replace(config, seed=seed + number) for number in range(twins)]
@@ -155,7 +149,7 @@ def train_command(
         if twins > 1:
             out.mkdir(parents=True, exist_ok=True)
         begun = resume and (twins == 1 or folder.exists())
-        _make_twin(dense, stream, one, frozen, folder, begun, tracker, saves=rank == 0)
+        _make_twin(dense, stream, one, frozen, folder, begun, tracker, saves=launch.is_first)
 
 
 def _make_control(

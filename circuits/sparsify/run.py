@@ -37,7 +37,7 @@ from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss,
 from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
-from circuits.sparsify.workers import Workers
+from circuits.workers import Workers
 
 
 class Run:

@@ -13,7 +13,7 @@ so in `TrainResult.satisfied`.
 
 The random numbers of a run come from its seed, the step and the part of the batch; so a run that
 was killed and resumed ends with the same bits, and several processes
-(circuits/sparsify/workers.py) take the same steps as one.
+(circuits/workers.py) take the same steps as one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.trackers import check_tracker, open_tracker
-from circuits.sparsify.workers import Workers
+from circuits.workers import Workers, join_workers
 
 __all__ = [
     "TrainConfig",
@@ -86,7 +86,7 @@ def post_train(
         TrainingInterrupted: Ctrl-C.
     """
     check_tracker(tracker)
-    workers = Workers(model.W_E.device)
+    workers = join_workers(model.W_E.device)
     _check_arguments(model, stream, config, frozen, workers)
     run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers)
     shown = progress and workers.is_first
