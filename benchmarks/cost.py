@@ -13,30 +13,25 @@ from __future__ import annotations
 
 import argparse
 import gc
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import median
 
-import pandas as pd
 import torch
 from rich.progress import track
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from circuits.ablate import Experiment, graph_of, prepare_experiment, run_edges
 from circuits.attribute import attribution_patching, integrated_gradients
-from circuits.files import write_text
 from circuits.hooked import quiet_hooked_transformer
 from circuits.metrics import logit_diff
-from circuits.models import versions
 from circuits.search import size_grid
 from circuits.tasks.prompts import Prompts
+from measure import Job, report, resident_bytes, seconds_of
 
-Job = Callable[[], object]
 IG_STEPS = 5
 FLOOR_OF = {
     "scores of all edges": "floor",
@@ -135,17 +130,6 @@ def jobs(model: HookedTransformer, prompts: Prompts) -> dict[str, Job]:
     }
 
 
-def seconds_of(job: Job) -> float:
-    """Returns how long one call takes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    job()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def time_ratios(n_layers: int, batch: int, pos: int, repeats: int) -> list[dict[str, object]]:
     """Returns the median paired ratio of each job to its floor."""
     model = random_model(n_layers)
@@ -184,15 +168,9 @@ def grown_memory(name: str, batch: int, pos: int) -> int:
         model(random_prompts(model, 1, 2).clean)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # The peak starts again at what is held now.
-    before = _resident("VmRSS")
+    before = resident_bytes("VmRSS")
     every[name]()
-    return _resident("VmHWM") - before
-
-
-def _resident(what: str) -> int:
-    """A line of Linux' account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
+    return resident_bytes("VmHWM") - before
 
 
 def memory_ratio(batch: int, pos: int) -> dict[str, object]:
@@ -258,14 +236,7 @@ def main() -> None:
     if sys.platform == "linux" and not torch.cuda.is_available():
         rows.append(memory_ratio(8, 16))
     rows.append(curve_seconds(32, 16))
-    table = pd.DataFrame(rows)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    about = {"device": device, "threads": arguments.threads} | versions()
-    for name, value in about.items():
-        table[name] = value
-    print(table.iloc[:, :9].to_string(index=False))
-    if arguments.out:
-        write_text(arguments.out, table.to_csv(index=False))
+    report(rows, arguments.out)
 
 
 if __name__ == "__main__":

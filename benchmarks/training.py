@@ -13,27 +13,22 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import pandas as pd
 import torch
 from jaxtyping import Int
 from rich.progress import track
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from circuits.files import write_text
 from circuits.hooked import quiet_hooked_transformer
-from circuits.models import versions
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.run import Run
 from circuits.workers import Workers
+from measure import Job, report, resident_bytes, seconds_of
 
 CONTEXT = 128
 SHAPES = {
@@ -87,7 +82,7 @@ def random_model(shape: str) -> HookedTransformer:
         )
 
 
-def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Callable[[], object]:
+def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
     """Returns a step of post-training, as `circuits train` takes it."""
     config = TrainConfig(
         batch_size=SHAPES[shape]["batch"], control_sequences=1, selection_sequences=1,
@@ -99,7 +94,7 @@ def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Calla
     return run.train_step
 
 
-def dense_step(model: HookedTransformer, shape: str) -> Callable[[], object]:
+def dense_step(model: HookedTransformer, shape: str) -> Job:
     """Returns a step of the same training without a gate."""
     trained = copy.deepcopy(model).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.01)
@@ -115,17 +110,6 @@ def dense_step(model: HookedTransformer, shape: str) -> Callable[[], object]:
         loss.item()  # As the log asks for it.
 
     return step
-
-
-def seconds_of(step: Callable[[], object]) -> float:
-    """Returns how long one step takes."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def time_ratios(shape: str, repeats: int) -> list[dict[str, object]]:
@@ -166,9 +150,7 @@ def peak_memory(shape: str, variant: str) -> float:
         step = gated_step(model, shape, **VARIANTS[variant])
     for _ in range(3):
         step()
-    # Not getrusage's: that is at least what the parent process held.
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM:"))
+    return resident_bytes("VmHWM") / 1e9
 
 
 def main() -> None:
@@ -186,13 +168,7 @@ def main() -> None:
         print(f"{peak_memory(arguments.memory_of, arguments.variant):.2f} GB")
         return
     rows = [row for shape in arguments.models for row in time_ratios(shape, arguments.repeats)]
-    table = pd.DataFrame(rows)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    for name, value in ({"device": device, "threads": arguments.threads} | versions()).items():
-        table[name] = value
-    print(table.iloc[:, :9].to_string(index=False))
-    if arguments.out:
-        write_text(arguments.out, table.to_csv(index=False))
+    report(rows, arguments.out)
 
 
 if __name__ == "__main__":

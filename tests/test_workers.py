@@ -18,16 +18,20 @@ OPTIONS = [
 ]
 
 
-def launched(n: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def launched(n: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command of circuits in n processes of one thread each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
     return subprocess.run(
-        [sys.executable, *(launcher if n > 1 else []), "-m", "circuits", "train", "--out", str(out)]
-        + [*OPTIONS, *options],
+        [sys.executable, *(launcher if n > 1 else []), "-m", "circuits", *arguments],
         capture_output=True,
         text=True,
         timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def trained(n: int, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return launched(n, "train", "--out", str(out), *OPTIONS, *options)
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -39,11 +43,11 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("workers")
-    two = launched(2, folder / "two")
+    two = trained(2, folder / "two")
     assert two.returncode == 0, two.stderr
     # One process speaks.
     assert two.stdout.count("sparse CE") == 1
-    one = launched(1, folder / "one", "--accumulate", "2")
+    one = trained(1, folder / "one", "--accumulate", "2")
     assert one.returncode == 0, one.stderr
     return folder / "two", folder / "one"
 
@@ -62,27 +66,20 @@ def test_two_processes_end_with_the_weights_of_one(runs: tuple[Path, Path]) -> N
 
 
 def test_a_run_of_two_processes_is_resumed_by_one(runs: tuple[Path, Path]) -> None:
-    again = launched(1, runs[0], "--accumulate", "2", "--resume")
+    again = trained(1, runs[0], "--accumulate", "2", "--resume")
     assert again.returncode == 0, again.stderr
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    odd = launched(2, tmp_path / "run", "--batch-size", "3")
+    odd = trained(2, tmp_path / "run", "--batch-size", "3")
     assert odd.returncode != 0
     assert "cannot be shared by 2 processes" in odd.stderr
     assert not (tmp_path / "run").exists()
 
 
 def discovered(n: int, out: Path, *options: str) -> dict[str, Any]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(n)]
-    done = subprocess.run(
-        [sys.executable, *(launcher if n > 1 else []), "-m", "circuits", "discover"]
-        + ["--model", "sparse", "--prompts", "9", "--out", str(out), *options],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    model = ["--model", "sparse", "--prompts", "9"]
+    done = launched(n, "discover", *model, "--out", str(out), *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Components that recover") == 1
     return json.loads(out.read_text())

@@ -8,9 +8,8 @@ from torch import Tensor
 from circuits.ablate import Experiment
 from circuits.activations import noting_changes, own_batches, with_arguments
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
-from circuits.attribute.input_path import TemplateTotals, sums_like
 from circuits.attribute.scores import Scores
-from circuits.workers import prompt_workers
+from circuits.attribute.totals import Totals
 
 
 def integrated_activations(
@@ -31,8 +30,7 @@ def integrated_activations(
         raise ValueError(f"integrated gradients need at least 1 step, got {steps}")
     check_differentiable(experiment.model)
     graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
-    edges = sums_like(ablated.embed, graph.mask.shape)
-    totals = TemplateTotals(experiment) if attention_edges else None
+    totals = Totals(experiment, attention_edges=attention_edges)
 
     def toward(act: Tensor, hook: object, *, gone: Tensor, fraction: float) -> Tensor:
         return torch.lerp(gone, act, fraction)
@@ -54,15 +52,9 @@ def integrated_activations(
                 if step < steps:
                     hook = with_arguments(toward, gone=gone, fraction=step / steps)
                     run = run_backward(experiment, rows, [(name, hook)], clean.logits)
-                add_edge_scores(experiment, edges, run, change, weight=1 / steps, sources=sources)
-                if totals is not None and layer is not None:
-                    totals.add(run, clean, rows, 1 / steps, layers=[layer])
-    prompt_workers().add_up([edges])
-    return Scores(
-        graph=graph,
-        edges=edges.cpu() / len(prompts),
-        attention_edges={} if totals is None else totals.means(),
-        method="integrated_activations",
-        ablation=experiment.ablation,
-        n_prompts=len(prompts),
-    ).check_finite()
+                add_edge_scores(
+                    experiment, totals.edges, run, change, weight=1 / steps, sources=sources
+                )
+                if layer is not None:
+                    totals.add_attention_edges(run, clean, rows, 1 / steps, layers=[layer])
+    return totals.scores("integrated_activations")

@@ -20,7 +20,6 @@ from torch import Tensor
 from circuits.ablate import Experiment, run_attention_edges, run_edges
 from circuits.activations import Hooks, attended_value, logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
-from circuits.attribute.input_path import sums_like
 from circuits.attribute.local_patching import logit_effects
 from circuits.attribute.responses import (
     Changes,
@@ -30,6 +29,7 @@ from circuits.attribute.responses import (
     source_chunks,
 )
 from circuits.attribute.scores import Scores
+from circuits.attribute.totals import sums_like
 from circuits.files import write_bytes
 from circuits.graph import READS
 from circuits.metrics import METRICS

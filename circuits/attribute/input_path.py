@@ -6,22 +6,15 @@ it is steep on the way; an average over the path sees that, at one pass for each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from circuits.ablate import Experiment
 from circuits.activations import Hooks, noting_changes, own_batches
-from circuits.attribute.gradients import (
-    Run,
-    add_edge_scores,
-    attention_edge_scores,
-    check_differentiable,
-    run_backward,
-)
+from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.scores import Scores
-from circuits.workers import prompt_workers
+from circuits.attribute.totals import Totals
 
 
 def integrated_gradients(
@@ -66,8 +59,7 @@ def score_along_inputs(
     """
     check_differentiable(experiment.model)
     graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
-    edges = sums_like(ablated.embed, graph.mask.shape)
-    totals = TemplateTotals(experiment) if attention_edges else None
+    totals = Totals(experiment, attention_edges=attention_edges)
     weight = 1 / len(fractions)
     for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
@@ -78,66 +70,9 @@ def score_along_inputs(
                 embed = ablated.embed[rows] + fraction * change[0]
                 hooks: Hooks = [("blocks.0.hook_resid_pre", _replacing(embed))]
                 run = run_backward(experiment, rows, hooks, clean.logits)
-            add_edge_scores(experiment, edges, run, change, weight=weight)
-            if totals is not None:
-                totals.add(run, clean, rows, weight)
-    prompt_workers().add_up([edges])
-    return Scores(
-        graph=graph,
-        edges=edges.cpu() / len(prompts),
-        attention_edges={} if totals is None else totals.means(),
-        method=method,
-        ablation=experiment.ablation,
-        n_prompts=len(prompts),
-    ).check_finite()
-
-
-class TemplateTotals:
-    """Scores of attention edges summed over the prompts of each template.
-
-    Only there do positions mean the same.
-    """
-
-    def __init__(self, experiment: Experiment) -> None:
-        """Starts at zero for every template."""
-        self._experiment = experiment
-        self._groups = experiment.prompts.groups()
-        cfg, pos = experiment.model.cfg, experiment.prompts.clean.shape[1]
-        self._totals = experiment.ablated.embed.new_zeros(
-            (len(self._groups), cfg.n_layers, cfg.n_heads, pos, pos)
-        )
-        number = {template: index for index, template in enumerate(self._groups)}
-        self._group_of = torch.tensor(
-            [number[template] for template in experiment.prompts.templates],
-            device=self._totals.device,
-        )
-
-    def add(
-        self,
-        run: Run,
-        clean: Run,
-        rows: slice,
-        weight: float = 1.0,
-        layers: Iterable[int] | None = None,
-    ) -> None:
-        """Adds `weight` times the scores of one run over the prompts `rows`, for all layers."""
-        for layer in range(self._experiment.graph.n_layers) if layers is None else layers:
-            scores = attention_edge_scores(self._experiment, run, clean, rows, layer)
-            self._totals[:, layer].index_add_(0, self._group_of[rows], scores, alpha=weight)
-
-    def means(self) -> dict[str, Tensor]:
-        """Returns the mean of each template, `[layer head query_pos key_pos]`; call it once."""
-        prompt_workers().add_up([self._totals])
-        return {
-            template: total.cpu() / len(rows)
-            for (template, rows), total in zip(self._groups.items(), self._totals, strict=True)
-        }
-
-
-def sums_like(act: Tensor, shape: torch.Size) -> Tensor:
-    """Returns zeros on the device of `act`, in float32 at least: they add up many prompts."""
-    dtype = torch.promote_types(act.dtype, torch.float32)
-    return torch.zeros(shape, device=act.device, dtype=dtype)
+            add_edge_scores(experiment, totals.edges, run, change, weight=weight)
+            totals.add_attention_edges(run, clean, rows, weight)
+    return totals.scores(method)
 
 
 def _replacing(embed: Tensor) -> object:

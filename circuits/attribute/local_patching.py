@@ -16,7 +16,6 @@ import torch
 from circuits.ablate import Experiment
 from circuits.activations import logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
-from circuits.attribute.input_path import TemplateTotals, sums_like
 from circuits.attribute.responses import (
     Changes,
     check_runnable,
@@ -25,9 +24,9 @@ from circuits.attribute.responses import (
     source_chunks,
 )
 from circuits.attribute.scores import Scores
+from circuits.attribute.totals import Totals
 from circuits.graph import READS
 from circuits.metrics import METRICS
-from circuits.workers import prompt_workers
 
 
 def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:
@@ -39,27 +38,17 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
     check_differentiable(experiment.model)
     check_runnable(experiment)
     graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
-    edges = sums_like(ablated.embed, graph.mask.shape)
-    totals = TemplateTotals(experiment) if attention_edges else None
+    totals = Totals(experiment, attention_edges=attention_edges)
     for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for layer in range(graph.n_layers):
-            _score_heads(experiment, edges, clean, change, layer)
+            _score_heads(experiment, totals.edges, clean, change, layer)
             if graph.has_mlps:
-                _score_mlp(experiment, edges, clean, change, layer)
-        edges[:, -1] += logit_effects(experiment, clean, change, rows)
-        if totals is not None:
-            totals.add(clean, clean, rows)
-    prompt_workers().add_up([edges])
-    return Scores(
-        graph=graph,
-        edges=edges.cpu() / len(prompts),
-        attention_edges={} if totals is None else totals.means(),
-        method="local_patching",
-        ablation=experiment.ablation,
-        n_prompts=len(prompts),
-    ).check_finite()
+                _score_mlp(experiment, totals.edges, clean, change, layer)
+        totals.edges[:, -1] += logit_effects(experiment, clean, change, rows)
+        totals.add_attention_edges(clean, clean, rows)
+    return totals.scores("local_patching")
 
 
 def _score_heads(
