@@ -35,7 +35,8 @@ from circuits.cli import main as circuits
 from circuits.discovery import DiscoverConfig
 from circuits.find_circuits import discover
 from circuits.metrics import METRICS, accuracy, last_logits
-from circuits.models import frozen_parameters, load_model, save_model
+from circuits.models import load_model
+from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.control import train_on
 from circuits.sparsify.corpus import LIST_WORDS, NAMES, corpus_tokenizer

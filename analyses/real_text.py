@@ -32,7 +32,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
 from circuits.files import write_text
-from circuits.models import frozen_parameters, load_model, save_model, versions
+from circuits.models import load_model, versions
+from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.control import train_on
 from circuits.sparsify.data import TokenStream

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from circuits.attribute import Scores, attribution_patching, integrated_gradients
-    from circuits.bridge import load_bridge
     from circuits.circuit import Circuit
     from circuits.compare_models import compare
     from circuits.comparison import Comparison, load_comparison, save_comparison
@@ -18,9 +17,10 @@ if TYPE_CHECKING:
     from circuits.find_circuits import discover
     from circuits.gate import add_gate, is_gated, remove_gate
     from circuits.graph import Graph
-    from circuits.models import load_model, save_model
+    from circuits.models import load_bridge, load_model
     from circuits.open_edges import measure_density
     from circuits.report import write_results
+    from circuits.saving import save_model
     from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.train import post_train
     from circuits.tasks import PromptPair, Task, get_task, register_task, task_from_file
@@ -42,7 +42,7 @@ _HOME = {
     "get_task": "tasks",
     "integrated_gradients": "attribute",
     "is_gated": "gate",
-    "load_bridge": "bridge",
+    "load_bridge": "models",
     "load_comparison": "comparison",
     "load_model": "models",
     "measure_density": "open_edges",
@@ -50,7 +50,7 @@ _HOME = {
     "register_task": "tasks",
     "remove_gate": "gate",
     "save_comparison": "comparison",
-    "save_model": "models",
+    "save_model": "saving",
     "task_from_file": "tasks",
     "write_results": "report",
 }

@@ -26,6 +26,7 @@ from circuits.workers import prompt_workers
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
 
 Ablation = Literal["corrupted", "mean", "zero"]
 """What a component outside the circuit writes: its value in the corrupted run; its mean over the
@@ -214,13 +215,21 @@ def record_activations(
 
 
 def run_to_final(
-    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], hooks: Hooks
+    model: HookedTransformer | TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    hooks: Hooks,
+    *,
+    n_layers: int | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Returns the final residual stream of a run with hooks; nobody reads that run's logits."""
+    """Returns the residual stream after `n_layers` (all) layers of a run with hooks.
+
+    Nobody reads that run's logits.
+    """
     found: list[Tensor] = []
-    n_layers = model.cfg.n_layers
+    n_layers = n_layers or model.cfg.n_layers
     last: Hooks = [(f"blocks.{n_layers - 1}.hook_resid_post", lambda act, hook: found.append(act))]
-    # A TransformerBridge runs to the end all the same; what it returns is not looked at.
+    # A TransformerBridge that is to stop after its last layer runs to the end all the same; what it
+    # returns is not looked at.
     model.run_with_hooks(tokens, fwd_hooks=[*hooks, *last], stop_at_layer=n_layers)
     return found[0]
 

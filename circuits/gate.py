@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
 from circuits.gate_sampling import OpenGates
-from circuits.hook_points import attention_layers, in_place_of, list_hook_points, refuse_hooks
+from circuits.hook_points import attention_layers, drop, in_place_of, list_hook_points, refuse_hooks
 from circuits.open_edges import OpenEdges
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -146,7 +146,7 @@ def remove_gate(model: ModelT) -> ModelT:
     for attn in attention_layers(model):
         attn.hook_attn_scores = in_place_of(attn.hook_attn_scores, HookPoint())
         attn.hook_pattern = in_place_of(attn.hook_pattern, HookPoint())
-        del attn.hook_gate
+        drop(attn, "hook_gate")
     list_hook_points(model)
     return model
 

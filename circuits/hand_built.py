@@ -7,6 +7,9 @@ random weights that read everything, differ between clean and corrupted prompts,
 
 The circuit holds the edges along which the difference of clean and corrupted prompts reaches the
 metric. An edge that carries the same in both (a position, say) is not part of it.
+
+They have no norms, which no model that a TransformerBridge wraps is without: they need
+HookedTransformer, hence transformer_lens<4.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuits.hooked import quiet_hooked_transformer
+from circuits.models import new_model
 from circuits.tasks.prompts import Prompts
 from circuits.tasks.task import Task, TaskPrompts
 
@@ -216,27 +219,24 @@ def _blank_model(
 
     The first `n_blank` heads of each layer are left for the circuit.
     """
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-
     d_model = int(junk[-1]) + 1
-    with torch.random.fork_rng(devices=[]), quiet_hooked_transformer(), torch.no_grad():
+    config = {
+        "n_layers": n_layers,
+        "n_heads": n_blank + n_distractors,
+        "d_model": d_model,
+        "d_head": d_head,
+        "d_mlp": n_neurons,
+        "d_vocab": n_tokens,
+        "n_ctx": n_pos,
+        "attn_only": n_neurons is None,
+        "act_fn": "relu",
+        "normalization_type": None,
+        "use_attn_scale": False,
+        "device": "cpu",
+    }
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        model = HookedTransformer(
-            HookedTransformerConfig(
-                n_layers=n_layers,
-                n_heads=n_blank + n_distractors,
-                d_model=d_model,
-                d_head=d_head,
-                d_mlp=n_neurons,
-                d_vocab=n_tokens,
-                n_ctx=n_pos,
-                attn_only=n_neurons is None,
-                act_fn="relu",
-                normalization_type=None,
-                use_attn_scale=False,
-                device="cpu",
-            )
-        )
+        model = new_model(config)
         for parameter in model.parameters():
             parameter.zero_()
         for block in model.blocks:
@@ -248,7 +248,7 @@ def _blank_model(
             if n_neurons is not None:
                 block.mlp.W_in.normal_()
                 block.mlp.W_out[:, junk] = torch.randn(n_neurons, len(junk))
-    return model.eval()
+    return model
 
 
 def _permutations(n: int, n_tokens: int, seed: int) -> Tensor:

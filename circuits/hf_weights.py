@@ -1,10 +1,10 @@
-"""HookedTransformer weights back into Hugging Face weights, for any architecture.
+"""A hooked model's weights back into Hugging Face weights, for any architecture.
 
 TransformerLens knows only the way in: for each architecture a function that turns a Hugging Face
-model into HookedTransformer tensors. Most of these functions only cut, transpose and rearrange.
-Such a function can be read by watching it work: give it a Hugging Face model in which every
-element of every parameter holds its own number, and the tensors that come out say where each
-element went. Saving then sends the trained values back the same way.
+model into HookedTransformer tensors, or a TransformerBridge that splits joint matrices. Most of
+these only cut, transpose and rearrange. That can be read by watching it done: give it a Hugging
+Face model in which every element of every parameter holds its own number, and the tensors that come
+out say where each element went. Saving then sends the trained values back the same way.
 
 What the function makes up itself (the zero biases of Llama, GPT-2's zero `unembed.b_U`) has no
 place in the Hugging Face model. These parameters are *frozen*: training must leave them alone.
@@ -14,16 +14,15 @@ rearrangement; the numbers show it, and it is refused.
 
 from __future__ import annotations
 
-import copy
-import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
-from transformer_lens.loading_from_pretrained import get_pretrained_state_dict
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from circuits.hf_files import is_tied, skeleton
 
 # Element number n is written as _FIRST_ID + 3 n in float64, which holds it exactly. The size keeps
 # made-up constants apart (they are small), the step of 3 makes any sum or factor miss the numbers.
@@ -33,58 +32,69 @@ _ID_STEP = 3
 
 @dataclass(frozen=True)
 class Rearrangement:
-    """Where each element of a Hugging Face model lies in its HookedTransformer.
+    """Where each element of a Hugging Face model lies in its hooked model.
 
     Attributes:
-        shapes: Shapes of the Hugging Face parameters, embeddings untied, in their own order; laid
-            end to end they number all elements.
-        places: For each HookedTransformer parameter the numbers of its elements.
-        constants: The HookedTransformer parameters that hold nothing of the Hugging Face model,
+        shapes: Shapes of the Hugging Face parameters in their own order; laid end to end they
+            number all elements.
+        places: For each parameter of the hooked model the numbers of its elements.
+        constants: The parameters of the hooked model that hold nothing of the Hugging Face model,
             with the values they must keep.
+        tied: Whether input and output embeddings are one parameter.
     """
 
     shapes: dict[str, torch.Size]
     places: dict[str, Int[Tensor, "*shape"]]
     constants: dict[str, Tensor]
+    tied: bool
 
 
-def learn_rearrangement(model: HookedTransformer, config: PretrainedConfig) -> Rearrangement:
-    """Returns how the weights of `config`'s architecture are laid out in `model`.
+def learn_rearrangement(
+    config: PretrainedConfig,
+    parameters: Mapping[str, Tensor] | None,
+    convert: Callable[[PreTrainedModel], Mapping[str, Tensor]],
+    *,
+    tied: bool,
+) -> Rearrangement:
+    """Returns how the weights of `config`'s architecture are laid out in a hooked model.
+
+    Args:
+        config: The Hugging Face config.
+        parameters: The parameters of the hooked model; None for all that are converted.
+        convert: Turns the Hugging Face model into the hooked model's parameters, by name.
+        tied: Whether the hooked model holds tied word embeddings as one parameter.
 
     Raises:
         ValueError: TransformerLens computes with the weights, or drops some, so that there is no
             way back.
     """
-    numbered = skeleton(config, tied=False)
+    numbered = skeleton(config, tied=tied)
     shapes = {name: parameter.shape for name, parameter in numbered.named_parameters()}
     n_elements = _number_elements(numbered)
-    cfg = copy.copy(model.cfg)
-    cfg.dtype, cfg.device = torch.float64, "cpu"
-    with torch.no_grad():
-        # The name only matters for hub names that need special treatment; "." is none of them.
-        converted = get_pretrained_state_dict(os.curdir, cfg, numbered)
-
+    if tied:
+        numbered.tie_weights()
+    converted = convert(numbered)
     places: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in (converted if parameters is None else parameters).items():
         values = converted.get(name)
         if values is None:
             constants[name] = _default_constant(name, parameter)
-        elif values.numel() > 0 and float(values.abs().max()) < _FIRST_ID:
+        elif values.numel() > 0 and float(values.detach().abs().max()) < _FIRST_ID:
             constants[name] = values
         else:
-            places[name] = _element_numbers(values, n_elements, name, config)
+            places[name] = _element_numbers(values.detach(), n_elements, name, config)
     _check_each_once(places, shapes, n_elements, config)
-    return Rearrangement(shapes, places, constants)
+    return Rearrangement(shapes, places, constants, tied)
 
 
-def to_hf_tensors(model: HookedTransformer, layout: Rearrangement) -> dict[str, Tensor]:
-    """Returns the Hugging Face parameters (float32, on the CPU) that hold `model`'s weights.
+def to_hf_tensors(parameters: Mapping[str, Tensor], layout: Rearrangement) -> dict[str, Tensor]:
+    """Returns the Hugging Face parameters (float32, on the CPU) that hold a model's weights.
 
     Raises:
         ValueError: a parameter that must stay constant was changed.
     """
-    parameters = {name: p.detach().float().cpu() for name, p in model.named_parameters()}
+    parameters = {name: p.detach().float().cpu() for name, p in parameters.items()}
     changed = [
         name
         for name, constant in layout.constants.items()
@@ -107,36 +117,28 @@ def to_hf_tensors(model: HookedTransformer, layout: Rearrangement) -> dict[str, 
 
 
 def to_hf_model(
-    model: HookedTransformer, config: PretrainedConfig, *, dtype: torch.dtype = torch.float32
+    parameters: Mapping[str, Tensor],
+    layout: Rearrangement,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Returns a Hugging Face model with `model`'s weights, to be saved, not run.
+    """Returns a Hugging Face model with a model's weights, to be saved, not run.
 
     Embeddings that were tied stay tied as long as training left them equal.
     """
-    tensors = to_hf_tensors(model, learn_rearrangement(model, config))
+    tensors = to_hf_tensors(parameters, layout)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    untied = _filled(skeleton(config, tied=False), tensors)
-    output = untied.get_output_embeddings()
-    if _is_tied(config) and output is not None:
-        embedding = untied.get_input_embeddings().state_dict()
+    found = _filled(skeleton(config, tied=layout.tied), tensors)
+    output = found.get_output_embeddings()
+    if is_tied(config) and not layout.tied and output is not None:
+        embedding = found.get_input_embeddings().state_dict()
         if torch.equal(embedding["weight"], output.state_dict()["weight"]):
-            tied = _filled(skeleton(config, tied=True), tensors)
-            tied.tie_weights()
-            untied = tied
-    untied.config.dtype = dtype
-    return untied
-
-
-def skeleton(config: PretrainedConfig, *, tied: bool) -> PreTrainedModel:
-    """Returns the Hugging Face model of `config` without memory for its weights."""
-    config = copy.deepcopy(config)
-    config.tie_word_embeddings = tied
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def _is_tied(config: PretrainedConfig) -> bool:
-    return bool(getattr(config, "tie_word_embeddings", False))
+            found = _filled(skeleton(config, tied=True), tensors)
+    if found.config.tie_word_embeddings:
+        found.tie_weights()
+    found.config.dtype = dtype
+    return found
 
 
 def _filled(hf_model: PreTrainedModel, tensors: dict[str, Tensor]) -> PreTrainedModel:

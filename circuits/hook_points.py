@@ -28,6 +28,12 @@ def list_hook_points(model: Any) -> None:
     model._initialize_hook_registry()
 
 
+def drop(attn: Any, name: str) -> None:
+    """Takes a hook point off an attention module; a TransformerBridge's lists its own."""
+    delattr(attn, name)
+    getattr(attn, "_hook_registry", {}).pop(name, None)
+
+
 def in_place_of(old: HookPoint, new: HookPoint) -> HookPoint:
     """Returns `new` with what the model keeps on its hook points copied over from `old`."""
     new.training, new.name, new.hook_conversion = old.training, old.name, old.hook_conversion

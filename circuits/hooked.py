@@ -1,13 +1,17 @@
 """HookedTransformers from configs and weights that are at hand, without any network.
 
 TransformerLens decides much by a model's name and fills what it misses. Here only the content of
-a config decides, and every tensor must fit: what does not is named in one error.
+a config decides, and every tensor must fit. TransformerLens 4 has no HookedTransformer any more;
+there this module is not imported, and circuits/bridge.py, which offers the same functions, makes
+all models.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,36 +20,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.loading_from_pretrained import convert_hf_model_config
+from transformer_lens.loading_from_pretrained import (
+    convert_hf_model_config,
+    get_pretrained_state_dict,
+)
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from circuits.finding import hub_errors, hub_name
+from circuits.hf_files import (
+    HFSource,
+    check_same_logits,
+    hf_config,
+    is_weight,
+    probe,
+    probe_tokens,
+    quiet_transformers,
+    refuse_misfits,
+    with_bos,
+)
 
 
-def hf_config(raw: dict[str, Any]) -> PretrainedConfig:
-    """Returns the Hugging Face config with its architecture filled in."""
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(
-            f"config.json names the model_type {model_type!r}, which is no causal language model "
-            "that transformers knows"
-        )
-    values = {key: value for key, value in raw.items() if key != "model_type"}
-    config = AutoConfig.for_model(model_type, **values)
-    if not config.architectures:
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
-    return config
-
-
-def hooked_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> HookedTransformerConfig:
+def read_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> HookedTransformerConfig:
     """Returns the HookedTransformer config for a Hugging Face config, or for one of its own.
 
     TransformerLens takes a path with "llama" or "gemma" in it for that model and ignores the
@@ -88,21 +90,97 @@ def hooked_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> HookedT
         raise ValueError(f"TransformerLens refuses the config of {name!r}: {error}") from error
 
 
-def hooked_model(
+def new_model(
+    config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> HookedTransformer:
+    """Returns a model with random weights of a config of TransformerLens' own."""
+    with _quiet():
+        model = HookedTransformer(HookedTransformerConfig.from_dict(config))
+    if tokenizer is not None:
+        model.set_tokenizer(with_bos(tokenizer))
+    return model
+
+
+def from_hf_model(
+    hf_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str
+) -> HookedTransformer:
+    """Returns the HookedTransformer that computes what a Hugging Face model computes.
+
+    TransformerLens reads some configs wrongly without a word (a rotary base it does not know), so
+    both models are run on a few tokens and must agree.
+
+    Raises:
+        ValueError: TransformerLens does not know the architecture, or reads it differently.
+    """
+    dtype = hf_model.dtype
+    cfg = read_config(hf_model.config.to_dict(), dtype, name)
+    tokens = probe_tokens(cfg.n_ctx, cfg.d_vocab)
+    theirs = probe(hf_model.cpu(), tokens)
+    state = converted(hf_model, cfg, dtype)
+    model = _filled(cfg, state, tokenizer, f"TransformerLens' reading of {name!r}")
+    check_same_logits(probe(model, tokens), theirs, dtype, name)
+    model.hf_source = HFSource(hf_model.config, tokenizer)  # pyright: ignore
+    return model
+
+
+def from_checkpoint(
+    raw: dict[str, Any],
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase | None,
+    dtype: torch.dtype,
+    name: str,
+    where: str,
+) -> HookedTransformer:
+    """Returns the model of a config, Hugging Face's or its own, and of HookedTransformer weights.
+
+    Raises:
+        ValueError: weights that do not fit the config; `where` begins the sentence.
+    """
+    model = _filled(read_config(raw, dtype, name), state, tokenizer, where)
+    if "model_type" in raw:
+        model.hf_source = HFSource(hf_config(raw), tokenizer)  # pyright: ignore
+    return model
+
+
+def from_hub(name: str, dtype: torch.dtype) -> HookedTransformer:
+    """Returns a model that TransformerLens knows by name, its weights unprocessed."""
+    with hub_errors(name), quiet_transformers(), _quiet():
+        model = HookedTransformer.from_pretrained_no_processing(
+            name, device="cpu", dtype=dtype, default_prepend_bos=True
+        )
+        # Some names stand for TransformerLens' own files, which have no Hugging Face config.
+        with contextlib.suppress(OSError, ValueError):
+            config = AutoConfig.from_pretrained(hub_name(name))
+            if model.cfg.positional_embedding_type == "standard":
+                # TransformerLens cuts the position table of some models.
+                config.max_position_embeddings = model.cfg.n_ctx
+            tokenizer = AutoTokenizer.from_pretrained(hub_name(name))
+            model.hf_source = HFSource(config, tokenizer)  # pyright: ignore
+    return model
+
+
+@torch.no_grad()
+def converted(
+    hf_model: PreTrainedModel, cfg: HookedTransformerConfig, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Returns the weights of a Hugging Face model as TransformerLens lays them out."""
+    cfg = copy.copy(cfg)
+    cfg.dtype, cfg.device = dtype, "cpu"
+    # The weights are at hand; the name, "." here, is only compared with names of special cases.
+    return get_pretrained_state_dict(os.curdir, cfg, hf_model, dtype=dtype)
+
+
+def _filled(
     cfg: HookedTransformerConfig,
     state: dict[str, Tensor],
     tokenizer: PreTrainedTokenizerBase | None,
     where: str,
 ) -> HookedTransformer:
-    """Returns the HookedTransformer with exactly the weights in `state`, in evaluation mode.
+    """The HookedTransformer with exactly the weights in `state`, in evaluation mode.
 
     Biases and norms that `state` lacks are zeros and ones, as TransformerLens has it.
-
-    Raises:
-        ValueError: tensors of other shapes, missing weights, or weights the model has no place
-            for; `where` begins the sentence.
     """
-    with quiet_hooked_transformer():
+    with _quiet():
         model = HookedTransformer(cfg)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     misfits = [
@@ -127,81 +205,19 @@ def hooked_model(
         fold_value_biases=False,
     )
     if tokenizer is not None:
-        attach_tokenizer(model, tokenizer)
+        model.set_tokenizer(with_bos(tokenizer))
     return model.eval()
 
 
-@torch.no_grad()
-def check_same_logits(model: HookedTransformer, hf_model: PreTrainedModel, name: str) -> None:
-    """Refuses a model that computes something else than the Hugging Face model it came from."""
-    length = min(16, model.cfg.n_ctx)
-    tokens = torch.arange(1, length + 1)[None] * 7 % model.cfg.d_vocab
-    was_training = hf_model.training
-    try:
-        theirs = hf_model.eval()(tokens).logits.float()
-    finally:
-        hf_model.train(was_training)
-    ours = model(tokens).float()
-    tolerance = 1e-3 if hf_model.dtype == torch.float32 else 0.1
-    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
-    if not error <= tolerance:
-        raise ValueError(
-            f"TransformerLens computes {name!r} differently from transformers (logits differ by "
-            f"{error:.2g} of their size): a setting in its config.json is unknown to it, or the "
-            "weights hold NaN"
-        )
-
-
-def attach_tokenizer(model: HookedTransformer, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Sets a tokenizer as TransformerLens wants it, adding the begin-of-sequence token itself.
-
-    TransformerLens would look an in-memory tokenizer up on the hub to change this; a copy on disk
-    is read back instead, so nothing leaves the machine and the caller's tokenizer stays as it is.
-    """
-    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-        tokenizer.save_pretrained(folder)
-        copy = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, add_bos_token=tokenizer.bos_token is not None
-        )
-    model.set_tokenizer(copy)
-
-
 @contextlib.contextmanager
-def quiet_hooked_transformer() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Silences what HookedTransformer says when built: its deprecation, and prints.
 
-    It is removed in TransformerLens 4; the warning is for us, not for our users, and is met by
-    keeping to the hook names that TransformerBridge shares.
+    The warning is for us, not for our users, and is met by keeping to the hook names that
+    TransformerBridge shares.
     """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.filterwarnings(
             "ignore", message="HookedTransformer.* is deprecated", category=DeprecationWarning
         )
         yield
-
-
-def is_weight(name: str) -> bool:
-    """Returns whether a tensor of a HookedTransformer is trained: its leaf is a W, w or b."""
-    return name.rpartition(".")[2].lstrip("_").split("_")[0] in ("W", "w", "b")
-
-
-def refuse_misfits(misfits: list[str], what: str) -> None:
-    """Raises a ValueError that lists the first few misfits, if there are any."""
-    if misfits:
-        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
-        raise ValueError(f"{what}: {'; '.join(misfits[:5])}{more}")
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' progress bars and reports; what they would say is checked here."""
-    log = transformers.logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()

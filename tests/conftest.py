@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from transformer_lens import HookedTransformer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 from tests.helpers import make_tiny_model
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformer_lens import HookedTransformer, HookedTransformerConfig
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from circuits.hooked import attach_tokenizer, quiet_hooked_transformer
+from circuits.bridge import is_bridge
+from circuits.models import named_weights, new_model
 from circuits.tasks.prompts import Prompts
 
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+HAS_HOOKED_TRANSFORMER = int(version("transformer_lens").partition(".")[0]) < 4
+needs_hooked_transformer = pytest.mark.skipif(
+    not HAS_HOOKED_TRANSFORMER, reason="there is no HookedTransformer in this TransformerLens"
+)
 END, PAD = "<|endoftext|>", "<|pad|>"
 
 
 def make_tiny_model(
     *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **overrides: Any
 ) -> HookedTransformer:
-    """Returns a random HookedTransformer in evaluation mode; `overrides` go into its config.
+    """Returns a random model in evaluation mode; `overrides` go into its config.
 
-    Biases and norms are random too, so that a test notices when one is left out.
+    Biases and norms are random too, so that a test notices when one is left out. Where there is no
+    HookedTransformer, the model is a TransformerBridge, and a test of a config that has none is
+    skipped.
     """
     cfg = {
         "n_layers": 2,
@@ -39,16 +52,32 @@ def make_tiny_model(
     }
     if tokenizer is not None:
         cfg["d_vocab"] = len(tokenizer)
-    with torch.random.fork_rng(devices=[]), quiet_hooked_transformer():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = HookedTransformer(HookedTransformerConfig.from_dict(cfg | overrides))
+        try:
+            model = new_model(cfg | overrides, tokenizer)
+        except ValueError as error:
+            if HAS_HOOKED_TRANSFORMER:
+                raise
+            pytest.skip(str(error))
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "W_" not in name:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-    if tokenizer is not None:
-        attach_tokenizer(model, tokenizer)
-    return model.eval()
+            for name, weight in named_weights(model).items():
+                # A TransformerBridge of a GPT-2 has no place for an unembedding bias.
+                if "W_" not in name and (HAS_HOOKED_TRANSFORMER or name != "unembed.b_U"):
+                    weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def query_weight(model: HookedTransformer, layer: int) -> Tensor:
+    """Returns the parameter that makes a layer's queries; it has the gradient."""
+    attn: Any = model.blocks[layer].attn
+    return attn.q.original_component.weight if is_bridge(model) else attn.W_Q
+
+
+def skip_file_without_hooked_transformer() -> None:
+    """Skips the tests of a file: they are of models that only HookedTransformer can be."""
+    if not HAS_HOOKED_TRANSFORMER:
+        pytest.skip("there is no HookedTransformer", allow_module_level=True)
 
 
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -88,3 +117,26 @@ def make_prompts(
         wrong_answers=change.argmin(dim=-1, keepdim=True),
         templates=tuple(f"t{i % templates}" for i in range(batch)),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingStream:
+    """Each sequence counts upwards from a random token, so the next token is easy to learn."""
+
+    context: int = 8
+    seed: int = 0
+    d_vocab: int = 30
+
+    def batch(self, step: int, batch_size: int) -> Tensor:
+        return self._rows(f"{self.seed}{step}", batch_size)
+
+    def held_out(self, part: str, n_sequences: int) -> Tensor:
+        return self._rows({"control": "8", "selection": "9"}[part] * 9, n_sequences)
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "counting", **dataclasses.asdict(self)}
+
+    def _rows(self, seed: str, n_rows: int) -> Tensor:
+        generator = torch.Generator().manual_seed(int(seed))
+        starts = torch.randint(self.d_vocab, (n_rows, 1), generator=generator)
+        return (starts + torch.arange(self.context)) % self.d_vocab

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 from circuits.ablate import prepare_experiment, run_edges
 from circuits.attribute import (
@@ -25,7 +27,9 @@ from circuits.gate import add_gate
 from circuits.graph import Graph
 from circuits.tasks.prompts import Prompts
 from tests import slow_reference as slow
-from tests.helpers import make_prompts, make_tiny_model
+from tests.helpers import make_prompts, make_tiny_model, skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
 
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
 GROUPED = {"n_heads": 4, "n_key_value_heads": 2, "d_head": 4}

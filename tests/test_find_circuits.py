@@ -12,7 +12,9 @@ from circuits.find_circuits import discover, steps_of
 from circuits.hand_built import induction
 from circuits.tasks import Task, TaskPrompts
 from circuits.tasks.prompts import Prompts
-from tests.helpers import make_tiny_model
+from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
 
 TASK = Task("made_up", "prompts are given", "logit_diff", lambda _tokenizer, _n, _seed: [])
 INDUCTION = induction()

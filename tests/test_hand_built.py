@@ -13,6 +13,9 @@ from circuits.graph import node_kind
 from circuits.hand_built import HAND_BUILT
 from circuits.metrics import accuracy
 from circuits.quality import completeness_of, faithfulness_of, minimality_of
+from tests.helpers import skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
 
 MODELS = {name: build() for name, build in HAND_BUILT.items()}
 TARGET = 0.999

@@ -12,8 +12,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from circuits.cli import main
+from circuits.finding import find_folder
 from circuits.hub import push_to_hub
-from circuits.models import find_folder
 
 
 @pytest.fixture

@@ -1,17 +1,23 @@
+from __future__ import annotations
+
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 from circuits.gate import add_gate
-from circuits.models import load_model, save_model
+from circuits.models import load_model, named_weights
+from circuits.saving import save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
 from circuits.sparsify.train import post_train
-from tests.helpers import make_tiny_model
+from tests.helpers import make_tiny_model, needs_hooked_transformer
 
 TOKENS = torch.randint(0, 10, (3, 8), generator=torch.Generator().manual_seed(0))
 GROUPED = {"n_key_value_heads": 1, "n_heads": 2, "gated_mlp": True}
@@ -33,7 +39,7 @@ def model(request: pytest.FixtureRequest) -> HookedTransformer:
 def test_the_update_is_nothing_at_first_and_of_the_given_rank_after_merging(
     model: HookedTransformer,
 ) -> None:
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    before = {name: weight.detach().clone() for name, weight in named_weights(model).items()}
     expected = model(TOKENS)
     trained = add_low_rank(model, 3, alpha=6.0)
     assert torch.equal(model(TOKENS), expected)
@@ -44,7 +50,7 @@ def test_the_update_is_nothing_at_first_and_of_the_given_rank_after_merging(
     assert not torch.allclose(moved, expected)
     merge_low_rank(model)
     assert torch.allclose(model(TOKENS), moved, atol=1e-5)
-    after = dict(model.named_parameters())
+    after = named_weights(model)
     assert after.keys() == before.keys()
     for name, weight in before.items():
         change = as_hugging_face_has_it(name, after[name].detach() - weight)
@@ -56,6 +62,7 @@ def test_the_update_is_nothing_at_first_and_of_the_given_rank_after_merging(
             assert not change.any(), name
 
 
+@needs_hooked_transformer
 def test_the_gradient_is_that_of_the_whole_weight_through_the_update() -> None:
     model = make_tiny_model()
     whole = copy.deepcopy(model)
@@ -100,8 +107,8 @@ def train(out: Path, steps: int = 6, resume: bool = False, **changes: object):
 
 def test_a_run_trains_updates_only_and_its_model_is_an_ordinary_one(tmp_path: Path) -> None:
     dense, result = train(tmp_path / "run")
-    before = dict(dense.named_parameters())
-    changed = {n for n, p in result.model.named_parameters() if not torch.equal(p, before[n])}
+    before, after = named_weights(dense), named_weights(result.model)
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
     assert changed
     assert all(
         name.split(".")[-1] in ("W_Q", "W_K", "W_V", "W_O", "W_in", "W_out") for name in changed

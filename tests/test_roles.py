@@ -3,7 +3,9 @@ import torch
 
 from circuits.hand_built import duplicate_token, induction
 from circuits.roles import head_roles
-from tests.helpers import make_tiny_model
+from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
 
 
 def roles_of(built, other=None):

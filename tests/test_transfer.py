@@ -4,6 +4,9 @@ from circuits.discovery import DiscoverConfig
 from circuits.find_circuits import discover
 from circuits.hand_built import induction
 from circuits.transfer import transfer
+from tests.helpers import skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from circuits.attribute.responses import (
     check_runnable,
     head_responses,
     mlp_responses,
+    run_from,
     source_chunks,
 )
 from circuits.attribute.scores import Scores
@@ -197,11 +198,8 @@ class _Later:
 
     @torch.no_grad()
     def _fall(self, resid: Tensor, layer: int, hooks: Hooks, copies: int) -> Tensor:
-        model, n_layers = self.experiment.model, self.experiment.graph.n_layers
-        final = model.run_with_hooks(
-            resid, fwd_hooks=hooks, start_at_layer=layer, stop_at_layer=n_layers
-        )
-        logits = logits_after(model, final, self.batch.last.repeat(copies))
+        final = run_from(self.experiment, self.rows, layer, resid, hooks)
+        logits = logits_after(self.experiment.model, final, self.batch.last.repeat(copies))
         return torch.stack(
             [self._whole - self._metric(one) for one in logits.unflatten(0, (copies, -1))]
         )
@@ -218,7 +216,7 @@ def _measure_layer(
     n_heads, rows = graph.n_heads, later.rows
     for chunk in source_chunks(graph.n_upstream_of_heads(layer), len(z)):
         for read in READS:
-            answers = head_responses(experiment, clean, layer, read, change[chunk])
+            answers = head_responses(experiment, clean, rows, layer, read, change[chunk])
             first = graph.read_destinations(layer, read).start
             for head in range(n_heads):
                 patched = z.repeat(len(answers), 1, 1, 1, 1)
@@ -232,7 +230,7 @@ def _measure_layer(
     if graph.has_mlps:
         column, row = graph.mlp_destination(layer), graph.mlp_source(layer)
         for chunk in source_chunks(graph.n_upstream_of_mlp(layer), len(z)):
-            answers = mlp_responses(experiment, clean, layer, change[chunk])
+            answers = mlp_responses(experiment, clean, rows, layer, change[chunk])
             sums["edges"][chunk, column] += later.fall(layer, "hook_mlp_out", answers).sum(dim=1)
         gone = experiment.ablated.mlp_out[layer, rows][None]
         sums["nodes"][row] += later.fall(layer, "hook_mlp_out", gone).sum()

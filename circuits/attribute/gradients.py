@@ -163,7 +163,13 @@ def _at_head_inputs(
     n = x / s, the Jacobian of the norm is (1 - n n^T / d_model) / s after the same centring.
     """
     attn, cfg = model.blocks[layer].attn, model.cfg
-    weights = torch.cat([attn.W_Q, attn.W_K, attn.W_V])  # [dest, d_model, d_head]
+    # A TransformerBridge gives the matrices of shared keys and values once.
+    weights = torch.cat(
+        [
+            matrix.repeat_interleave(cfg.n_heads // len(matrix), dim=0)
+            for matrix in (attn.W_Q, attn.W_K, attn.W_V)
+        ]
+    )  # [dest, d_model, d_head]
     slopes = torch.cat(
         [run.gradients[f"blocks.{layer}.attn.hook_{read}"].flatten(0, 1) for read in READS], dim=1
     ).transpose(0, 1)  # [dest, batch*pos, d_head]

@@ -43,32 +43,42 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for layer in range(graph.n_layers):
-            _score_heads(experiment, totals.edges, clean, change, layer)
+            _score_heads(experiment, totals.edges, clean, rows, change, layer)
             if graph.has_mlps:
-                _score_mlp(experiment, totals.edges, clean, change, layer)
+                _score_mlp(experiment, totals.edges, clean, rows, change, layer)
         totals.edges[:, -1] += logit_effects(experiment, clean, change, rows)
         totals.add_attention_edges(clean, clean, rows)
     return totals.scores("local_patching")
 
 
 def _score_heads(
-    experiment: Experiment, edges: torch.Tensor, clean: Run, change: Changes, layer: int
+    experiment: Experiment,
+    edges: torch.Tensor,
+    clean: Run,
+    rows: slice,
+    change: Changes,
+    layer: int,
 ) -> None:
     graph, name = experiment.graph, f"blocks.{layer}.attn.hook_z"
     for chunk in source_chunks(graph.n_upstream_of_heads(layer), change.shape[1]):
         for read in READS:
-            answer = head_responses(experiment, clean, layer, read, change[chunk])
+            answer = head_responses(experiment, clean, rows, layer, read, change[chunk])
             edges[chunk, graph.read_destinations(layer, read)] += torch.einsum(
                 "sbphe,bphe->sh", clean.acts[name] - answer, clean.gradients[name]
             )
 
 
 def _score_mlp(
-    experiment: Experiment, edges: torch.Tensor, clean: Run, change: Changes, layer: int
+    experiment: Experiment,
+    edges: torch.Tensor,
+    clean: Run,
+    rows: slice,
+    change: Changes,
+    layer: int,
 ) -> None:
     graph, name = experiment.graph, f"blocks.{layer}.hook_mlp_out"
     for chunk in source_chunks(graph.n_upstream_of_mlp(layer), change.shape[1]):
-        answer = mlp_responses(experiment, clean, layer, change[chunk])
+        answer = mlp_responses(experiment, clean, rows, layer, change[chunk])
         edges[chunk, graph.mlp_destination(layer)] += torch.einsum(
             "sbpd,bpd->s", clean.acts[name] - answer, clean.gradients[name]
         )

@@ -44,7 +44,8 @@ def models_command(
 ) -> None:
     """List the embedded models, or inspect one model without loading its weights."""
     with usage_errors():
-        from circuits.models import EMBEDDED, model_info
+        from circuits.finding import EMBEDDED
+        from circuits.models import model_info
 
         infos = [model_info(name) for name in ([model] if model else EMBEDDED)]
     table = Table("model", "architecture", "layers", "heads", "d_model", "parameters", "gate")

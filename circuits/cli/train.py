@@ -81,7 +81,8 @@ def train_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.models import frozen_parameters, load_model
+        from circuits.models import load_model
+        from circuits.saving import frozen_parameters
         from circuits.sparsify.config import TrainConfig
         from circuits.sparsify.data import CorpusStream
         from circuits.sparsify.dataset_stream import DatasetStream
@@ -159,7 +160,7 @@ def _make_control(
     frozen: set[str],
     out: Path,
 ) -> None:
-    from circuits.models import save_model
+    from circuits.saving import save_model
     from circuits.sparsify.control import train_on
     from circuits.sparsify.evaluation import evaluate_ce
 
@@ -183,7 +184,7 @@ def _make_twin(
     *,
     saves: bool,
 ) -> None:
-    from circuits.models import save_model
+    from circuits.saving import save_model
     from circuits.sparsify.train import TrainingInterrupted, post_train
 
     try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from circuits.open_edges import Density, density_of, record_open_edges
 from circuits.sparsify.loss import cross_entropy
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 
 _EVALUATION_BATCH = 32
 

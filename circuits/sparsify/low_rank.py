@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from circuits.bridge import is_bridge
+
 LowRankTargets = Literal["all", "attention", "mlp"]
 
 _ATTENTION = ("W_Q", "W_K", "W_V", "_W_K", "_W_V", "W_O")  # with an underscore: grouped
@@ -78,9 +80,9 @@ def add_low_rank(
         raise ValueError(f"rank is {rank}; it must be at least 1")
     chosen = [
         (module, name)
-        for module in model.modules()
-        for name, _ in list(module.named_parameters(recurse=False))
-        if name in _NAMES[targets]
+        for path, module in model.named_modules()
+        for name, weight in list(module.named_parameters(recurse=False))
+        if (_is_bridged(path, weight, targets) if is_bridge(model) else name in _NAMES[targets])
     ]
     if not chosen:
         raise ValueError(f"the model has no weights of the kind {targets!r} to put an update on")
@@ -100,9 +102,18 @@ def add_low_rank(
     }
 
 
+def _is_bridged(path: str, weight: Tensor, targets: LowRankTargets | str) -> bool:
+    """Whether a parameter of a TransformerBridge's module is such a matrix, and is used."""
+    parts = path.split(".")
+    kinds = {"all": {"attn", "mlp"}, "attention": {"attn"}, "mlp": {"mlp"}}[targets]
+    # The joint matrix of queries, keys and values is held beside the three that are used.
+    return weight.ndim == 2 and not kinds.isdisjoint(parts) and "qkv" not in parts
+
+
 def merge_low_rank(model: nn.Module) -> None:
     """Adds every update to its weight for good, in place; without updates nothing changes."""
     for module in list(model.modules()):
-        held: Any = getattr(module, "parametrizations", None)
+        # Not by getattr: a TransformerBridge's modules pass that on to the one they wrap.
+        held: Any = module._modules.get("parametrizations")
         for name in list(held or ()):
             parametrize.remove_parametrizations(module, name, leave_parametrized=True)

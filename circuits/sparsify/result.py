@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from transformer_lens import HookedTransformer
+from typing import TYPE_CHECKING, Any
 
 from circuits.gate_card import GateCard
 from circuits.models import versions
 from circuits.open_edges import Density
 from circuits.sparsify.config import TrainConfig
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 
 @dataclass(frozen=True)

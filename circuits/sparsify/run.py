@@ -9,12 +9,11 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
 
 from circuits.gate import add_gate
 from circuits.models import copy_model
@@ -38,6 +37,9 @@ from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.workers import Workers
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 
 class Run:

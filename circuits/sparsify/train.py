@@ -23,9 +23,7 @@ import signal
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
-
-from transformer_lens import HookedTransformer
+from typing import TYPE_CHECKING, Any
 
 from circuits.gate import is_gated
 from circuits.sparsify.config import TrainConfig
@@ -36,6 +34,10 @@ from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.trackers import check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
 
 __all__ = [
     "TrainConfig",

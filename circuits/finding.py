@@ -1,0 +1,101 @@
+"""Where a model lies: a name to its folder, or to its name on the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.resources
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2")
+"""The models shipped inside the package: the pair, its control, and twins from other seeds."""
+
+CHECKPOINT_FILE = "final.pth"
+"""HookedTransformer weights as they are published, beside a `config.json`."""
+
+MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "gate.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+]
+"""The files of a Hugging Face model, and `gate.json`: what a folder that is replaced can hold."""
+
+
+def find_folder(name_or_path: str | Path) -> Path | None:
+    """Returns the local folder of a model, or None for a name that TransformerLens fetches."""
+    name = str(name_or_path)
+    if name in EMBEDDED and not isinstance(name_or_path, Path):
+        folder = Path(str(importlib.resources.files("circuits") / "assets" / name))
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the embedded model {name!r} is missing from this installation (looked in "
+                f"{folder}); install circuits again, or give a folder or a hub name"
+            )
+        return folder
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        raise ValueError(f"{name!r} is a file; give the model's folder, {str(path.parent)!r}")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"the folder {name!r} holds no config.json; a model folder holds config.json and "
+                f"model.safetensors (Hugging Face) or {CHECKPOINT_FILE}"
+            )
+        return path
+    if name.lower() in _known_names():
+        return None
+    is_repository = name.count("/") == 1 and all(name.split("/")) and name[0] not in "./~"
+    if isinstance(name_or_path, str) and is_repository:
+        with hub_errors(name):
+            return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, CHECKPOINT_FILE]))
+    if "/" in name or os.sep in name or isinstance(name_or_path, Path):
+        raise FileNotFoundError(f"there is no folder {name!r}")
+    near = difflib.get_close_matches(name, [*EMBEDDED, *_known_names()], n=3)
+    raise ValueError(
+        f"unknown model {name!r}; the embedded models are {', '.join(EMBEDDED)}; anything else "
+        "is a folder or a hub name"
+        + (f"; did you mean {', '.join(repr(match) for match in near)}?" if near else "")
+    )
+
+
+def hub_name(name: str) -> str:
+    """Returns the hub's name of a model that TransformerLens knows by another (`gpt2-small`)."""
+    return _known_names()[name.lower()]
+
+
+@cache
+def _known_names() -> dict[str, str]:
+    names = {name.lower(): name for name in OFFICIAL_MODEL_NAMES}
+    return names | {
+        alias.lower(): name for name, aliases in MODEL_ALIASES.items() for alias in aliases
+    }
+
+
+@contextlib.contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """Turns what the hub raises into one error that says what to do."""
+    try:
+        yield
+    except OSError as error:  # transformers and huggingface_hub raise only kinds of OSError
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(
+            f"could not get the model {name!r} from the Hugging Face hub ({reason}); check the "
+            "name and the network, or download it elsewhere and give its folder"
+        ) from error

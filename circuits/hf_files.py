@@ -1,0 +1,195 @@
+"""Hugging Face configs, weights and tokenizers from folders, without any network.
+
+What does not fit is named in one error. How a model computes is not decided here: that is
+circuits/hooked.py (HookedTransformer) and circuits/bridge.py (TransformerBridge).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from circuits.finding import MODEL_FILES
+
+
+@dataclass(frozen=True)
+class HFSource:
+    """The Hugging Face config and tokenizer that a model is saved with."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def hf_config(raw: dict[str, Any]) -> PretrainedConfig:
+    """Returns the Hugging Face config with its architecture filled in."""
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"config.json names the model_type {model_type!r}, which is no causal language model "
+            "that transformers knows"
+        )
+    values = {key: value for key, value in raw.items() if key != "model_type"}
+    config = AutoConfig.for_model(model_type, **values)
+    if not config.architectures:
+        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
+    return config
+
+
+def read_weights(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Returns the model in a folder, every tensor of which must fit the config.
+
+    Raises:
+        ValueError: files that cannot be read, or do not fit.
+    """
+    try:
+        with quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, all at once
+            )
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the weights in {folder} cannot be read ({error}); the file is missing, cut off or "
+            "damaged: copy or download it again"
+        ) from error
+    hf_model, report = loaded
+    misfits = [
+        f"{name} is {list(got)} in the file, {list(wanted)} by the config"
+        for name, got, wanted in sorted(report["mismatched_keys"])
+    ]
+    misfits += [f"{name} is missing from the file" for name in sorted(report["missing_keys"])]
+    misfits += [f"{name} is not in the model" for name in sorted(report["unexpected_keys"])]
+    refuse_misfits(misfits, f"the weights in {folder} do not fit its config.json")
+    return hf_model
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """Returns the tokenizer in a folder; None if there is none, the model then takes tokens."""
+    if not any((folder / name).is_file() for name in MODEL_FILES if name.startswith("tokenizer")):
+        return None
+    with quiet_transformers():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Returns a copy that adds the begin-of-sequence token itself, as TransformerLens wants it.
+
+    TransformerLens would look an in-memory tokenizer up on the hub to change this; a copy on disk
+    is read back instead, so nothing leaves the machine and the caller's tokenizer stays as it is.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers():
+        tokenizer.save_pretrained(folder)
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, add_bos_token=tokenizer.bos_token is not None
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors in a `.pth` file; nothing in it is run.
+
+    Raises:
+        ValueError: a damaged file, or one that holds something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or an unsafe file
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{path} cannot be read as plain tensors ({reason}); it is cut off, damaged, or holds "
+            "code, which is never run: copy or download it again"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(f"{path} must hold a dict of tensors named as in HookedTransformer")
+    return state
+
+
+def skeleton(config: PretrainedConfig, *, tied: bool) -> PreTrainedModel:
+    """Returns the Hugging Face model of `config` without memory for its weights."""
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = tied
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def is_tied(config: PretrainedConfig) -> bool:
+    """Returns whether input and output embeddings are one parameter."""
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def probe_tokens(n_ctx: int, d_vocab: int) -> Int[Tensor, "1 pos"]:
+    """Returns a few tokens to compare two readings of a model on."""
+    return torch.arange(1, min(16, n_ctx) + 1)[None] * 7 % d_vocab
+
+
+@torch.no_grad()
+def probe(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_vocab"]:
+    """Returns what a Hugging Face or a hooked model says of the tokens, in evaluation mode."""
+    was_training = model.training
+    try:
+        found = model.eval()(tokens)
+    finally:
+        model.train(was_training)
+    return getattr(found, "logits", found).float()
+
+
+def check_same_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Refuses a model that computes something else than the Hugging Face model it came from."""
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
+    if not error <= tolerance:
+        raise ValueError(
+            f"TransformerLens computes {name!r} differently from transformers (logits differ by "
+            f"{error:.2g} of their size): a setting in its config.json is unknown to it, or the "
+            "weights hold NaN"
+        )
+
+
+def is_weight(name: str) -> bool:
+    """Returns whether a tensor of a HookedTransformer is trained: its leaf is a W, w or b."""
+    return name.rpartition(".")[2].lstrip("_").split("_")[0] in ("W", "w", "b")
+
+
+def refuse_misfits(misfits: list[str], what: str) -> None:
+    """Raises a ValueError that lists the first few misfits, if there are any."""
+    if misfits:
+        more = f"; and {len(misfits) - 5} more" if len(misfits) > 5 else ""
+        raise ValueError(f"{what}: {'; '.join(misfits[:5])}{more}")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences transformers' progress bars and reports; what they would say is checked here."""
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
