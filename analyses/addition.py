@@ -21,7 +21,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -29,14 +29,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from circuits.figures import patterns_figure
 from circuits.files import write_text
 from circuits.gate import is_gated
-from circuits.hooked import quiet_hooked_transformer
+from circuits.models import new_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import evaluate, evaluate_ce, post_train
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 PLUS, EQUALS, START = 10, 11, 12
 TOKENS = (*"0123456789", "+", "=", ";")
@@ -117,20 +119,21 @@ def train_dense(sums: Sums, seed: int) -> HookedTransformer:
     held-out text by forgetting that, and could spend the gain on wrong answers.
     """
     torch.manual_seed(seed)
-    with quiet_hooked_transformer():
-        config = HookedTransformerConfig(
-            n_layers=1,
-            n_heads=4,
-            d_model=64,
-            d_head=16,
-            d_mlp=256,
-            d_vocab=len(TOKENS),
-            n_ctx=len(SLOTS),
-            act_fn="gelu",
-            normalization_type="LN",
-            device="cpu",
-        )
-        model = HookedTransformer(config)
+    model = new_model(
+        {
+            "n_layers": 1,
+            "n_heads": 4,
+            "d_model": 64,
+            "d_head": 16,
+            "d_mlp": 256,
+            "d_vocab": len(TOKENS),
+            "n_ctx": len(SLOTS),
+            "act_fn": "gelu",
+            "normalization_type": "LN",
+            "device": "cpu",
+        }
+    )
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 2e-3, total_steps=DENSE_STEPS, pct_start=0.1

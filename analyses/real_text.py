@@ -24,9 +24,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from tokenizers import ByteLevelBPETokenizer
-from torch import nn
 from transformer_lens import HookedTransformer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -36,7 +34,6 @@ from circuits.models import load_model, versions
 from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.control import train_on
-from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.train import post_train
@@ -108,32 +105,6 @@ def new_dense(tokenizer: PreTrainedTokenizerFast, folder: Path) -> HookedTransfo
     return load_model(folder)
 
 
-def train_dense(
-    model: HookedTransformer, stream: TokenStream, config: TrainConfig
-) -> HookedTransformer:
-    """Trains a model from scratch, in place."""
-    frozen = frozen_parameters(model)
-    trained = [p for name, p in model.named_parameters() if name not in frozen]
-    optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    model.train()
-    with Progress() as progress:
-        bar = progress.add_task("dense", total=config.steps)
-        for step in range(config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate_at(step)
-            loss = model(stream.batch(step, config.batch_size), return_type="loss")
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {step}")
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(trained, config.grad_clip)
-            optimizer.step()
-            progress.update(bar, advance=1, description=f"dense, loss {loss.item():.3f}")
-    return model.eval()
-
-
 def write_brackets(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Writes prompt pairs that end in an open `[` (clean) or `(` (corrupted): what closes it?"""
 
@@ -188,7 +159,8 @@ def main() -> None:
         recipe = TrainConfig(
             steps=arguments.dense_steps, batch_size=16, learning_rate=3e-3, weight_decay=0.05
         )
-        train_dense(dense, stream_for(dense), recipe)
+        untrained, frozen = dense, frozen_parameters(dense)
+        dense = train_on(untrained, stream_for(untrained), recipe, frozen=frozen, betas=(0.9, 0.98))
         save_model(dense, out / "dense")
     stream = stream_for(dense)
     recipe = TrainConfig(

@@ -19,18 +19,21 @@ import time
 from functools import cache
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import track
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from circuits.ablate import Experiment, graph_of, prepare_experiment, run_edges
 from circuits.attribute import attribution_patching, integrated_gradients
-from circuits.hooked import quiet_hooked_transformer
 from circuits.metrics import logit_diff
+from circuits.models import new_model
 from circuits.search import size_grid
 from circuits.tasks.prompts import Prompts
 from measure import Job, report, resident_bytes, seconds_of
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 IG_STEPS = 5
 FLOOR_OF = {
@@ -46,21 +49,20 @@ FLOOR_OF = {
 def random_model(n_layers: int) -> HookedTransformer:
     """Returns a model of GPT-2 small's widths with random weights."""
     torch.manual_seed(0)
-    with quiet_hooked_transformer():
-        return HookedTransformer(
-            HookedTransformerConfig(
-                n_layers=n_layers,
-                n_heads=12,
-                d_model=768,
-                d_head=64,
-                d_mlp=3072,
-                d_vocab=50257,
-                n_ctx=512,
-                act_fn="gelu_new",
-                normalization_type="LN",
-                device="cuda" if torch.cuda.is_available() else "cpu",
-            )
-        ).eval()
+    return new_model(
+        {
+            "n_layers": n_layers,
+            "n_heads": 12,
+            "d_model": 768,
+            "d_head": 64,
+            "d_mlp": 3072,
+            "d_vocab": 50257,
+            "n_ctx": 512,
+            "act_fn": "gelu_new",
+            "normalization_type": "LN",
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
+    )
 
 
 def random_prompts(model: HookedTransformer, batch: int, pos: int) -> Prompts:

@@ -12,23 +12,25 @@ weights, which cost the same as trained ones: one of the embedded shape, and one
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from rich.progress import track
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-from circuits.hooked import quiet_hooked_transformer
+from circuits.models import copy_model, new_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.run import Run
 from circuits.workers import Workers
 from measure import Job, report, resident_bytes, seconds_of
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 CONTEXT = 128
 SHAPES = {
@@ -68,18 +70,17 @@ def random_model(shape: str) -> HookedTransformer:
     """Returns a model with random weights."""
     sizes = {name: value for name, value in SHAPES[shape].items() if name != "batch"}
     torch.manual_seed(0)
-    with quiet_hooked_transformer():
-        return HookedTransformer(
-            HookedTransformerConfig(
-                **sizes,
-                d_head=sizes["d_model"] // sizes["n_heads"],
-                d_mlp=4 * sizes["d_model"],
-                n_ctx=CONTEXT,
-                act_fn="gelu_new",
-                normalization_type="LN",
-                device="cuda" if torch.cuda.is_available() else "cpu",
-            )
-        )
+    return new_model(
+        {
+            **sizes,
+            "d_head": sizes["d_model"] // sizes["n_heads"],
+            "d_mlp": 4 * sizes["d_model"],
+            "n_ctx": CONTEXT,
+            "act_fn": "gelu_new",
+            "normalization_type": "LN",
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        }
+    )
 
 
 def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
@@ -96,7 +97,7 @@ def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
 
 def dense_step(model: HookedTransformer, shape: str) -> Job:
     """Returns a step of the same training without a gate."""
-    trained = copy.deepcopy(model).train()
+    trained = copy_model(model).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.01)
     stream = RandomTokens(model.cfg.d_vocab)
 

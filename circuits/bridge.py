@@ -107,7 +107,8 @@ def new_model(
         ValueError: a config that is no GPT-2's.
     """
     hf_model = AutoModelForCausalLM.from_config(_hf_config(config, "new"))
-    return from_hf_model(hf_model.to(config.get("dtype", torch.float32)), tokenizer, "new")
+    model = from_hf_model(hf_model.to(config.get("dtype", torch.float32)), tokenizer, "new")
+    return model.to(config.get("device", "cpu"), print_details=False)
 
 
 def from_hf_model(

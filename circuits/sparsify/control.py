@@ -31,6 +31,7 @@ def train_on(
     config: TrainConfig,
     *,
     frozen: Collection[str] = (),
+    betas: tuple[float, float] = (0.9, 0.999),
     progress: bool = True,
 ) -> HookedTransformer:
     """Returns a copy of the dense model after `config.steps` steps of training without a gate.
@@ -42,6 +43,7 @@ def train_on(
         stream: Training sequences.
         config: The recipe that the sparse twin was made with.
         frozen: Names of parameters that must keep their values.
+        betas: AdamW's; post-training leaves them at torch's default.
         progress: Show a progress bar.
 
     Raises:
@@ -56,7 +58,7 @@ def train_on(
         parameter.requires_grad_(name not in frozen)
     torch.manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
-        trained, lr=config.learning_rate, weight_decay=config.weight_decay
+        trained, lr=config.learning_rate, betas=betas, weight_decay=config.weight_decay
     )
     control.train()
     with Progress(disable=not progress) as bars:
