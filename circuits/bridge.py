@@ -38,12 +38,11 @@ from circuits.finding import hub_errors, hub_name
 from circuits.hf_files import (
     HFSource,
     check_same_logits,
+    fitting,
     hf_config,
-    is_weight,
     probe,
     probe_tokens,
     quiet_transformers,
-    refuse_misfits,
     with_bos,
 )
 from circuits.hf_weights import learn_rearrangement, to_hf_tensors
@@ -165,7 +164,7 @@ def from_checkpoint(
         return wanted
 
     layout = learn_rearrangement(config, None, convert, tied=False)
-    held = _fitting(state, wanted, where)
+    held = fitting(state, wanted, where)
     tensors = to_hf_tensors(held, layout)
     config.tie_word_embeddings = False
     with torch.random.fork_rng(devices=[]):
@@ -330,33 +329,6 @@ def _named_as_hooked(hf_model: PreTrainedModel) -> dict[str, Tensor]:
             block, _, leaf = name.rpartition(".")
             found[f"{block}._{leaf}"] = found.pop(name)[::n_shared]
     return found
-
-
-def _fitting(state: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors of `state` that are wanted; biases and norms it lacks are zeros and ones.
-
-    A tensor of zeros that has no place is left out: HookedTransformer gives every model biases.
-    """
-    misfits = [
-        f"{key} is {list(state[key].shape)}, {list(tensor.shape)} by the config"
-        for key, tensor in wanted.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    misfits += [
-        f"{key} is missing" for key in wanted if key not in state and "W_" in key.rpartition(".")[2]
-    ]
-    misfits += [
-        f"{key} is not in the model"
-        for key in sorted(set(state) - set(wanted))
-        if is_weight(key) and state[key].any()
-    ]
-    refuse_misfits(misfits, f"{where} does not fit the config")
-    return {key: state.get(key, _default(key, tensor)) for key, tensor in wanted.items()}
-
-
-def _default(name: str, like: Tensor) -> Tensor:
-    ones = name.rpartition(".")[2] == "w"
-    return torch.ones(like.shape) if ones else torch.zeros(like.shape)
 
 
 def _leaves(result: Tensor) -> set[int]:

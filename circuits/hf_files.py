@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,42 @@ def check_same_logits(ours: Tensor, theirs: Tensor, dtype: torch.dtype, name: st
             f"{error:.2g} of their size): a setting in its config.json is unknown to it, or the "
             "weights hold NaN"
         )
+
+
+def fitting(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint that a model wants, named as in HookedTransformer.
+
+    Biases and norms that the checkpoint lacks are zeros and ones. A tensor of zeros that has no
+    place is left out: HookedTransformer gives every model biases.
+
+    Raises:
+        ValueError: tensors of other shapes, missing weights, or weights that the model has no
+            place for; `where` begins the sentence.
+    """
+    misfits = [
+        f"{name} is {list(state[name].shape)}, {list(tensor.shape)} by the config"
+        for name, tensor in wanted.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    misfits += [
+        f"{name} is missing"
+        for name in wanted
+        if name not in state and "W_" in name.rpartition(".")[2]
+    ]
+    misfits += [
+        f"{name} is not in the model"
+        for name in sorted(set(state) - set(wanted))
+        if is_weight(name) and state[name].any()
+    ]
+    refuse_misfits(misfits, f"{where} does not fit the config")
+    made_up = {
+        name: (torch.ones if name.endswith(".w") else torch.zeros)(tensor.shape)
+        for name, tensor in wanted.items()
+        if name not in state
+    }
+    return {name: state[name] if name in state else made_up[name] for name in wanted}
 
 
 def is_weight(name: str) -> bool:

@@ -37,12 +37,11 @@ from circuits.finding import hub_errors, hub_name
 from circuits.hf_files import (
     HFSource,
     check_same_logits,
+    fitting,
     hf_config,
-    is_weight,
     probe,
     probe_tokens,
     quiet_transformers,
-    refuse_misfits,
     with_bos,
 )
 
@@ -176,27 +175,10 @@ def _filled(
     tokenizer: PreTrainedTokenizerBase | None,
     where: str,
 ) -> HookedTransformer:
-    """The HookedTransformer with exactly the weights in `state`, in evaluation mode.
-
-    Biases and norms that `state` lacks are zeros and ones, as TransformerLens has it.
-    """
+    """The HookedTransformer with exactly the weights in `state`, in evaluation mode."""
     with _quiet():
         model = HookedTransformer(cfg)
-    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
-    misfits = [
-        f"{name} is {list(state[name].shape)}, {list(shape)} by the config"
-        for name, shape in wanted.items()
-        if name in state and state[name].shape != shape
-    ]
-    misfits += [
-        f"{name} is missing"
-        for name in wanted
-        if name not in state and "W_" in name.rpartition(".")[2]
-    ]
-    extra = set(state) - set(model.state_dict())
-    misfits += [f"{name} is not in the model" for name in sorted(extra) if is_weight(name)]
-    refuse_misfits(misfits, f"{where} does not fit the config")
-    state = {name: tensor for name, tensor in state.items() if name in wanted}
+    state = fitting(state, dict(model.named_parameters()), where)
     model.load_and_process_state_dict(
         state,
         fold_ln=False,
