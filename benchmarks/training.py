@@ -5,8 +5,8 @@
 Both take the same batch through forward pass, loss, backward pass, clipping and AdamW; they are
 timed in turn, and the median of the paired ratios is reported. `--memory-of gpt2 --variant gate`
 prints the most that a process holds which makes the model and takes a few steps. Models have random
-weights, which cost the same as trained ones: one of the embedded shape, and one of GPT-2 small's
-(124M weights).
+weights, which cost the same as trained ones: one of the embedded shape, the same with long
+sequences, and one of GPT-2 small's (124M weights).
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ from measure import Job, report, resident_bytes, seconds_of
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-CONTEXT = 128
+SMALL = {"n_layers": 6, "n_heads": 8, "d_model": 128, "d_vocab": 400}
 SHAPES = {
-    "embedded": {"n_layers": 6, "n_heads": 8, "d_model": 128, "d_vocab": 400, "batch": 16},
-    "gpt2": {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_vocab": 50257, "batch": 4},
+    "embedded": {**SMALL, "batch": 16, "n_ctx": 128},
+    "long": {**SMALL, "batch": 1, "n_ctx": 2048},
+    "gpt2": {
+        "n_layers": 12,
+        "n_heads": 12,
+        "d_model": 768,
+        "d_vocab": 50257,
+        "batch": 4,
+        "n_ctx": 128,
+    },
 }
 VARIANTS: dict[str, dict[str, object]] = {
     "gate": {},
+    "gate, by hook points": {"attention": "hooks"},
     "gate, recompute": {"recompute": True},
     "gate, LoRA of rank 16": {"lora_rank": 16},
 }
@@ -49,13 +58,13 @@ if torch.cuda.is_available():  # Most CPUs emulate it, and take many times as lo
 class RandomTokens:
     """Random tokens, the same ones for the same step."""
 
-    def __init__(self, d_vocab: int) -> None:
-        self.context, self._d_vocab = CONTEXT, d_vocab
+    def __init__(self, context: int, d_vocab: int) -> None:
+        self.context, self._d_vocab = context, d_vocab
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "batch pos"]:
         """Returns the batch of a step."""
         generator = torch.Generator().manual_seed(step)
-        return torch.randint(0, self._d_vocab, (batch_size, CONTEXT), generator=generator)
+        return torch.randint(0, self._d_vocab, (batch_size, self.context), generator=generator)
 
     def held_out(self, purpose: str, n_sequences: int) -> Int[Tensor, "batch pos"]:
         """Returns sequences that are in no batch of the first steps."""
@@ -75,7 +84,6 @@ def random_model(shape: str) -> HookedTransformer:
             **sizes,
             "d_head": sizes["d_model"] // sizes["n_heads"],
             "d_mlp": 4 * sizes["d_model"],
-            "n_ctx": CONTEXT,
             "act_fn": "gelu_new",
             "normalization_type": "LN",
             "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -90,7 +98,7 @@ def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
         **changes,  # type: ignore[arg-type]
     )  # fmt: skip
     folder = tempfile.mkdtemp()
-    stream = RandomTokens(model.cfg.d_vocab)
+    stream = RandomTokens(model.cfg.n_ctx, model.cfg.d_vocab)
     run = Run.start(model, stream, config, Path(folder), (), False, Workers())
     return run.train_step
 
@@ -99,7 +107,7 @@ def dense_step(model: HookedTransformer, shape: str) -> Job:
     """Returns a step of the same training without a gate."""
     trained = copy_model(model).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.01)
-    stream = RandomTokens(model.cfg.d_vocab)
+    stream = RandomTokens(model.cfg.n_ctx, model.cfg.d_vocab)
 
     def step() -> None:
         tokens = stream.batch(0, SHAPES[shape]["batch"]).to(trained.W_E.device)
@@ -130,7 +138,7 @@ def time_ratios(shape: str, repeats: int) -> list[dict[str, object]]:
             {
                 "model": shape,
                 "batch": SHAPES[shape]["batch"],
-                "T": CONTEXT,
+                "T": SHAPES[shape]["n_ctx"],
                 "step": name,
                 "dense_seconds": round(median(least for least, _ in found), 3),
                 "seconds": round(median(own for _, own in found), 3),

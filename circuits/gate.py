@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
 from circuits.gate_sampling import OpenGates
 from circuits.hook_points import attention_layers, drop, in_place_of, list_hook_points, refuse_hooks
@@ -101,11 +102,18 @@ class GatedPattern(HookPoint):
         # In a tuple, so that the siblings are not registered as children a second time; a deep
         # copy or a pickle of the attention layer still keeps the three together.
         self._siblings = (scores, gate)
+        self.fused: Any = None  # see circuits/fused/placement.py
 
     def forward(self, pattern: Tensor) -> Tensor:
         """Returns the gated pattern, not renormalised."""
-        scores, gate = self._siblings
-        return pattern * gate(scores.take()).to(pattern.dtype)
+        point, gate = self._siblings
+        scores = point.take()
+        fused = self.fused and self.fused.pattern(scores, pattern, gate)
+        return pattern * gate(scores).to(pattern.dtype) if fused is None else fused
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state to copy or pickle: a copy is not inside `fused_attention`."""
+        return self.__dict__ | {"fused": None}
 
 
 def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
@@ -117,13 +125,15 @@ def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
         bias: b of the gate logits; positive numbers open the gate.
 
     Raises:
-        ValueError: the model is gated already, has hooks where the gate goes, or b is not finite.
+        ValueError: the model is gated already, has hooks where the gate goes, or has attention
+            whose scores cannot be acted on; or b is not finite.
     """
     if is_gated(model):
         raise ValueError("the model is gated already; call remove_gate(model) first")
     if not math.isfinite(bias):
         raise ValueError(f"gate bias is {bias}; it must be a finite number")
     refuse_hooks(model, ("hook_attn_scores", "hook_pattern"))
+    _refuse_shown_scores(model)
     for attn in attention_layers(model):
         scores, gate = GatedScores(), Gate(float(bias))
         pattern = GatedPattern(scores, gate)
@@ -133,6 +143,22 @@ def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
         attn.hook_gate = gate
     list_hook_points(model)
     return model
+
+
+def _refuse_shown_scores(model: nn.Module) -> None:
+    """Refuses attention that shows scores and pattern after the fact, where a gate has no effect.
+
+    That is how TransformerLens wraps the attention of architectures that it has no code of its own
+    for.
+    """
+    for attn in attention_layers(model):
+        if type(attn).forward is AttentionBridge.forward or hasattr(attn, "hook_gate"):
+            held = type(getattr(attn, "original_component", attn)).__name__
+            raise ValueError(
+                f"no gate can be put on {held}: TransformerLens' {type(attn).__name__} does not "
+                "compute its scores, or has a gate of another kind; where HookedTransformer knows "
+                "the architecture, transformer_lens<4 loads it as one that can be gated"
+            )
 
 
 def remove_gate(model: ModelT) -> ModelT:

@@ -42,7 +42,7 @@ class OpenGates(torch.autograd.Function):
         gate = torch.empty(logits.shape, dtype=dtype, device=logits.device)
         spread = torch.empty_like(gate)  # p(1-p)
         soft = torch.empty_like(gate) if sample and not frozen else None  # s
-        noise, sums = Noise(logits.device), []
+        noise, sums = Noise(logits.device) if sample else None, []
         step = max(1, _CHUNK // max(1, logits[:1].numel()))
         work = torch.empty(logits[:step].shape, dtype=dtype, device=logits.device)
         for start in range(0, logits.shape[0], step):
@@ -53,13 +53,13 @@ class OpenGates(torch.autograd.Function):
             p = torch.sigmoid(chunk)
             torch.addcmul(p, p, p, value=-1, out=spread[rows])
             expected = p.sum(dim=(0, 2, 3))
-            if sample:
-                u = noise.uniform(p.shape).to(dtype)
-                torch.sub(p, u, out=open_).gt_(0)  # in place: twice as fast as `u < p`
-            else:
+            u = noise.uniform(p.shape).to(dtype) if noise else None
+            if u is None:
                 torch.gt(chunk, 0, out=open_)
+            else:
+                torch.sub(p, u, out=open_).gt_(0)  # in place: twice as fast as `u < p`
             sums.append(torch.stack((expected, open_.sum(dim=(0, 2, 3)), allowed)))
-            if soft is not None:
+            if soft is not None and u is not None:
                 torch.mul(p, u, out=work)
                 kept = p.sub_(work)  # p(1-u)
                 total = u.sub_(work).add_(kept)  # u(1-p) + p(1-u)
@@ -102,22 +102,28 @@ class Noise:
     uniform over 2^23 equally spaced numbers, as fine as torch.rand, and P(u < p) = p; two gates
     depend on each other only where both p fall into one cell of 2^-16. The generator is seeded
     from torch's, so `torch.manual_seed` and `torch.get_rng_state` govern it.
+
+    Attributes:
+        seed: What decides the numbers; a second Noise of this seed gives the same ones again.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seed: tuple[int, int] | None = None) -> None:
+        first, second = torch.randint(2**62, (2,)).tolist() if seed is None else seed
+        self.seed = (first, second)
         self._device = device
-        self._words: np.random.SFC64 | None = None
-        self._offset = 0.0
+        if device.type == "cpu":
+            self._words = np.random.SFC64(first)
+            self._offset = 2**15 + ((second % 2**7) + 0.5) / 2**7
+        else:
+            self._generator = torch.Generator(device).manual_seed(first)
 
     def uniform(self, shape: torch.Size) -> Tensor:
         """Returns the next numbers, in a tensor that the caller may overwrite."""
         if self._device.type != "cpu":
-            noise = torch.rand(shape, device=self._device, dtype=torch.float32)
+            noise = torch.rand(
+                shape, generator=self._generator, device=self._device, dtype=torch.float32
+            )
             return noise.clamp_(2**-24, 1 - 2**-24)
-        if self._words is None:
-            seed, dither = torch.randint(2**62, (2,)).tolist()
-            self._words = np.random.SFC64(seed)
-            self._offset = 2**15 + ((dither % 2**7) + 0.5) / 2**7
         count = math.prod(shape)
         words = self._words.random_raw(-(-count // 4)).view(np.int16)[:count]
         noise = torch.from_numpy(words).to(torch.float32)

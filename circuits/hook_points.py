@@ -12,11 +12,18 @@ def attention_layers(model: nn.Module) -> list[Any]:
     """Returns the attention modules, layer 0 first.
 
     Raises:
-        ValueError: the model has no transformer blocks.
+        ValueError: the model has no transformer blocks, or some without attention.
     """
     if not hasattr(model, "blocks"):
         raise ValueError(f"a {type(model).__name__} has no transformer blocks with attention")
-    return [block.attn for block in cast(Any, model).blocks]
+    blocks = list(cast(Any, model).blocks)
+    without = [number for number, block in enumerate(blocks) if not hasattr(block, "attn")]
+    if without:
+        raise ValueError(
+            f"blocks {without} of the model have no attention with scores (a recurrent or "
+            "convolutional layer?); only models with attention in every block are supported"
+        )
+    return [block.attn for block in blocks]
 
 
 def list_hook_points(model: Any) -> None:

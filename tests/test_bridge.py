@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     PretrainedConfig,
@@ -228,3 +229,14 @@ def test_a_model_that_hooked_transformer_computes_with_can_be_saved(tmp_path):
     tokens = torch.randint(2, 30, (4, 12))
     save_model(bridge, tmp_path / "saved")
     assert torch.equal(load_bridge(tmp_path / "saved")(tokens), bridge(tokens))
+
+
+def test_attention_that_only_shows_its_scores_is_refused_a_gate(tmp_path):
+    config = GPTNeoConfig(
+        hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        window_size=4, max_position_embeddings=32, **SIZES,
+    )  # fmt: skip
+    model = load_bridge(random_folder(tmp_path, config))
+    with pytest.raises(ValueError, match="no gate can be put on GPTNeo.*does not compute its scor"):
+        add_gate(model)
+    assert not is_gated(model)

@@ -493,3 +493,9 @@ def test_nested_recorders_are_refused(gated: HookedTransformer) -> None:
         record_open_edges(gated),
     ):
         pass
+
+
+def test_blocks_without_attention_are_named(tiny_model: HookedTransformer) -> None:
+    del tiny_model.blocks[1].attn
+    with pytest.raises(ValueError, match=r"blocks \[1\] of the model have no attention"):
+        add_gate(tiny_model)

@@ -435,3 +435,16 @@ def test_recomputing_activations_keeps_less_of_them() -> None:
         kept[enabled] = sum(sizes)
         assert "forward" not in vars(model.blocks[0])
     assert kept[True] < 0.5 * kept[False]
+
+
+def test_a_run_goes_on_with_the_attention_it_began_with(tmp_path: Path) -> None:
+    run(tmp_path / "run", attention="hooks")
+    with pytest.raises(ValueError, match="attention was 'hooks' and is 'blockwise'"):
+        run(tmp_path / "run", attention="auto", resume=True)
+    run(tmp_path / "run", attention="hooks", resume=True)
+
+
+def test_attention_that_does_not_work_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="attention 'triton' does not work here"):
+        run(tmp_path / "run", attention="triton")
+    assert not (tmp_path / "run").exists()

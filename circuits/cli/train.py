@@ -43,6 +43,9 @@ def train_command(
     precision: Annotated[
         str, typer.Option(help="What steps compute in: float32, or bfloat16 under autocast.")
     ] = "float32",
+    attention: Annotated[
+        str, typer.Option(help="How: auto, hooks, blockwise or triton (a GPU's kernels).")
+    ] = "auto",
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute activations twice, to need less memory.")
     ] = False,
@@ -93,6 +96,7 @@ def train_command(
             batch_size=batch_size,
             accumulate=accumulate,
             precision=precision,
+            attention=attention,
             recompute=recompute,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,

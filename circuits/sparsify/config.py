@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from circuits.fused import AttentionPath
 from circuits.sparsify.loss import EdgePenalty
 from circuits.sparsify.low_rank import LowRankTargets
 
@@ -15,6 +16,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 _CHOICES: dict[str, Any] = {
+    "attention": AttentionPath,
     "penalty": EdgePenalty,
     "precision": Precision,
     "lora_targets": LowRankTargets,
@@ -33,6 +35,9 @@ class TrainConfig:
             stand in for the batch's.
         precision: `float32`, or `bfloat16` for training steps under autocast: weights, optimiser
             and everything that is measured on held-out sequences stay in the model's own dtype.
+        attention: How gated attention is computed: `hooks` through the hook points, which holds
+            every score; `blockwise` or `triton`, which do not; or `auto`, the fastest that works
+            for the model on its device. See circuits/fused.
         recompute: Keep only the inputs of the blocks for the backward pass and compute the rest
             again: less memory, about a third more time.
         lora_rank: Rank of the updates that are trained in place of full weights; 0 for full
@@ -66,6 +71,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     precision: Precision | str = "float32"
+    attention: AttentionPath | str = "auto"
     recompute: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 
-_EVALUATION_BATCH = 32
+_EVALUATION_BATCH, _EVALUATION_TOKENS = 32, 2**13  # at once, at most, but for one sequence
 
 
 @torch.no_grad()
@@ -33,7 +33,8 @@ def evaluate_ce(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> f
     model.eval()
     try:
         total = 0.0
-        for rows in tokens.split(_EVALUATION_BATCH):
+        at_once = min(_EVALUATION_BATCH, max(1, _EVALUATION_TOKENS // tokens.shape[1]))
+        for rows in tokens.split(at_once):
             rows = rows.to(model.W_E.device)
             total += cross_entropy(model(rows), rows).item() * len(rows)
     finally:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuits.fused import choose_path, fused_attention
 from circuits.gate import add_gate
 from circuits.models import copy_model
 from circuits.open_edges import record_open_edges
@@ -52,12 +54,14 @@ class Run:
         config: TrainConfig,
         out_dir: Path,
         frozen: Collection[str],
+        attention: str,
         workers: Workers,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
         self.model: Any = add_gate(copy_model(dense), config.bias)
         self.device = self.model.W_E.device
         self.workers = workers
+        self.attention = attention
         self.teacher = dense if config.distillation else None
         if config.lora_rank:
             self.parameters = add_low_rank(
@@ -103,12 +107,14 @@ class Run:
         workers: Workers,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
-        identity = _identity(dense, stream, config, frozen, workers)
+        half = config.precision == "bfloat16"
+        attention = choose_path(dense, config.attention, stream.context, autocast=half)
+        identity = _identity(dense, stream, config, frozen, attention, workers)
         checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None
         path = workers.agree(checkpoint.path if checkpoint else None)
         if path is not None and checkpoint is None:
             checkpoint = load_checkpoint(path)
-        run = cls(dense, stream, config, out_dir, frozen, workers)
+        run = cls(dense, stream, config, out_dir, frozen, attention, workers)
         if checkpoint is not None:
             run._restore(checkpoint)
         if workers.is_first:
@@ -126,9 +132,10 @@ class Run:
         self.optimizer.zero_grad()
         parts = list(tokens.chunk(config.accumulate * self.workers.count))
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        for number, rows in self.workers.own(parts):
-            torch.manual_seed(self._noise_seed(number))
-            sums += self._backward(rows, len(parts))
+        with self._fused():
+            for number, rows in self.workers.own(parts):
+                torch.manual_seed(self._noise_seed(number))
+                sums += self._backward(rows, len(parts))
         self.workers.add_up(
             [sums, *(p.grad for p in self.parameters.values() if p.grad is not None)]
         )
@@ -174,13 +181,17 @@ class Run:
             [ce.double(), edges.expected.sum().double(), edges.allowed.sum()]
         ).detach()
 
+    def _fused(self) -> AbstractContextManager[None]:
+        return fused_attention(self.model, self.attention)
+
     def _autocast(self) -> torch.autocast:
         half = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def control(self) -> dict[str, Any]:
         """Moves lambda by the control set's CE."""
-        ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
+        with self._fused():
+            ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
         violation = ce - self.control_tau + self.config.margin
         self._check_finite("control CE", torch.tensor(violation))
         self.multiplier = self.multiplier.updated(
@@ -194,7 +205,8 @@ class Run:
 
     def evaluate(self) -> dict[str, Any]:
         """Measures the selection set, and keeps the weights if they are the best so far."""
-        ce, density = self.workers.agree(evaluate(self.model, self.selection_set))
+        with self._fused():
+            ce, density = self.workers.agree(evaluate(self.model, self.selection_set))
         self._check_finite("CE", torch.tensor(ce))
         if ce <= self.tau and density.overall < self.best_density:
             self.best_step, self.best_density = self.step, density.overall
@@ -245,7 +257,8 @@ class Run:
             parameter.requires_grad_(True)
             parameter.grad = None
         self.model.eval()
-        ce, density = evaluate(self.model, self.selection_set)
+        with self._fused():
+            ce, density = evaluate(self.model, self.selection_set)
         return TrainResult(
             model=self.model,
             satisfied=self.best_step is not None,
@@ -304,6 +317,7 @@ def _identity(
     stream: TokenStream,
     config: TrainConfig,
     frozen: Collection[str],
+    attention: str,
     workers: Workers,
 ) -> dict[str, Any]:
     """What must be equal for a run to be resumed."""
@@ -311,9 +325,11 @@ def _identity(
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    # The parts of a batch are the same however many processes share them, and steps are the same
+    # bits only with the same way of attention.
+    same = {"accumulate": config.accumulate * workers.count, "attention": attention}
     return {
-        # The parts of a batch are the same however many processes share them.
-        "config": asdict(config) | {"accumulate": config.accumulate * workers.count},
+        "config": asdict(config) | same,
         "data": stream.describe(),
         "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
     }
