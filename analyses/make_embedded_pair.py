@@ -8,10 +8,11 @@ without a gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns
 corpus of `circuits.sparsify.corpus` at a context of 128 tokens. Whole heads are dropped from
 training sequences, so that no head can be the only one to do a thing and the work spreads, as it
 does in large language models. The dense model is judged by its accuracy and by how many heads and
-edges its circuits have, before any sparse training is looked at. The twins then come from
-`circuits train`, the command that users have.
+edges its circuits have, before any sparse training is looked at. The twins and the control then
+come from `circuits train`, the command that users have.
 
-Each cycle of the training is kept in a folder of its own; a second call goes on from there.
+Each cycle of the training is kept in a folder of its own, and so is each run; a second call goes on
+from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +38,7 @@ from circuits.discovery import DiscoverConfig
 from circuits.find_circuits import discover
 from circuits.metrics import METRICS, accuracy, last_logits
 from circuits.models import load_model
-from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
-from circuits.sparsify.control import train_on
 from circuits.sparsify.corpus import LIST_WORDS, NAMES, corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
 from circuits.tasks import get_task
@@ -58,7 +58,12 @@ SPARSE_RECIPE = TrainConfig(
     lambda_rate=2.0,
     slack=0.008,
 )
-TWIN_SEEDS = {"sparse": 0, "sparse-seed1": 1, "sparse-seed2": 2}
+TRAINED = {
+    "sparse": ("--seed", "0"),
+    "sparse-seed1": ("--seed", "1"),
+    "sparse-seed2": ("--seed", "2"),
+    "dense-finetuned": ("--seed", "0", "--control"),
+}
 INITIALIZER_RANGE = 0.06  # GPT-2's 0.02 suits a width of 768; this scales it to ours
 
 
@@ -294,33 +299,25 @@ def check_dense(folder: Path) -> None:
                 )
 
 
-def make_twin(dense: Path, out: Path, name: str, seed: int) -> None:
-    """Post-trains the dense model by the command that users have; a twin that is there stays."""
+def make_model(dense: Path, out: Path, name: str, further: Sequence[str]) -> None:
+    """Trains a twin or a control by the command that users have; a model that is there stays."""
     run = out / f"{name}.run"
     if (out / name).is_dir():
         return
-    recipe = asdict(SPARSE_RECIPE) | {"seed": seed}
+    recipe = asdict(SPARSE_RECIPE)
     given = ("steps", "batch_size", "learning_rate", "penalty", "edge_weight", "lambda_rate")
     options = [
         part
-        for field in (*given, "slack", "seed")
+        for field in (*given, "slack")
         for part in (f"--{field.replace('_', '-')}", str(recipe[field]))
     ]
     resume = ["--resume"] if run.is_dir() else []
-    code = circuits(["train", "--model", str(dense), "--out", str(run), *options, *resume])
+    code = circuits(
+        ["train", "--model", str(dense), "--out", str(run), *options, *further, *resume]
+    )
     if code != 0:
         raise SystemExit(code)
     shutil.copytree(run / "model", out / name)
-
-
-def make_control(dense: Path, folder: Path) -> None:
-    """Trains the dense model on, without a gate, as long as its twin; one that is there stays."""
-    if folder.is_dir():
-        return
-    model = load_model(dense)
-    stream = CorpusStream(model.tokenizer, context=CONTEXT, seed=SPARSE_RECIPE.seed)
-    control = train_on(model, stream, SPARSE_RECIPE, frozen=frozen_parameters(model))
-    save_model(control, folder)
 
 
 def main() -> None:
@@ -333,9 +330,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     dense = train_dense(arguments.out, arguments.seed)
     check_dense(dense)
-    for name, seed in TWIN_SEEDS.items():
-        make_twin(dense, arguments.out, name, seed)
-    make_control(dense, arguments.out / "dense-finetuned")
+    for name, further in TRAINED.items():
+        make_model(dense, arguments.out, name, further)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import argparse
 import json
 import random
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -33,10 +34,10 @@ from circuits.files import write_text
 from circuits.models import load_model, versions
 from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
-from circuits.sparsify.control import train_on
+from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
-from circuits.sparsify.train import post_train
+from circuits.sparsify.train import TrainResult, post_train
 from circuits.top_k import add_top_k
 
 LEFT_OUT = ("site-packages", "test", "tests", "idle_test", "__pycache__")
@@ -105,6 +106,14 @@ def new_dense(tokenizer: PreTrainedTokenizerFast, folder: Path) -> HookedTransfo
     return load_model(folder)
 
 
+def trained(
+    model: HookedTransformer, stream: TokenStream, recipe: TrainConfig, run: Path
+) -> TrainResult:
+    """Returns what the training of a model comes to; a run that has begun goes on."""
+    frozen = frozen_parameters(model)
+    return post_train(model, stream, recipe, run, frozen=frozen, resume=run.is_dir())
+
+
 def write_brackets(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
     """Writes prompt pairs that end in an open `[` (clean) or `(` (corrupted): what closes it?"""
 
@@ -155,12 +164,20 @@ def main() -> None:
     if (out / "dense").is_dir():
         dense = load_model(out / "dense")
     else:
-        dense = new_dense(train_tokenizer(corpus), out / "untrained")
+        run = out / "dense.run"
+        if run.is_dir():
+            untrained = load_model(out / "untrained")
+        else:
+            untrained = new_dense(train_tokenizer(corpus), out / "untrained")
         recipe = TrainConfig(
-            steps=arguments.dense_steps, batch_size=16, learning_rate=3e-3, weight_decay=0.05
+            gate=False,
+            steps=arguments.dense_steps,
+            batch_size=16,
+            learning_rate=3e-3,
+            beta2=0.98,
+            weight_decay=0.05,
         )
-        untrained, frozen = dense, frozen_parameters(dense)
-        dense = train_on(untrained, stream_for(untrained), recipe, frozen=frozen, betas=(0.9, 0.98))
+        dense = trained(untrained, stream_for(untrained), recipe, run).model
         save_model(dense, out / "dense")
     stream = stream_for(dense)
     recipe = TrainConfig(
@@ -176,12 +193,9 @@ def main() -> None:
     if (out / "control").is_dir():
         control = load_model(out / "control")
     else:
-        control = train_on(dense, stream, recipe, frozen=frozen_parameters(dense))
+        control = trained(dense, stream, replace(recipe, gate=False), out / "control.run").model
         save_model(control, out / "control")
-    run = out / "sparse.run"
-    result = post_train(
-        dense, stream, recipe, run, frozen=frozen_parameters(dense), resume=run.is_dir()
-    )
+    result = trained(dense, stream, recipe, out / "sparse.run")
     save_model(result.model, out / "sparse", gate=result.card())
 
     tokens = stream.held_out("selection", SELECTION_SEQUENCES)

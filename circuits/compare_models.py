@@ -25,7 +25,7 @@ from circuits.open_edges import Density, measure_density
 from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
-from circuits.sparsify.train import evaluate, evaluate_ce
+from circuits.sparsify.train import evaluate
 from circuits.tasks import Task, TaskPrompts
 from circuits.tasks.prompts import Prompts, is_single_token
 from circuits.top_k import is_top_k
@@ -199,15 +199,12 @@ def _model_facts(
     tokens = prompts.clean if text is None else text
     tokens = tokens.to(model.W_E.device)
     density = Density(torch.ones(model.cfg.n_layers, model.cfg.n_heads), tokens.shape[1])
-    is_sparse = is_gated(model) or is_top_k(model)
-    if text is None and is_sparse:
+    if text is not None:
+        ce, density = evaluate(model, tokens)
+    elif is_gated(model) or is_top_k(model):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
         density = measure_density(model, tokens, mask)
-    elif is_sparse:
-        ce, density = evaluate(model, tokens)
-    elif text is not None:
-        ce = evaluate_ce(model, tokens)
     return ModelFacts(
         name=name,
         ce=ce,

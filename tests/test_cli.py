@@ -164,11 +164,31 @@ def test_a_control_is_trained_without_a_gate(capsys, tmp_path):
     code, printed, error = run(capsys, *arguments, "--context", "32", "--learning-rate", "1e-5")
     assert code == 0, error
     assert "control CE" in printed
-    assert (out / "model" / "model.safetensors").is_file()
+    saved = out / "model" / "model.safetensors"
+    assert saved.is_file()
     assert not (out / "model" / "gate.json").exists()
-    code, _, error = run(capsys, *arguments)
-    assert code == 2
-    assert "exists already" in error
+    assert len((out / "log.jsonl").read_text().splitlines()) == 2
+    weights = saved.read_bytes()
+    saved.unlink()  # As if it had been killed before the model was written.
+    again = [*arguments, "--context", "32", "--learning-rate", "1e-5", "--resume"]
+    code, _, error = run(capsys, *again)
+    assert code == 0, error
+    assert saved.read_bytes() == weights
+    code, _, error = run(capsys, *(one for one in again if one != "--control"))
+    assert code == 1
+    assert "config.gate was False and is True" in error
+
+
+def test_controls_are_trained_from_several_seeds(capsys, tmp_path):
+    out = tmp_path / "controls"
+    code, printed, error = run(
+        capsys, "train", "--control", "--twins", "2", "--out", str(out), "--steps", "1",
+        "--batch-size", "2", "--context", "32",
+    )  # fmt: skip
+    assert code == 0, error
+    assert printed.count("control CE") == 2
+    first, second = ((out / f"seed{n}" / "model" / "model.safetensors") for n in (0, 1))
+    assert first.read_bytes() != second.read_bytes()
 
 
 def test_twins_are_trained_from_several_seeds_and_go_on(capsys, tmp_path):

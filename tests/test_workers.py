@@ -70,6 +70,17 @@ def test_a_run_of_two_processes_is_resumed_by_one(runs: tuple[Path, Path]) -> No
     assert again.returncode == 0, again.stderr
 
 
+def test_two_processes_make_the_control_of_one(tmp_path: Path) -> None:
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert trained(2, two, "--control").returncode == 0
+    assert trained(1, one, "--control", "--accumulate", "2").returncode == 0
+    for line, expected in zip(log_of(two), log_of(one), strict=True):
+        assert line == pytest.approx(expected, rel=1e-6)
+    saved = [load_file(out / "model" / "model.safetensors") for out in (two, one)]
+    for name, weight in saved[1].items():
+        assert saved[0][name].sub(weight).abs().max() < 1e-6, name
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     odd = trained(2, tmp_path / "run", "--batch-size", "3")
     assert odd.returncode != 0

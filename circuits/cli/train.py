@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.data import TokenStream
+    from circuits.sparsify.result import TrainResult
 
 
 def train_command(
@@ -73,7 +74,10 @@ def train_command(
         bool, typer.Option("--control", help="Make a control: train on, without a gate.")
     ] = False,
     twins: Annotated[
-        int, typer.Option(help="Twins to train, of seeds --seed and up, into OUT/seed0 and so on.")
+        int,
+        typer.Option(
+            help="Twins (or controls) to train, of seeds --seed and up, into OUT/seed0 and so on."
+        ),
     ] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -92,6 +96,7 @@ def train_command(
         from circuits.sparsify.trackers import check_tracker
 
         config = TrainConfig(
+            gate=not control,
             steps=steps,
             batch_size=batch_size,
             accumulate=accumulate,
@@ -113,12 +118,6 @@ def train_command(
             seed=seed,
         )
         check_tracker(tracker)
-        if control and (resume or twins > 1):
-            raise ValueError("a --control is made anew and alone, without --resume and --twins")
-        if control and launch.count > 1:
-            raise ValueError("a --control is made by one process")
-        if control and out.exists():
-            raise FileExistsError(f"{out} exists already; give a new folder for a --control run")
         if twins < 1:
             raise ValueError(f"--twins is {twins}; train at least 1")
         if text is not None and data is not None:
@@ -144,40 +143,17 @@ def train_command(
             else:
                 stream = CorpusStream(dense.tokenizer, context=context, seed=one.seed)
             streams.append(stream)
-    if control:
-        err_console.print(f"training {model} on, without a gate, on {device}, seed {seed}")
-        _make_control(dense, streams[0], config, frozen, out)
-        return
+    doing = f"training {model} on without a gate" if control else f"post-training {model}"
     for one, stream in zip(configs, streams, strict=True):
         folder = out if twins == 1 else out / f"seed{one.seed}"
-        err_console.print(f"post-training {model} on {device}, seed {one.seed}, into {folder}")
+        err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
         if twins > 1:
             out.mkdir(parents=True, exist_ok=True)
         begun = resume and (twins == 1 or folder.exists())
-        _make_twin(dense, stream, one, frozen, folder, begun, tracker, saves=launch.is_first)
+        _make_model(dense, stream, one, frozen, folder, begun, tracker, saves=launch.is_first)
 
 
-def _make_control(
-    dense: HookedTransformer,
-    stream: TokenStream,
-    config: TrainConfig,
-    frozen: set[str],
-    out: Path,
-) -> None:
-    from circuits.saving import save_model
-    from circuits.sparsify.control import train_on
-    from circuits.sparsify.evaluation import evaluate_ce
-
-    trained = train_on(dense, stream, config, frozen=frozen)
-    out.mkdir(parents=True)
-    save_model(trained, out / "model")
-    held_out = stream.held_out("selection", config.selection_sequences)
-    before, after = (evaluate_ce(one, held_out) for one in (dense, trained))
-    out_console.print(f"dense CE {before:.4f}, control CE {after:.4f} nats")
-    out_console.print(f"written to {out / 'model'}")
-
-
-def _make_twin(
+def _make_model(
     dense: HookedTransformer,
     stream: TokenStream,
     config: TrainConfig,
@@ -198,18 +174,24 @@ def _make_twin(
     except TrainingInterrupted as stop:
         say(str(stop))
         raise typer.Exit(130) from None
-    layers = ", ".join(f"{density:.2%}" for density in result.density.per_layer.tolist())
-    out_console.print(
-        f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
-        f"{result.density.overall:.2%} of edges open at T = {result.density.context} "
-        f"(layers: {layers}), weights of step {result.best_step}",
-        soft_wrap=True,
-    )
+    out_console.print(_summary(result), soft_wrap=True)
     if saves:
-        save_model(result.model, out / "model", gate=result.card())
+        save_model(result.model, out / "model", gate=result.card() if config.gate else None)
     if not result.satisfied:
         raise RuntimeError(
             f"no state kept the bound CE <= {result.tau:.4f}; the last one is in {out / 'model'}. "
             "Train longer, allow some --slack, or lower --edge-weight"
         )
     out_console.print(f"written to {out / 'model'}")
+
+
+def _summary(result: TrainResult) -> str:
+    """What a run came to, in a line."""
+    if not result.config.gate:
+        return f"dense CE {result.dense_ce:.4f}, control CE {result.ce:.4f} nats"
+    layers = ", ".join(f"{density:.2%}" for density in result.density.per_layer.tolist())
+    return (
+        f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
+        f"{result.density.overall:.2%} of edges open at T = {result.density.context} "
+        f"(layers: {layers}), weights of step {result.best_step}"
+    )

@@ -27,8 +27,8 @@ def training_figure(log: pd.DataFrame) -> go.Figure:
     missing = [name for name in needed if name not in log]
     if missing:
         raise ValueError(
-            f"the log has no column {missing[0]!r}; give the log.jsonl of `circuits train`, after "
-            "its first evaluation"
+            f"the log has no column {missing[0]!r}; give the log.jsonl of `circuits train` "
+            "(without --control), after its first evaluation"
         )
     measured: Any = log[log["ce"].notna()]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)

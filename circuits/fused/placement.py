@@ -96,11 +96,11 @@ def fused_attention(model: nn.Module, path: str) -> Iterator[None]:
     too. The model returns to what it was, also after an exception.
 
     Raises:
-        ValueError: the model has no gate.
+        ValueError: the model has no gate to fuse.
     """
-    gates(model)
     with ExitStack() as back:
         if path != "hooks":
+            gates(model)
             kind = TritonAttention if path == "triton" else BlockwiseAttention
             masks = _CausalMasks()
             for attn in attention_layers(model):

@@ -28,6 +28,9 @@ class TrainConfig:
     """Everything that decides a post-training run, but for the model and its data.
 
     Attributes:
+        gate: False for a control: the same training, on the cross-entropy alone, without a gate.
+            What concerns the gate and its bound (bias, edge_weight, penalty, slack, margin,
+            lambda_* and control_*) is left aside then.
         steps: Optimiser steps.
         batch_size: Sequences per step.
         accumulate: Parts that a batch is run in, one after the other, to need less memory. The
@@ -46,6 +49,7 @@ class TrainConfig:
         lora_targets: Which weights have an update: `attention`, `mlp` or `all`.
         learning_rate: Peak of the one-cycle schedule.
         warm_up: Fraction of the steps in which the learning rate rises; then it falls as a cosine.
+        beta2: AdamW's decay of the running mean of squared gradients; beta1 is 0.9.
         weight_decay: AdamW's decay of all trained parameters.
         grad_clip: Greatest norm of the gradient; longer ones are scaled down to it.
         bias: b, added to the attention scores to give the gate logits.
@@ -67,6 +71,7 @@ class TrainConfig:
         seed: Seed of the gate's noise.
     """
 
+    gate: bool = True
     steps: int = 2500
     batch_size: int = 32
     accumulate: int = 1
@@ -78,6 +83,7 @@ class TrainConfig:
     lora_targets: LowRankTargets | str = "all"
     learning_rate: float = 1e-3
     warm_up: float = 0.1
+    beta2: float = 0.999
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     bias: float = 0.0
@@ -122,7 +128,7 @@ class TrainConfig:
                 yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"
             elif field.name == "bias":
                 yield field.name, value, _is_finite, "a finite number"
-            elif field.name in ("warm_up", "lambda_decay"):
+            elif field.name in ("warm_up", "beta2", "lambda_decay"):
                 yield field.name, value, lambda v: _is_finite(v) and 0 <= v < 1, "in [0, 1)"
             elif field.name in ("weight_decay", "slack", "margin", "distillation", "lambda_rate"):
                 yield field.name, value, lambda v: _is_finite(v) and v >= 0, "a number >= 0"

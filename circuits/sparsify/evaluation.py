@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.gate import is_gated
 from circuits.open_edges import Density, density_of, record_open_edges
 from circuits.sparsify.loss import cross_entropy
+from circuits.top_k import is_top_k
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -20,10 +22,17 @@ _EVALUATION_BATCH, _EVALUATION_TOKENS = 32, 2**13  # at once, at most, but for o
 
 @torch.no_grad()
 def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Density]:
-    """Returns CE in nats and density of a model with a gate (deterministic) or a top-k mask."""
+    """Returns CE in nats, and the density that a gate (deterministic) or a top-k mask leaves.
+
+    A dense model's is 1.
+    """
+    context = tokens.shape[1]
+    if not (is_gated(model) or is_top_k(model)):
+        every_edge = torch.ones(model.cfg.n_layers, model.cfg.n_heads)
+        return evaluate_ce(model, tokens), Density(every_edge, context)
     with record_open_edges(model) as edges:
         ce = evaluate_ce(model, tokens)
-    return ce, density_of(edges, context=tokens.shape[1])
+    return ce, density_of(edges, context=context)
 
 
 @torch.no_grad()

@@ -19,7 +19,10 @@ from circuits.sparsify.config import TrainConfig
 
 
 class Bar:
-    """The progress bar: the latest CE and density beside lambda and the time left."""
+    """The progress bar: the latest CE and density beside lambda and the time left.
+
+    For a control, which has neither density nor lambda, the CE of the batch.
+    """
 
     def __init__(self, progress: Progress, steps: int) -> None:
         self._progress = progress
@@ -28,13 +31,21 @@ class Bar:
 
     def show(self, step: int, record: dict[str, Any]) -> None:
         """Moves the bar to `step` and shows its line of the log."""
+        text = self._of_twin(record) if "lambda" in record else self._of_control(record)
+        self._progress.update(self._task, completed=step, description=text)
+
+    def _of_control(self, record: dict[str, Any]) -> str:
+        if "ce" in record:
+            self._measured = f"CE {record['ce']:.4f}, "
+        return f"{self._measured}batch {record['sampled_ce']:.4f}"
+
+    def _of_twin(self, record: dict[str, Any]) -> str:
         if "ce" in record:
             self._measured = f"CE {record['ce']:.4f} (tau {record['tau']:.4f}), " + (
                 f"open {record['density']:.2%}, "
             )
         text = self._measured or f"open {record['expected_density']:.1%} expected, "
-        text += f"lambda {record['lambda']:.2f}"
-        self._progress.update(self._task, completed=step, description=text)
+        return f"{text}lambda {record['lambda']:.2f}"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What post-training comes to: the sparse model, and how well it keeps the constraint."""
+"""What post-training comes to: a sparse model and how well it keeps its bound, or a control."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class TrainResult:
     """What post-training came to.
 
     Attributes:
-        model: The gated model in evaluation mode, with the weights after `best_step` steps.
+        model: The gated model in evaluation mode, with the weights after `best_step` steps; a
+            control is dense.
         satisfied: Whether its CE is at most tau. If not, no evaluated state kept the bound and
-            the model is the last state of the run.
+            the model is the last state of the run. A control's always is.
         ce: Its cross-entropy on the selection set with the deterministic gate, in nats.
         dense_ce: The dense model's cross-entropy on the same sequences, in nats.
-        tau: The bound, dense_ce + slack.
-        density: Its density on the selection set.
-        best_step: The number of steps after which its weights were taken.
+        tau: The bound, dense_ce + slack; infinite for a control, which has none.
+        density: Its density on the selection set; 1 for a control.
+        best_step: The number of steps after which its weights were taken; a control's are the last.
         steps: The number of steps run.
         seconds: Time spent, over all resumed parts of the run.
         data: The description of the token stream.
@@ -46,7 +47,13 @@ class TrainResult:
     config: TrainConfig
 
     def card(self) -> GateCard:
-        """Returns what `gate.json` says of the model."""
+        """Returns what `gate.json` says of the model.
+
+        Raises:
+            ValueError: the model is a control, which has no gate.
+        """
+        if not self.config.gate:
+            raise ValueError("a control has no gate to make a card of; save the model without one")
         return GateCard(
             bias=self.config.bias,
             tau=self.tau,

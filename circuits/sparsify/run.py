@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from circuits.fused import choose_path, fused_attention
 from circuits.gate import add_gate
 from circuits.models import copy_model
-from circuits.open_edges import record_open_edges
+from circuits.open_edges import OpenEdges, record_open_edges
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -58,7 +58,9 @@ class Run:
         workers: Workers,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
-        self.model: Any = add_gate(copy_model(dense), config.bias)
+        self.model: Any = copy_model(dense)
+        if config.gate:
+            add_gate(self.model, config.bias)
         self.device = self.model.W_E.device
         self.workers = workers
         self.attention = attention
@@ -80,13 +82,16 @@ class Run:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.parameters)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=(0.9, config.beta2),
+            weight_decay=config.weight_decay,
         )
         self.control_set = stream.held_out("control", config.control_sequences)
         self.selection_set = stream.held_out("selection", config.selection_sequences)
         self.control_tau = evaluate_ce(dense, self.control_set) + config.slack
         self.dense_ce = evaluate_ce(dense, self.selection_set)
-        self.tau = self.dense_ce + config.slack
+        self.tau = self.dense_ce + config.slack if config.gate else math.inf
         self.multiplier = Multiplier(config.lambda_start)
         self.step = 0
         self.best_step: int | None = None
@@ -108,7 +113,11 @@ class Run:
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
         half = config.precision == "bfloat16"
-        attention = choose_path(dense, config.attention, stream.context, autocast=half)
+        attention = (
+            choose_path(dense, config.attention, stream.context, autocast=half)
+            if config.gate
+            else "hooks"
+        )
         identity = _identity(dense, stream, config, frozen, attention, workers)
         checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None
         path = workers.agree(checkpoint.path if checkpoint else None)
@@ -144,11 +153,15 @@ class Run:
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.step += 1
+        gate = (
+            {"expected_density": expected / allowed, "lambda": self.multiplier.value}
+            if config.gate
+            else {}
+        )
         return {
             "step": self.step,
             "sampled_ce": ce / len(parts),
-            "expected_density": expected / allowed,
-            "lambda": self.multiplier.value,
+            **gate,
             "learning_rate": learning_rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": tokens.numel() / (time.perf_counter() - started),
@@ -161,25 +174,31 @@ class Run:
     def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 3]:
         """Adds the gradient of a part of the batch; returns its CE, expected and allowed edges."""
         config = self.config
+        recorded = record_open_edges(self.model) if config.gate else nullcontext()
         with (
             self._autocast(),
             recomputed_blocks(self.model, enabled=config.recompute),
-            record_open_edges(self.model) as edges,
+            recorded as edges,
         ):
             logits = self.model(tokens)
         ce = cross_entropy(logits, tokens)
-        edge_loss = edge_penalty(edges.expected, edges.allowed, config.penalty)
         fidelity = ce
         if self.teacher is not None:
             with torch.no_grad(), self._autocast():
                 teacher_logits = self.teacher(tokens)
             fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
-        loss = config.edge_weight * edge_loss + self.multiplier.value * (fidelity - self.tau)
+        loss = self._loss(fidelity, edges)
         self._check_finite("loss", loss)
         (loss / n_parts).backward()
-        return torch.stack(
-            [ce.double(), edges.expected.sum().double(), edges.allowed.sum()]
-        ).detach()
+        counts = (edges.expected.sum(), edges.allowed.sum()) if edges else ce.new_zeros(2)
+        return torch.stack([one.double() for one in (ce, *counts)]).detach()
+
+    def _loss(self, fidelity: Float[Tensor, ""], edges: OpenEdges | None) -> Float[Tensor, ""]:
+        """What a step descends: under a gate edges and lambda, for a control the fidelity alone."""
+        if edges is None:
+            return fidelity
+        penalty = edge_penalty(edges.expected, edges.allowed, self.config.penalty)
+        return self.config.edge_weight * penalty + self.multiplier.value * (fidelity - self.tau)
 
     def _fused(self) -> AbstractContextManager[None]:
         return fused_attention(self.model, self.attention)
@@ -204,10 +223,15 @@ class Run:
         return {"control_ce": ce, "control_tau": self.control_tau}
 
     def evaluate(self) -> dict[str, Any]:
-        """Measures the selection set, and keeps the weights if they are the best so far."""
+        """Measures the selection set, and keeps the weights if they are the best so far.
+
+        None of a control's states is the best: its result is the last.
+        """
         with self._fused():
             ce, density = self.workers.agree(evaluate(self.model, self.selection_set))
         self._check_finite("CE", torch.tensor(ce))
+        if not self.config.gate:
+            return {"ce": ce}
         if ce <= self.tau and density.overall < self.best_density:
             self.best_step, self.best_density = self.step, density.overall
             state = {"step": self.step, "ce": ce, "density": density.overall}
@@ -248,7 +272,7 @@ class Run:
             log.write(json.dumps(record) + "\n")
 
     def result(self) -> TrainResult:
-        """Returns the result with the best weights, or the last ones if none kept the bound."""
+        """Returns the result with the best weights, or the last ones if there are no best."""
         self.workers.agree(None)  # The first process has written the best weights.
         if self.best_step is not None:
             self._set_weights(load_checkpoint(best_path(self.checkpoints, self.best_step)))
@@ -261,7 +285,7 @@ class Run:
             ce, density = evaluate(self.model, self.selection_set)
         return TrainResult(
             model=self.model,
-            satisfied=self.best_step is not None,
+            satisfied=self.best_step is not None or not self.config.gate,
             ce=ce,
             dense_ce=self.dense_ce,
             tau=self.tau,

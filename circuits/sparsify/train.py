@@ -1,4 +1,4 @@
-"""Post-training: the constrained loop that turns a dense model into its sparse twin.
+"""Post-training: the constrained loop that turns a dense model into its sparse twin, or a control.
 
 A gate with b = 0 starts with about half of the attention edges open. Each step samples the gate,
 and descends weight * edges + lambda * (CE - tau) (circuits/sparsify/loss.py). Every few steps the
@@ -6,6 +6,12 @@ deterministic gate's CE on the held-out control set, compared with the dense mod
 sequences, moves lambda. From time to time both are measured on the held-out selection set; the
 result is the sparsest state seen there whose CE is at most tau. If there is none, the result says
 so in `TrainResult.satisfied`.
+
+Post-training changes a model in two ways: it shuts attention edges, and it trains on. A difference
+between the dense model and its sparse twin is an effect of sparsity only if the second of these
+alone does not bring it about. The control (`TrainConfig.gate` False) tells: the dense model after
+the same batches and as many steps of the same optimiser and schedule, on the CE alone. Its result
+is the last state: what it is compared with has been trained for as long, not stopped at its best.
 
     out_dir/run.json      config, data, model: what a resumed run must agree with
     out_dir/log.jsonl     one line a step
@@ -66,9 +72,9 @@ def post_train(
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
-    The dense model is left as it is. Under `accelerate launch` or `torchrun` every process calls
-    this alike, and the first one writes; all return the result. Sets torch's random state; while it
-    runs, in the main
+    If `config.gate` is False, the control: a dense model in its last state. The model that is given
+    stays as it is. Under `accelerate launch` or `torchrun` every process calls this alike, and the
+    first one writes; all return the result. Sets torch's random state; while it runs, in the main
     thread, Ctrl-C ends the step, saves a checkpoint and raises; a second Ctrl-C stops at once.
 
     Args:
@@ -100,7 +106,7 @@ def post_train(
     ):
         while run.step < config.steps:
             record = run.train_step()
-            if run.step % config.control_every == 0:
+            if config.gate and run.step % config.control_every == 0:
                 record |= run.control()
             if run.step % config.evaluate_every == 0 or run.step == config.steps:
                 record |= run.evaluate()
