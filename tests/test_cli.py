@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,27 @@ def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
     )  # fmt: skip
     assert code == 1
     assert "no state kept the bound" in error
+
+
+def test_a_full_disk_ends_training_with_one_line_and_resume_goes_on(capsys, tmp_path):
+    arguments = [
+        "train", "--control", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2",
+        "--context", "32",
+    ]  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        code, _, error = run(capsys, *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    told = error.splitlines()[-1]
+    assert told.startswith(f"circuits: {tmp_path / 'run' / 'checkpoints' / 'step_00000001'} could ")
+    assert "go on with resume=True (--resume)" in told
+    assert "Traceback" not in error
+    code, _, error = run(capsys, *arguments, "--resume")
+    assert code == 0, error
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path):

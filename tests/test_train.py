@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -62,6 +64,12 @@ def run(out: Path, model: HookedTransformer | None = None, **options: Any) -> Tr
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_logs(first: Path, second: Path) -> None:
+    for left, right in zip(log_of(first), log_of(second), strict=True):
+        del left["tokens_per_second"], right["tokens_per_second"]
+        assert left == right
 
 
 def weights(model: HookedTransformer) -> dict[str, Tensor]:
@@ -209,9 +217,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     straight = run(tmp_path / "straight", steps=steps)
     assert_same_weights(resumed.model, straight.model)
     assert resumed.best_step == straight.best_step
-    for left, right in zip(log_of(tmp_path / "killed"), log_of(tmp_path / "straight"), strict=True):
-        del left["tokens_per_second"], right["tokens_per_second"]
-        assert left == right
+    assert_same_logs(tmp_path / "killed", tmp_path / "straight")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -244,6 +250,84 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         run(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert_same_weights(run(tmp_path / "run", resume=True).model, straight.model)
+
+
+@contextlib.contextmanager
+def written_files_limited(size: int) -> Iterator[None]:
+    """A file that would grow beyond `size` bytes is cut there, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("gate", "step", "room", "unwritten", "latest"),
+    [
+        (True, 5, 20, "log.jsonl", "step_00000003"),
+        (True, 9, 9_000, "checkpoints/step_00000009", "step_00000006"),
+        (True, 4, 9_000, "checkpoints/best_00000004", "step_00000003"),
+        (False, 5, 20, "log.jsonl", "step_00000003"),
+        (False, 9, 9_000, "checkpoints/step_00000009", "step_00000006"),
+    ],
+    ids=["log", "checkpoint", "best weights", "log of a control", "checkpoint of a control"],
+)
+def test_a_full_disk_is_told_and_costs_no_bits(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gate: bool,
+    step: int,
+    room: int,
+    unwritten: str,
+    latest: str,
+) -> None:
+    out, options = tmp_path / "run", {"gate": gate, "slack": 10.0}
+    straight = run(tmp_path / "straight", **options)
+    real = run_module.Run.train_step
+
+    def filling(self: Any) -> dict[str, Any]:
+        if self.step == step - 1:
+            # The log still has room for a part of a line, or for the rest of the run.
+            stack.enter_context(written_files_limited(self.log_path.stat().st_size + room))
+        return real(self)
+
+    message = (
+        f"{out / unwritten} could not be written: .*[Ff]ile too large.*; the last checkpoint, "
+        rf"{out / 'checkpoints' / latest}, is intact; mend that \(free some space\), then go on "
+        r"with resume=True \(--resume\)$"
+    )
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=message),
+        contextlib.ExitStack() as stack,
+    ):
+        patch.setattr(run_module.Run, "train_step", filling)
+        run(out, **options)
+    kept = sorted(path.name for path in (out / "checkpoints").glob("step_*"))
+    assert kept[-1] == latest
+    resumed = run(out, resume=True, **options)
+    assert_same_weights(resumed.model, straight.model)
+    assert resumed.best_step == straight.best_step
+    assert_same_logs(out, tmp_path / "straight")
+
+
+def test_a_disk_that_is_full_from_the_start_says_that_nothing_is_saved(tmp_path: Path) -> None:
+    message = "step_00000003 could not be written: .*; there is no checkpoint yet; mend that"
+    with pytest.raises(OSError, match=message), written_files_limited(9_000):
+        run(tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    run(tmp_path / "run", resume=True)
+    assert len(log_of(tmp_path / "run")) == 12
+
+
+def test_a_disk_that_is_still_full_stops_the_resumed_run_in_the_same_way(tmp_path: Path) -> None:
+    first = run(tmp_path / "run")
+    message = "log.jsonl could not be written: .*step_00000012, is intact"
+    with pytest.raises(OSError, match=message), written_files_limited(100):
+        run(tmp_path / "run", resume=True)
+    assert_same_weights(run(tmp_path / "run", resume=True).model, first.model)
 
 
 def test_a_damaged_checkpoint_costs_steps_but_not_bits(tmp_path: Path) -> None:

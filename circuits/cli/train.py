@@ -165,6 +165,7 @@ def _make_model(
     saves: bool,
 ) -> None:
     from circuits.saving import save_model
+    from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
     from circuits.sparsify.train import TrainingInterrupted, post_train
 
     try:
@@ -176,7 +177,9 @@ def _make_model(
         raise typer.Exit(130) from None
     out_console.print(_summary(result), soft_wrap=True)
     if saves:
-        save_model(result.model, out / "model", gate=result.card() if config.gate else None)
+        card = result.card() if config.gate else None
+        with resumable_write(out / "model", out / CHECKPOINTS):
+            save_model(result.model, out / "model", gate=card)
     if not result.satisfied:
         raise RuntimeError(
             f"no state kept the bound CE <= {result.tau:.4f}; the last one is in {out / 'model'}. "

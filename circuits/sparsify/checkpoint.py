@@ -2,8 +2,8 @@
 
 A checkpoint is a folder of three files: `tensors.safetensors`, `state.json` and `manifest.json`,
 which holds the SHA-256 of the other two. It is written under a temporary name beside its place,
-flushed to the disk and renamed, so it is whole or absent; what breaks later (a full disk, a bad
-copy) shows in the manifest, and the checkpoint before it is used instead.
+flushed to the disk and renamed, so it is whole or absent: a full disk costs the one that does not
+fit. What breaks later (a bad copy) shows in the manifest, and the one before it is used instead.
 
     checkpoints/step_00000200/   the two latest states of the run
     checkpoints/step_00000300/
@@ -19,11 +19,12 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,7 +59,16 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint folder, whole or not at all; an old one of that name is replaced."""
+    """Writes a checkpoint folder, whole or not at all; an old one of that name is replaced.
+
+    Raises:
+        OSError: it cannot be written; see `resumable_write`.
+    """
+    with resumable_write(path, path.parent):
+        _write_whole(path, tensors, state)
+
+
+def _write_whole(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -99,6 +109,29 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     return Checkpoint(path, load_file(path / TENSORS_FILE), state)
+
+
+@contextlib.contextmanager
+def resumable_write(path: Path, checkpoints: Path) -> Iterator[None]:
+    """Says of a failure to write `path` inside the context what is safe and how to go on.
+
+    Raises:
+        OSError: it failed, such as on a full disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"{path} could not be written: {reason}; {name_latest(checkpoints)}; mend that (free "
+            "some space), then go on with resume=True (--resume)"
+        ) from error
+
+
+def name_latest(folder: Path) -> str:
+    """Returns the part of a message that names the latest state, which a failure left as it was."""
+    saved = sorted(folder.glob(f"{_STEP}*"))
+    return f"the last checkpoint, {saved[-1]}, is intact" if saved else "there is no checkpoint yet"
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -196,13 +229,18 @@ def claim_folder(out_dir: Path, identity: dict[str, Any], resume: bool) -> Check
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and a last one cut short: the resumed run writes them anew."""
+    """Drops the lines after `step`, and a last one cut short: the resumed run writes them anew.
+
+    Raises:
+        OSError: it cannot be written; see `resumable_write`.
+    """
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    write_text(path, "".join(kept))
+    with resumable_write(path, path.parent / CHECKPOINTS):
+        write_text(path, "".join(kept))
 
 
 def _digest(path: Path) -> str:

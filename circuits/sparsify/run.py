@@ -27,7 +27,9 @@ from circuits.sparsify.checkpoint import (
     claim_folder,
     cut_log,
     load_checkpoint,
+    name_latest,
     prune_checkpoints,
+    resumable_write,
     save_checkpoint,
     step_path,
 )
@@ -268,7 +270,10 @@ class Run:
         """Appends one line to the log."""
         if not self.workers.is_first:
             return
-        with self.log_path.open("a", encoding="utf-8") as log:
+        with (
+            resumable_write(self.log_path, self.checkpoints),
+            self.log_path.open("a", encoding="utf-8") as log,
+        ):
             log.write(json.dumps(record) + "\n")
 
     def result(self) -> TrainResult:
@@ -325,10 +330,9 @@ class Run:
     def _check_finite(self, what: str, value: Tensor) -> None:
         if torch.isfinite(value):
             return
-        saved = sorted(self.checkpoints.glob("step_*"))
-        where = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         raise FloatingPointError(
-            f"the {what} is {value.item()} at step {self.step + 1}; {where}; lower learning_rate "
+            f"the {what} is {value.item()} at step {self.step + 1}; "
+            f"{name_latest(self.checkpoints)}; lower learning_rate "
             f"(now {self.config.learning_rate}) or look for bad values in the model and its data"
         )
 

@@ -10,8 +10,8 @@ so in `TrainResult.satisfied`.
 Post-training changes a model in two ways: it shuts attention edges, and it trains on. A difference
 between the dense model and its sparse twin is an effect of sparsity only if the second of these
 alone does not bring it about. The control (`TrainConfig.gate` False) tells: the dense model after
-the same batches and as many steps of the same optimiser and schedule, on the CE alone. Its result
-is the last state: what it is compared with has been trained for as long, not stopped at its best.
+the same batches and as many steps of the same optimiser and schedule, on the CE alone. It has no
+bound to keep and nothing to shut, so that no state is the sparsest: its result is the last one.
 
     out_dir/run.json      config, data, model: what a resumed run must agree with
     out_dir/log.jsonl     one line a step
@@ -91,6 +91,8 @@ def post_train(
         ValueError: an argument does not fit, `out_dir` holds something else, or the run to
             resume had another config, data or model.
         FloatingPointError: the loss or its gradient is not finite; no step was taken with it.
+        OSError: a checkpoint or the log cannot be written, such as on a full disk; what was saved
+            before is whole, and `resume` goes on from it to the bits of a run that did not stop.
         TrainingInterrupted: Ctrl-C.
     """
     check_tracker(tracker)
