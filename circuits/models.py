@@ -169,12 +169,19 @@ def from_hf(
     return _builder.from_hf_model(hf_model, tokenizer, name)
 
 
-def copy_model(model: ModelT) -> ModelT:
-    """Returns a copy with weights of its own; the tokenizer and `hf_source` are shared."""
+def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
+    """Returns a copy with weights of its own; the tokenizer and `hf_source` are shared.
+
+    With `share_weights` it has parameters of its own, but they lie in the memory of the model's.
+    """
     if is_bridge(model):
         bridge.forget_activations(model)
     shared: list[Any] = [getattr(model, "tokenizer", None), getattr(model, "hf_source", None)]
-    return copy.deepcopy(model, {id(value): value for value in shared})
+    instead: dict[int, Any] = {id(value): value for value in shared}
+    if share_weights:
+        for weight in model.parameters():
+            instead[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
+    return copy.deepcopy(model, instead)
 
 
 @contextlib.contextmanager
@@ -269,10 +276,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-# ---- loading -------------------------------------------------------------------------------
+def checked_device(device: str | torch.device) -> torch.device:
+    """Returns a device that is here.
 
-
-def _checked_device(device: str | torch.device) -> torch.device:
+    Raises:
+        ValueError: there is none of that name; the text lists those that there are.
+    """
     available = ["cpu"]
     available += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     available += ["mps"] if torch.backends.mps.is_available() else []
@@ -287,11 +296,14 @@ def _checked_device(device: str | torch.device) -> torch.device:
     return target
 
 
+# ---- loading -------------------------------------------------------------------------------
+
+
 def _load(
     name_or_path: str | Path, device: str | torch.device, dtype: torch.dtype, build: ModuleType
 ) -> Any:
     """The model as `build`, one of the modules `hooked` and `bridge`, makes it."""
-    target = _checked_device(device)
+    target = checked_device(device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder, name = find_folder(name_or_path), str(name_or_path)
@@ -310,7 +322,8 @@ def _load(
             model = build.from_hf_model(hf_model, read_tokenizer(folder), folder.name)
         if bias is not None:
             add_gate(model, bias)
-    model.to(target, print_details=False)
+    # By name: TransformerLens would keep the kind of a torch.device, and lose its number.
+    model.to(str(target), print_details=False)
     return model.eval()
 
 

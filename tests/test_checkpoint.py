@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from circuits.sparsify import checkpoint
@@ -153,3 +154,10 @@ def test_the_log_is_cut_after_the_step(tmp_path: Path) -> None:
     log.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     cut_log(log, 2)
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path: Path) -> None:
+    tensors = TENSORS | {"c": torch.ones(3, dtype=torch.bfloat16), "d": torch.tensor(1.5)}
+    save_checkpoint(tmp_path / "one", tensors, {})
+    written = (tmp_path / "one" / checkpoint.TENSORS_FILE).read_bytes()
+    assert written == safetensors.torch.save(tensors)

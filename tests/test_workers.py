@@ -41,32 +41,40 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("workers")
-    two = trained(2, folder / "two")
-    assert two.returncode == 0, two.stderr
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one") / "run"
+    done = trained(1, out, "--accumulate", "2")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module", params=[[], ["--shard"]], ids=["whole", "sharded"])
+def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two") / "run"
+    done = trained(2, out, *request.param)
+    assert done.returncode == 0, done.stderr
     # One process speaks.
-    assert two.stdout.count("sparse CE") == 1
-    one = trained(1, folder / "one", "--accumulate", "2")
-    assert one.returncode == 0, one.stderr
-    return folder / "two", folder / "one"
+    assert done.stdout.count("sparse CE") == 1
+    return out
 
 
-def test_two_processes_have_the_loss_curve_of_one(runs: tuple[Path, Path]) -> None:
-    two, one = map(log_of, runs)
-    assert len(two) == 4
-    for line, expected in zip(two, one, strict=True):
-        assert line == pytest.approx(expected, rel=1e-6)
+def test_two_processes_have_the_loss_curve_of_one(two: Path, one: Path) -> None:
+    lines = log_of(two)
+    assert len(lines) == 4
+    for line, expected in zip(lines, log_of(one), strict=True):
+        # A sharded gradient's norm adds its squares up in another order, which is a float's last
+        # digit; the clipped steps carry it on into the next gradients.
+        assert line == pytest.approx(expected, rel=3e-6)
 
 
-def test_two_processes_end_with_the_weights_of_one(runs: tuple[Path, Path]) -> None:
-    two, one = (load_file(out / "model" / "model.safetensors") for out in runs)
-    for name, weight in one.items():
-        assert two[name].sub(weight).abs().max() < 1e-6, name
+def test_two_processes_end_with_the_weights_of_one(two: Path, one: Path) -> None:
+    found, expected = (load_file(out / "model" / "model.safetensors") for out in (two, one))
+    for name, weight in expected.items():
+        assert found[name].sub(weight).abs().max() < 1e-6, name
 
 
-def test_a_run_of_two_processes_is_resumed_by_one(runs: tuple[Path, Path]) -> None:
-    again = trained(1, runs[0], "--accumulate", "2", "--resume")
+def test_a_run_of_two_processes_is_resumed_by_one(two: Path) -> None:
+    again = trained(1, two, "--accumulate", "2", "--resume")
     assert again.returncode == 0, again.stderr
 
 

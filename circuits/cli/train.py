@@ -69,6 +69,12 @@ def train_command(
     tracker: Annotated[
         str | None, typer.Option(help="Log to tensorboard or wandb as well as to log.jsonl.")
     ] = None,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Share out the model too over the processes; it is loaded on the CPU."
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     control: Annotated[
         bool, typer.Option("--control", help="Make a control: train on, without a gate.")
@@ -88,7 +94,7 @@ def train_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.models import load_model
+        from circuits.models import checked_device, load_model
         from circuits.saving import frozen_parameters
         from circuits.sparsify.config import TrainConfig
         from circuits.sparsify.data import CorpusStream
@@ -118,12 +124,18 @@ def train_command(
             seed=seed,
         )
         check_tracker(tracker)
+        if shard and launch.count == 1:
+            raise ValueError(
+                "--shard shares out the model over several processes, and there is one; start it "
+                "with accelerate launch or torchrun, or leave --shard away"
+            )
         if twins < 1:
             raise ValueError(f"--twins is {twins}; train at least 1")
         if text is not None and data is not None:
             raise ValueError("give --text or --data, not both")
-        device = launch.own_device(device)
-        dense = load_model(model, device=device)
+        device = str(checked_device(launch.own_device(device)))
+        # A model to shard may be too big for one GPU.
+        dense = load_model(model, device="cpu" if shard else device)
         frozen = frozen_parameters(dense)
         configs = [replace(config, seed=seed + number) for number in range(twins)]
         streams: list[TokenStream] = []
@@ -150,7 +162,10 @@ def train_command(
         if twins > 1:
             out.mkdir(parents=True, exist_ok=True)
         begun = resume and (twins == 1 or folder.exists())
-        _make_model(dense, stream, one, frozen, folder, begun, tracker, saves=launch.is_first)
+        _make_model(
+            dense, stream, one, frozen, folder, begun, tracker,
+            saves=launch.is_first, shard_device=device if shard else None,
+        )  # fmt: skip
 
 
 def _make_model(
@@ -163,6 +178,7 @@ def _make_model(
     tracker: str | None,
     *,
     saves: bool,
+    shard_device: str | None,
 ) -> None:
     from circuits.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
@@ -170,7 +186,15 @@ def _make_model(
 
     try:
         result = post_train(
-            dense, stream, config, out, frozen=frozen, resume=resume, tracker=tracker
+            dense,
+            stream,
+            config,
+            out,
+            frozen=frozen,
+            resume=resume,
+            tracker=tracker,
+            shard=shard_device is not None,
+            shard_device=shard_device,
         )
     except TrainingInterrupted as stop:
         say(str(stop))

@@ -48,16 +48,22 @@ _log = logging.getLogger("circuits")
 
 
 def choose_path(
-    model: nn.Module, path: AttentionPath | str, context: int, *, autocast: bool = False
+    model: nn.Module,
+    path: AttentionPath | str,
+    context: int,
+    *,
+    device: torch.device | None = None,
+    autocast: bool = False,
 ) -> str:
     """Returns how this model's gated attention is computed: `hooks`, `blockwise` or `triton`.
 
     Where `auto` has to make do with a slower way than the fastest, a log line says why.
 
     Args:
-        model: the model, with or without its gate, on the device that it runs on.
+        model: the model, with or without its gate.
         path: what is asked for.
         context: tokens per sequence.
+        device: where the model will run; by default where it is.
         autocast: whether it will also run in bfloat16.
 
     Raises:
@@ -77,13 +83,13 @@ def choose_path(
     if path == "blockwise":
         return path
     dtypes = {found.W_E.dtype} | ({torch.bfloat16} if autocast else set())
-    shape, device = (context, found.cfg.d_head), found.W_E.device
-    refusals = [no for dtype in dtypes if (no := triton_refuses(device, shape, dtype))]
+    shape, where = (context, found.cfg.d_head), device or found.W_E.device
+    refusals = [no for dtype in dtypes if (no := triton_refuses(where, shape, dtype))]
     if not refusals:
         return "triton"
     if path == "triton":
         raise ValueError(f"attention 'triton' does not work here: {refusals[0]}")
-    if device.type == "cuda":
+    if where.type == "cuda":
         _log.warning("attention runs in blocks of plain torch, not by Triton: %s", refusals[0])
     return "blockwise"
 

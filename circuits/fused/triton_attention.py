@@ -47,7 +47,8 @@ class TritonAttention(torch.autograd.Function):
         expected, n_open = (q.new_empty(grid[::-1], dtype=torch.float32) for _ in "12")
         options["SAMPLE"] = sample
         given = (q, k, v, z, log_sums, expected, n_open)
-        forward_kernel[grid](*given, seed, scale, bias, q.shape[1], **options)
+        with torch.cuda.device_of(q):
+            forward_kernel[grid](*given, seed, scale, bias, q.shape[1], **options)
         ctx.save_for_backward(q, k, v, z, log_sums)
         ctx.options = (seed, scale, bias, sample, frozen)
         ctx.set_materialize_grads(False)
@@ -74,9 +75,11 @@ class TritonAttention(torch.autograd.Function):
         numbers, options = (seed, scale, bias, q.shape[1]), kernel_options(q)
         options |= {"SAMPLE": sample, "FROZEN": frozen}
         queries_grid = (-(-q.shape[1] // options["BLOCK"]), len(q))
-        queries_kernel[queries_grid](*given, q_grad, *numbers, **options)
+        with torch.cuda.device_of(q):
+            queries_kernel[queries_grid](*given, q_grad, *numbers, **options)
         keys_grid = (-(-q.shape[1] // options["BLOCK_KEYS"]), len(q))
-        keys_kernel[keys_grid](*given, k_grad, v_grad, *numbers, **options)
+        with torch.cuda.device_of(q):
+            keys_kernel[keys_grid](*given, k_grad, v_grad, *numbers, **options)
         return q_grad, k_grad, v_grad, None, None, None, None
 
 

@@ -24,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from circuits.files import write_json, write_text
+from circuits.sparsify.sharding import whole
 
 RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -37,6 +39,15 @@ STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 
 _STEP, _BEST = "step_", "best_"
+
+# What safetensors calls the types that a model and AdamW have.
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
 
 
 class DamagedCheckpointError(ValueError):
@@ -58,12 +69,24 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, writes: bool = True
+) -> None:
     """Writes a checkpoint folder, whole or not at all; an old one of that name is replaced.
+
+    Sharded tensors are gathered one by one while they are written, so all processes must call this
+    alike, and one of them `writes`.
 
     Raises:
         OSError: it cannot be written; see `resumable_write`.
     """
+    # As safetensors does it: the widest type first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    tensors = {name: tensors[name].detach() for name in names}
+    if not writes:
+        for tensor in tensors.values():
+            whole(tensor)
+        return
     with resumable_write(path, path.parent):
         _write_whole(path, tensors, state)
 
@@ -72,8 +95,7 @@ def _write_whole(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(own, beside / TENSORS_FILE)
+        _write_tensors(beside / TENSORS_FILE, tensors)
         (beside / STATE_FILE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
         manifest = {name: _digest(beside / name) for name in (TENSORS_FILE, STATE_FILE)}
         (beside / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
@@ -241,6 +263,22 @@ def cut_log(path: Path, step: int) -> None:
                 kept.append(line + "\n")
     with resumable_write(path, path.parent / CHECKPOINTS):
         write_text(path, "".join(kept))
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file with one tensor in memory at a time."""
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        about = {"dtype": _TYPES[tensor.dtype], "shape": [*tensor.shape]}
+        header[name] = about | {"data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            flat = whole(tensor).cpu().contiguous().flatten()
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 def _digest(path: Path) -> str:

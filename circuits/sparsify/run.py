@@ -40,6 +40,13 @@ from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss,
 from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
+from circuits.sparsify.sharding import (
+    Sharding,
+    clip_gradients,
+    placed_like,
+    shard_model,
+    whole,
+)
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
@@ -58,31 +65,20 @@ class Run:
         frozen: Collection[str],
         attention: str,
         workers: Workers,
+        sharding: Sharding | None = None,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
-        self.model: Any = copy_model(dense)
-        if config.gate:
-            add_gate(self.model, config.bias)
+        self.workers, self.sharding, self.attention = workers, sharding, attention
+        self._dense, self._frozen = dense, frozen
+        copied = copy_model(dense, share_weights=sharding is not None)
+        self.model: Any = _choose_trained(copied, config, frozen)
+        self.teacher: Any = dense if config.distillation else None
+        if sharding is not None:
+            shard_model(self.model, sharding)
+            if self.teacher is not None:
+                self.teacher = shard_model(copy_model(dense, share_weights=True), sharding)
+        self.parameters = _trained_parameters(self.model)
         self.device = self.model.W_E.device
-        self.workers = workers
-        self.attention = attention
-        self.teacher = dense if config.distillation else None
-        if config.lora_rank:
-            self.parameters = add_low_rank(
-                self.model,
-                config.lora_rank,
-                alpha=config.lora_alpha,
-                targets=config.lora_targets,
-                seed=config.seed,
-            )
-        else:
-            self.parameters = {
-                name: parameter
-                for name, parameter in self.model.named_parameters()
-                if name not in frozen
-            }
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in self.parameters)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
             lr=config.learning_rate,
@@ -91,8 +87,10 @@ class Run:
         )
         self.control_set = stream.held_out("control", config.control_sequences)
         self.selection_set = stream.held_out("selection", config.selection_sequences)
-        self.control_tau = evaluate_ce(dense, self.control_set) + config.slack
-        self.dense_ce = evaluate_ce(dense, self.selection_set)
+        self.control_tau = evaluate_ce(self.model, self.control_set) + config.slack
+        self.dense_ce = evaluate_ce(self.model, self.selection_set)
+        if config.gate:  # until here the model computes what the dense one does
+            add_gate(self.model, config.bias)
         self.tau = self.dense_ce + config.slack if config.gate else math.inf
         self.multiplier = Multiplier(config.lambda_start)
         self.step = 0
@@ -112,20 +110,16 @@ class Run:
         frozen: Collection[str],
         resume: bool,
         workers: Workers,
+        sharding: Sharding | None = None,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
-        half = config.precision == "bfloat16"
-        attention = (
-            choose_path(dense, config.attention, stream.context, autocast=half)
-            if config.gate
-            else "hooks"
-        )
+        attention = _attention_path(dense, stream, config, sharding)
         identity = _identity(dense, stream, config, frozen, attention, workers)
         checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None
         path = workers.agree(checkpoint.path if checkpoint else None)
         if path is not None and checkpoint is None:
             checkpoint = load_checkpoint(path)
-        run = cls(dense, stream, config, out_dir, frozen, attention, workers)
+        run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding)
         if checkpoint is not None:
             run._restore(checkpoint)
         if workers.is_first:
@@ -147,11 +141,11 @@ class Run:
             for number, rows in self.workers.own(parts):
                 torch.manual_seed(self._noise_seed(number))
                 sums += self._backward(rows, len(parts))
-        self.workers.add_up(
-            [sums, *(p.grad for p in self.parameters.values() if p.grad is not None)]
-        )
+        self.workers.add_up([sums])
+        if self.sharding is None:  # a sharded model's gradients are sums already
+            self.workers.add_up(p.grad for p in self.parameters.values() if p.grad is not None)
         ce, expected, allowed = sums.tolist()
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), config.grad_clip)
+        norm = clip_gradients(self.parameters.values(), config.grad_clip)
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.step += 1
@@ -179,7 +173,8 @@ class Run:
         recorded = record_open_edges(self.model) if config.gate else nullcontext()
         with (
             self._autocast(),
-            recomputed_blocks(self.model, enabled=config.recompute),
+            # Else the graph would hold weights whole: rearranged, cast, or with updates added.
+            recomputed_blocks(self.model, enabled=config.recompute or self.sharding is not None),
             recorded as edges,
         ):
             logits = self.model(tokens)
@@ -207,7 +202,9 @@ class Run:
 
     def _autocast(self) -> torch.autocast:
         half = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        # The cache holds every weight in half precision until the context ends.
+        cached = self.sharding is None
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=cached)
 
     def control(self) -> dict[str, Any]:
         """Moves lambda by the control set's CE."""
@@ -237,8 +234,8 @@ class Run:
         if ce <= self.tau and density.overall < self.best_density:
             self.best_step, self.best_density = self.step, density.overall
             state = {"step": self.step, "ce": ce, "density": density.overall}
-            if self.workers.is_first:
-                save_checkpoint(best_path(self.checkpoints, self.step), self._weights(), state)
+            path = best_path(self.checkpoints, self.step)
+            save_checkpoint(path, self._weights(), state, writes=self.workers.is_first)
         return {
             "ce": ce,
             "tau": self.tau,
@@ -249,8 +246,6 @@ class Run:
 
     def save(self) -> None:
         """Saves the state of the run, and removes checkpoints that it makes needless."""
-        if not self.workers.is_first:
-            return
         tensors = self._weights()
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
@@ -263,8 +258,10 @@ class Run:
             "best_density": None if self.best_step is None else self.best_density,
             "seconds": self._seconds(),
         }
-        save_checkpoint(step_path(self.checkpoints, self.step), tensors, state)
-        prune_checkpoints(self.checkpoints, self.step)
+        path = step_path(self.checkpoints, self.step)
+        save_checkpoint(path, tensors, state, writes=self.workers.is_first)
+        if self.workers.is_first:
+            prune_checkpoints(self.checkpoints, self.step)
 
     def write_log(self, record: dict[str, Any]) -> None:
         """Appends one line to the log."""
@@ -281,15 +278,16 @@ class Run:
         self.workers.agree(None)  # The first process has written the best weights.
         if self.best_step is not None:
             self._set_weights(load_checkpoint(best_path(self.checkpoints, self.best_step)))
-        merge_low_rank(self.model)
-        for parameter in self.model.parameters():
+        model = self.model if self.sharding is None else self._whole_model()
+        merge_low_rank(model)
+        for parameter in model.parameters():
             parameter.requires_grad_(True)
             parameter.grad = None
-        self.model.eval()
+        model.eval()
         with self._fused():
             ce, density = evaluate(self.model, self.selection_set)
         return TrainResult(
-            model=self.model,
+            model=model,
             satisfied=self.best_step is not None or not self.config.gate,
             ce=ce,
             dense_ce=self.dense_ce,
@@ -312,7 +310,7 @@ class Run:
                 if key.startswith("optimizer/") and key.endswith(f"/{name}")
             }
             for key, tensor in entries.items():  # AdamW keeps its step count on the CPU
-                entries[key] = tensor if key == "step" else tensor.to(self.device)
+                entries[key] = tensor if key == "step" else placed_like(tensor, parameter)
             self.optimizer.state[parameter] = entries
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
@@ -325,7 +323,15 @@ class Run:
     @torch.no_grad()
     def _set_weights(self, checkpoint: Checkpoint) -> None:
         for name, parameter in self.parameters.items():
-            parameter.copy_(checkpoint.tensors[f"model/{name}"])
+            parameter.copy_(placed_like(checkpoint.tensors[f"model/{name}"], parameter))
+
+    @torch.no_grad()
+    def _whole_model(self) -> Any:
+        """The sharded model's weights in an ordinary one, where the dense one lies."""
+        model = _choose_trained(copy_model(self._dense), self.config, self._frozen)
+        for name, parameter in _trained_parameters(model).items():
+            parameter.copy_(whole(self.parameters[name]))
+        return add_gate(model, self.config.bias) if self.config.gate else model
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if torch.isfinite(value):
@@ -338,6 +344,41 @@ class Run:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
+
+
+def _attention_path(
+    dense: HookedTransformer, stream: TokenStream, config: TrainConfig, sharding: Sharding | None
+) -> str:
+    if not config.gate:
+        return "hooks"
+    return choose_path(
+        dense,
+        config.attention,
+        stream.context,
+        device=sharding.device if sharding else None,
+        autocast=config.precision == "bfloat16",
+    )
+
+
+def _choose_trained(model: Any, config: TrainConfig, frozen: Collection[str]) -> Any:
+    """Lets what is to be trained require gradients, in place: weights, or updates put on them."""
+    if config.lora_rank:
+        trained: Collection[str] = add_low_rank(
+            model,
+            config.lora_rank,
+            alpha=config.lora_alpha,
+            targets=config.lora_targets,
+            seed=config.seed,
+        )
+    else:
+        trained = {name for name, _ in model.named_parameters() if name not in frozen}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model
+
+
+def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: held for name, held in model.named_parameters() if held.requires_grad}
 
 
 def _identity(

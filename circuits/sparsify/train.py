@@ -31,6 +31,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from circuits.gate import is_gated
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
@@ -38,6 +40,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
+from circuits.sparsify.sharding import Sharding, why_not_sharded
 from circuits.sparsify.trackers import check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
 
@@ -69,6 +72,8 @@ def post_train(
     resume: bool = False,
     progress: bool = True,
     tracker: str | None = None,
+    shard: bool = False,
+    shard_device: str | torch.device | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -76,6 +81,10 @@ def post_train(
     stays as it is. Under `accelerate launch` or `torchrun` every process calls this alike, and the
     first one writes; all return the result. Sets torch's random state; while it runs, in the main
     thread, Ctrl-C ends the step, saves a checkpoint and raises; a second Ctrl-C stops at once.
+
+    With `shard` each process holds a part of the weights, their gradients and the optimiser's state
+    (circuits/sparsify/sharding.py). The run is the same one but for rounding, and can be resumed
+    with or without. `model` stays whole where it is, best on the CPU, and so is the result's.
 
     Args:
         model: a dense HookedTransformer.
@@ -86,6 +95,8 @@ def post_train(
         resume: continue from the latest checkpoint in `out_dir`.
         progress: show a progress bar.
         tracker: `tensorboard` or `wandb` to log there as well.
+        shard: share out the model over the processes, of which there must be several.
+        shard_device: this process's device for its part; the model's own if it is not given.
 
     Raises:
         ValueError: an argument does not fit, `out_dir` holds something else, or the run to
@@ -96,9 +107,11 @@ def post_train(
         TrainingInterrupted: Ctrl-C.
     """
     check_tracker(tracker)
-    workers = join_workers(model.W_E.device)
-    _check_arguments(model, stream, config, frozen, workers)
-    run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers)
+    device = torch.device(shard_device) if shard and shard_device else model.W_E.device
+    workers = join_workers(device)
+    _check_arguments(model, stream, config, frozen, workers, shard)
+    sharding = Sharding(device, workers.count) if shard else None
+    run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers, sharding)
     shown = progress and workers.is_first
     told = tracker if workers.is_first else None
     with (
@@ -132,9 +145,12 @@ def _check_arguments(
     config: TrainConfig,
     frozen: Collection[str],
     workers: Workers,
+    shard: bool,
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
+    if shard and (reason := why_not_sharded(workers)):
+        wrong.append(reason)
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
     if stream.context > model.cfg.n_ctx:
