@@ -48,6 +48,7 @@ SHAPES = {
 VARIANTS: dict[str, dict[str, object]] = {
     "gate": {},
     "gate, by hook points": {"attention": "hooks"},
+    "gate, compiled": {"compile": True},
     "gate, recompute": {"recompute": True},
     "gate, LoRA of rank 16": {"lora_rank": 16},
 }

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -532,3 +534,23 @@ def test_attention_that_does_not_work_is_refused_before_anything_is_written(tmp_
     with pytest.raises(ValueError, match="attention 'triton' does not work here"):
         run(tmp_path / "run", attention="triton")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # The compiler looks at what warns, and hides that itself.
+def test_compiled_steps_are_those_of_the_model_and_resume_to_the_same_bits(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 5, "evaluate_every": 5, "control_every": 5}
+    counters.clear()
+    plain = run(tmp_path / "plain", **options)
+    assert not counters
+    result = run(tmp_path / "run", compile=True, **options)
+    for (name, one), other in zip(
+        plain.model.named_parameters(), result.model.parameters(), strict=True
+    ):
+        # Adam makes whole steps of gradients that are 0 but for rounding: those of key biases.
+        if not name.endswith(("b_K", ".k._original_component.bias")):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3, msg=name)
+    assert counters["frames"]["ok"] > 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000005")
+    resumed = run(tmp_path / "run", compile=True, resume=True, **options)
+    assert_same_weights(resumed.model, result.model)
+    assert all(block.mlp._compiled_call_impl is None for block in resumed.model.blocks)

@@ -47,6 +47,9 @@ def train_command(
     attention: Annotated[
         str, typer.Option(help="How: auto, hooks, blockwise or triton (a GPU's kernels).")
     ] = "auto",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile MLPs and norms: faster after a first step.")
+    ] = False,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute activations twice, to need less memory.")
     ] = False,
@@ -108,6 +111,7 @@ def train_command(
             accumulate=accumulate,
             precision=precision,
             attention=attention,
+            compile=compile_,
             recompute=recompute,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,

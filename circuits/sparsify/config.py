@@ -41,6 +41,8 @@ class TrainConfig:
         attention: How gated attention is computed: `hooks` through the hook points, which holds
             every score; `blockwise` or `triton`, which do not; or `auto`, the fastest that works
             for the model on its device. See circuits/fused.
+        compile: Run MLPs and norms of training steps through torch.compile: faster after a first
+            step that takes tens of seconds.
         recompute: Keep only the inputs of the blocks for the backward pass and compute the rest
             again: less memory, about a third more time.
         lora_rank: Rank of the updates that are trained in place of full weights; 0 for full
@@ -77,6 +79,7 @@ class TrainConfig:
     accumulate: int = 1
     precision: Precision | str = "float32"
     attention: AttentionPath | str = "auto"
+    compile: bool = False
     recompute: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0

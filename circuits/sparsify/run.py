@@ -33,6 +33,7 @@ from circuits.sparsify.checkpoint import (
     save_checkpoint,
     step_path,
 )
+from circuits.sparsify.compiled import compile_parts, compiled
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
@@ -78,6 +79,7 @@ class Run:
             if self.teacher is not None:
                 self.teacher = shard_model(copy_model(dense, share_weights=True), sharding)
         self.parameters = _trained_parameters(self.model)
+        self._compiled = compile_parts(self.model) if config.compile else []
         self.device = self.model.W_E.device
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -137,7 +139,7 @@ class Run:
         self.optimizer.zero_grad()
         parts = list(tokens.chunk(config.accumulate * self.workers.count))
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with self._fused():
+        with self._fused(), compiled(self._compiled):
             for number, rows in self.workers.own(parts):
                 torch.manual_seed(self._noise_seed(number))
                 sums += self._backward(rows, len(parts))

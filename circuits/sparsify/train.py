@@ -151,6 +151,8 @@ def _check_arguments(
     wrong = []
     if shard and (reason := why_not_sharded(workers)):
         wrong.append(reason)
+    if shard and config.compile:
+        wrong.append("what is sharded cannot be compiled; leave one of the two away")
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
     if stream.context > model.cfg.n_ctx:
