@@ -114,8 +114,10 @@ def assert_same(found: Any, expected: Any, where: str) -> None:
         for number, (one, other) in enumerate(zip(found, expected, strict=True)):
             assert_same(one, other, f"{where} {number}")
     elif isinstance(expected, float):
-        # Sums in another order may swap two edges of almost equal score in a random circuit.
-        assert found == pytest.approx(expected, rel=1e-3, abs=2e-3), where
+        # Sums in another order may swap two edges of almost equal score in a random circuit; and a
+        # resample that meets the target but for rounding is one edge larger or smaller.
+        allowed = 1 if "resampled" in where else 2e-3
+        assert found == pytest.approx(expected, rel=1e-3, abs=allowed), where
     else:
         assert found == expected, where
 
