@@ -142,8 +142,8 @@ def main() -> None:
     """Reads the command line, trains what is not yet there and writes the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--dense-steps", type=int, default=1200)
-    parser.add_argument("--sparse-steps", type=int, default=800)
+    parser.add_argument("--dense-steps", type=int, default=3000)
+    parser.add_argument("--sparse-steps", type=int, default=1500)
     parser.add_argument("--slack", type=float, default=0.0, help="nats above the dense CE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # Sums are added in another order with more.

@@ -339,6 +339,21 @@ def test_text_is_generated_alike(tokens: Tensor) -> None:
     assert torch.equal(found, expected)
 
 
+@needs_hooked_transformer
+def test_scores_made_in_another_way_are_ordinary_scores(
+    tokens: Tensor, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add_gate(make_tiny_model(n_ctx=128), 0.1)
+    expected = step(model, tokens, "hooks")
+
+    def by_einsum(self: Any, q: Tensor, k: Tensor) -> Tensor:
+        return torch.einsum("bqhd,bkhd->bhqk", q, torch.cat([k])) / self.attn_scale
+
+    monkeypatch.setattr(type(model.blocks[0].attn), "calculate_attention_scores", by_einsum)
+    assert_close(step(model, tokens, "blockwise"), expected)
+    assert not calls
+
+
 @needs_hooked_transformer  # A TransformerBridge of a GPT-Neo cannot be gated.
 def test_layers_with_a_window_run_by_the_hook_points(
     tokens: Tensor, calls: list[torch.Size]

@@ -43,7 +43,22 @@ _BRIDGES = {
     JointQKVPositionEmbeddingsAttentionBridge,
     PositionEmbeddingsAttentionBridge,
 }
-_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+_SAME_NUMBERS = {
+    torch.transpose,
+    torch.reshape,
+    torch.repeat_interleave,
+    Tensor.transpose,
+    Tensor.permute,
+    Tensor.reshape,
+    Tensor.view,
+    Tensor.expand,
+    Tensor.repeat_interleave,
+    Tensor.__getitem__,
+    Tensor.contiguous,
+    Tensor.to,
+    Tensor.float,
+}
 _log = logging.getLogger("circuits")
 
 
@@ -175,12 +190,12 @@ class _FusedLayer:
         self._attn.hook_pattern.fused = self
         back.callback(setattr, self._attn.hook_pattern, "fused", None)
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def scores(self, q: Tensor, transposed_k: Tensor) -> Tensor:
         """Keeps q and k, and returns the placeholder for their product."""
         self._held = None
-        if q.shape != k.shape:  # Keys of a cache, which the queries are fewer than.
-            return q @ k.mT
-        self._held = (q, k)
+        if q.shape != transposed_k.mT.shape:  # Keys of a cache, which the queries are fewer than.
+            return q @ transposed_k
+        self._held = (q, transposed_k.mT)
         return torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
     def pattern(self, placeholder: Tensor, pattern: Tensor, gate: Gate) -> Tensor | None:
@@ -190,7 +205,7 @@ class _FusedLayer:
         held, self._held = self._held, None
         scale = placeholder.item()
 
-        def attend(v: Tensor) -> Tensor:
+        def attend(_: Tensor, v: Tensor) -> Tensor:
             return self._attend(*held, v, scale, gate)
 
         return _Multiplier.of(pattern, attend)
@@ -260,13 +275,17 @@ class _FusedLayer:
 
 
 class _Multiplier(Tensor):
-    """A tensor that a function takes the place of in matrix products; else as any tensor."""
+    """A tensor whose matrix products a function takes the place of; else as any other.
 
-    product: Callable[..., Tensor]
+    What has only another shape or dtype is one too. All else that is made of it is an ordinary
+    tensor, so code that multiplies in a way not foreseen here gets ordinary scores.
+    """
+
+    product: Callable[[Tensor, Tensor], Tensor]
 
     @classmethod
-    def of(cls, tensor: Tensor, product: Callable[..., Tensor]) -> _Multiplier:
-        """Returns the tensor as one of this kind."""
+    def of(cls, tensor: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> _Multiplier:
+        """Returns the tensor as one of this kind; `product` is called with both factors."""
         made = tensor.as_subclass(cls)
         made.product = product
         return made
@@ -275,17 +294,14 @@ class _Multiplier(Tensor):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs what is done to the tensor; copies in other shapes and dtypes stay of this kind."""
-        own = next(one for one in args if isinstance(one, cls))
-        if func in _PRODUCTS:
-            first, second = args
-            # Queries times keys, transposed; or the pattern times values.
-            return (
-                own.product(first, second.as_subclass(Tensor).mT)
-                if own is second
-                else (own.product(second))
-            )
+        """Runs a function of torch on tensors of this kind."""
+        own = next((one for one in args if isinstance(one, cls)), None)
+        if own is not None and func in _PRODUCTS:
+            return own.product(*(one.as_subclass(Tensor) for one in args))
         made = super().__torch_function__(func, types, args, kwargs or {})
-        if isinstance(made, cls):
-            made.product = own.product
+        if not isinstance(made, cls):
+            return made
+        if own is None or func not in _SAME_NUMBERS:
+            return made.as_subclass(Tensor)
+        made.product = own.product
         return made
