@@ -23,6 +23,7 @@ import torch
 from results_page import write_page
 
 from circuits.cli import main as circuits
+from circuits.figures import frontier_figure, save_figure
 from circuits.files import write_text
 from circuits.models import load_model, tokenizer_of
 from circuits.tasks.ioi import THINGS
@@ -67,6 +68,15 @@ def verbs_by_number(name: str) -> dict[str, object]:
     return row
 
 
+def write_frontier(tables: Path, path: Path) -> None:
+    """Draws cross-entropy against density of the models of real text."""
+    models, run = (pd.read_csv(tables / f"real_text{name}.csv") for name in ("", "_run"))
+    series = models["model"].str.replace(r"top \d+", "top k", regex=True)
+    points = pd.concat([run.assign(series="sparse, along its run"), models.assign(series=series)])
+    dense = models.set_index("model")["ce"]["dense"]
+    save_figure(frontier_figure(points, bound=dense), path)
+
+
 def main() -> None:
     """Reads the command line and runs what is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -91,10 +101,12 @@ def main() -> None:
     write_text(out / "verbs.csv", verbs.to_csv(index=False))
     shutil.copyfile(work / "robustness" / "robustness.csv", out / "robustness.csv")
     if arguments.real_text is not None:
-        shutil.copyfile(arguments.real_text / "real_text.csv", out / "real_text.csv")
+        for name in ("real_text", "real_text_run"):
+            shutil.copyfile(arguments.real_text / f"{name}.csv", out / f"{name}.csv")
         for name in ("summary", "others", "models"):
             found = arguments.real_text / "compare" / f"{name}.csv"
             shutil.copyfile(found, out / f"real_text_{name}.csv")
+        write_frontier(out, out.parent / "images" / "frontier.png")
     write_page(out, out.with_suffix(".md"))
 
 

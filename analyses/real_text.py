@@ -7,7 +7,8 @@ trained on it from scratch, then post-trained by `circuits.sparsify`, and three 
 with it on held-out files: the dense model; the dense model trained on for as many steps without a
 gate (so that what more training gives is not taken for an effect of sparsity); and naive top-k
 attention on both, which keeps the k highest scores of every query. Writes `OUT/real_text.csv`: CE
-in nats per token and density at the context it was trained with.
+in nats per token and density at the context it was trained with; and `OUT/real_text_run.csv`, the
+same of the states that post-training passed through.
 
 Then the circuits of all three are compared on a behaviour that code has: an opening bracket must be
 closed by its own kind. Every part that is done is kept, so an interrupted call goes on.
@@ -213,6 +214,12 @@ def main() -> None:
     )
     Console().print(table.iloc[:, :3].to_string(index=False))
     write_text(out / "real_text.csv", table.to_csv(index=False))
+    log = pd.read_json(out / "sparse.run" / "log.jsonl", lines=True)
+    batches = log["sampled_ce"].rolling(recipe.evaluate_every)
+    log["batch_ce_low"], log["batch_ce_high"] = batches.min(), batches.max()
+    shown = ["step", "ce", "tau", "density", "control_ce", "lambda", "batch_ce_low"]
+    states = log.dropna(subset=["ce"])[[*shown, "batch_ce_high"]]
+    write_text(out / "real_text_run.csv", states.to_csv(index=False))
     write_brackets(dense.tokenizer, out / "brackets.csv")
     models = ["--dense", str(out / "dense"), "--sparse", str(out / "sparse")]
     others = ["--model", f"dense-finetuned={out / 'control'}"]

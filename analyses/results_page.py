@@ -89,7 +89,8 @@ def page_text(tables: Path) -> str:
             name: pd.read_csv(tables / f"real_text_{name}.csv")
             for name in ("summary", "others", "models")
         }
-        parts += ["## A language model of real text", real_text(pd.read_csv(real), pair)]
+        run = pd.read_csv(tables / "real_text_run.csv")
+        parts += ["## A language model of real text", real_text(pd.read_csv(real), run, pair)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -264,7 +265,7 @@ def role_counts(roles: pd.DataFrame) -> pd.DataFrame:
     return counts.reset_index()
 
 
-def real_text(table: pd.DataFrame, pair: dict[str, pd.DataFrame]) -> str:
+def real_text(table: pd.DataFrame, run: pd.DataFrame, pair: dict[str, pd.DataFrame]) -> str:
     """Returns the tables of the model of real text, and of its circuits."""
     shown = table[["model", "ce", "density"]].assign(
         ce=table["ce"].map("{:.4f}".format), density=table["density"].map("{:.2%}".format)
@@ -276,10 +277,28 @@ def real_text(table: pd.DataFrame, pair: dict[str, pd.DataFrame]) -> str:
         "tokens. `top k` keeps the k highest scores of each query, without training.\n\n"
         f"{markdown(shown)}\n\n"
         "![Cross-entropy against density](images/frontier.png)\n\n"
+        f"{pressure(run)}\n\n"
         "The circuits behind one behaviour of code, `brackets`: an open bracket is closed by its "
         "own kind (`]` against `)`, logit difference). The models put the right bracket first "
         f"among all tokens on {listed_accuracy(pair['models'])} of the held-out prompts.\n\n"
         f"{markdown(sizes(pair['summary']))}\n\n{markdown(controls(pair['others']))}"
+    )
+
+
+def pressure(run: pd.DataFrame) -> str:
+    """Returns what holds the density of the run up: where lambda stood, and how CE swings."""
+    clamp, kept = run["lambda"].max(), run[run["ce"] <= run["tau"]]
+    late = run[len(run) // 2 :]
+    return (
+        f"Of the {len(run)} states along the run, {len(kept)} keep the bound; the density fell "
+        f"from {run['density'].iloc[0]:.1%} to {run['density'].min():.1%}. What holds it there is "
+        f"the price of cross-entropy, lambda, which stood at its clamp of {clamp:g} in "
+        f"{(run['lambda'] > 0.999 * clamp).sum()} of the states: to shut more edges costs more "
+        "than it saves. And cross-entropy is never at rest. A batch is made of rows that follow "
+        "each other in a few files; in the second half of the run the CE of single batches lay "
+        f"between {late['batch_ce_low'].min():.2f} and {late['batch_ce_high'].max():.2f}, and "
+        "that of neighbouring states on the same held-out sequences differed by up to "
+        f"{late['ce'].diff().abs().max():.3f} nats, more than the whole room below the bound."
     )
 
 
