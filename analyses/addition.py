@@ -58,6 +58,7 @@ RECIPE = TrainConfig(
     steps=1500,
     batch_size=128,
     learning_rate=1e-3,
+    penalty="mean",
     edge_weight=1.0,
     control_sequences=512,
     selection_sequences=2000,

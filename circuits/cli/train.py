@@ -60,12 +60,12 @@ def train_command(
     lora_targets: Annotated[
         str, typer.Option(help="Weights with an update: attention, mlp or all.")
     ] = "all",
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
-    penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "mean",
-    edge_weight: Annotated[float, typer.Option(help="Weight of the edge penalty.")] = 3.0,
+    penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "rms",
+    edge_weight: Annotated[float, typer.Option(help="Weight of the edge penalty.")] = 8.0,
     lambda_start: Annotated[float, typer.Option(help="First weight of the CE.")] = 1.0,
-    lambda_rate: Annotated[float, typer.Option(help="How fast that weight follows.")] = 1.0,
+    lambda_rate: Annotated[float, typer.Option(help="How fast that weight follows.")] = 2.0,
     lambda_max: Annotated[float, typer.Option(help="Its upper clamp.")] = 10.0,
     distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
     bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
