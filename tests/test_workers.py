@@ -62,6 +62,10 @@ def test_two_processes_have_the_loss_curve_of_one(two: Path, one: Path) -> None:
     lines = log_of(two)
     assert len(lines) == 4
     for line, expected in zip(lines, log_of(one), strict=True):
+        if "ce" in expected:
+            # With the gate's own decision, an edge whose score is 0 but for rounding is open in one
+            # of the two and shut in the other.
+            assert line.pop("ce") == pytest.approx(expected.pop("ce"), rel=1e-4)
         # A sharded gradient's norm adds its squares up in another order, which is a float's last
         # digit; the clipped steps carry it on into the next gradients.
         assert line == pytest.approx(expected, rel=3e-6)
