@@ -21,7 +21,7 @@ from circuits.discovery import DiscoverConfig, Discovery
 from circuits.find_circuits import discover, steps_of
 from circuits.gate import is_gated
 from circuits.models import tokenizer_of, versions
-from circuits.open_edges import Density, measure_density
+from circuits.open_edges import dense_density, measure_density
 from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
@@ -198,13 +198,14 @@ def _model_facts(
     ce = None
     tokens = prompts.clean if text is None else text
     tokens = tokens.to(model.W_E.device)
-    density = Density(torch.ones(model.cfg.n_layers, model.cfg.n_heads), tokens.shape[1])
     if text is not None:
         ce, density = evaluate(model, tokens)
     elif is_gated(model) or is_top_k(model):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
         density = measure_density(model, tokens, mask)
+    else:
+        density = dense_density(model, tokens.shape[1])
     return ModelFacts(
         name=name,
         ce=ce,

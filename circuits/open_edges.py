@@ -109,6 +109,12 @@ class Density:
         return torch.ones_like(self.per_head) if self.allowed is None else self.allowed
 
 
+def dense_density(model: nn.Module, context: int) -> Density:
+    """Returns the density of a model without a gate: every edge is open."""
+    cfg = cast(Any, model).cfg
+    return Density(torch.ones(cfg.n_layers, cfg.n_heads), context)
+
+
 def measure_density(
     model: nn.Module,
     tokens: Int[Tensor, "batch pos"],

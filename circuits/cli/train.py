@@ -102,6 +102,7 @@ def train_command(
         from circuits.sparsify.config import TrainConfig
         from circuits.sparsify.data import CorpusStream
         from circuits.sparsify.dataset_stream import DatasetStream
+        from circuits.sparsify.sharding import why_not_sharded
         from circuits.sparsify.trackers import check_tracker
 
         config = TrainConfig(
@@ -128,11 +129,9 @@ def train_command(
             seed=seed,
         )
         check_tracker(tracker)
-        if shard and launch.count == 1:
-            raise ValueError(
-                "--shard shares out the model over several processes, and there is one; start it "
-                "with accelerate launch or torchrun, or leave --shard away"
-            )
+        # Said before the model is loaded, which may take long; post_train asks again.
+        if shard and (reason := why_not_sharded(launch.count)):
+            raise ValueError(reason)
         if twins < 1:
             raise ValueError(f"--twins is {twins}; train at least 1")
         if text is not None and data is not None:

@@ -89,10 +89,11 @@ def choose_path(
     if path == "hooks":
         return path
     found: Any = model
-    refusals = [reason for attn in attention_layers(model) if (reason := _layer_refuses(attn))]
+    layers = attention_layers(model)
+    refusals = [reason for attn in layers if (reason := _layer_refuses(attn))]
     if refusals and path != "auto":
         raise ValueError(f"attention {path!r} does not work for this model: {refusals[0]}")
-    if len(refusals) == len(attention_layers(model)):
+    if len(refusals) == len(layers):
         _log.warning("attention runs by the hook points: %s", refusals[0])
         return "hooks"
     if path == "blockwise":

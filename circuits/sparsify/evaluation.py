@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.gate import is_gated
-from circuits.open_edges import Density, density_of, record_open_edges
+from circuits.open_edges import Density, dense_density, density_of, record_open_edges
 from circuits.sparsify.loss import cross_entropy
 from circuits.top_k import is_top_k
 
@@ -28,8 +28,7 @@ def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tupl
     """
     context = tokens.shape[1]
     if not (is_gated(model) or is_top_k(model)):
-        every_edge = torch.ones(model.cfg.n_layers, model.cfg.n_heads)
-        return evaluate_ce(model, tokens), Density(every_edge, context)
+        return evaluate_ce(model, tokens), dense_density(model, context)
     with record_open_edges(model) as edges:
         ce = evaluate_ce(model, tokens)
     return ce, density_of(edges, context=context)

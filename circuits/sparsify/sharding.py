@@ -23,8 +23,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from circuits.workers import Workers
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -41,12 +39,12 @@ class Sharding:
     count: int
 
 
-def why_not_sharded(workers: Workers) -> str | None:
-    """Returns why nothing can be sharded here, as a sentence; None if it can."""
-    if workers.count == 1:
+def why_not_sharded(count: int) -> str | None:
+    """Returns why a model can't be sharded over so many processes; None if it can."""
+    if count == 1:
         return (
             "a model is sharded over several processes, and there is one; start more with "
-            "accelerate launch or torchrun, or leave sharding away"
+            "accelerate launch or torchrun, or leave sharding (--shard) away"
         )
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         return f"sharding needs a newer torch than {torch.__version__}, which cannot sum gradients"

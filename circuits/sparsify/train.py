@@ -149,7 +149,7 @@ def _check_arguments(
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
-    if shard and (reason := why_not_sharded(workers)):
+    if shard and (reason := why_not_sharded(workers.count)):
         wrong.append(reason)
     if shard and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
