@@ -29,6 +29,15 @@ def jsonl(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.fixture
+def long_documents(tmp_path: Path) -> str:
+    """Ten documents, each of seven rows of eight tokens and a little more."""
+    path = tmp_path / "long.jsonl"
+    texts = (" ".join(WORDS[60 * i : 60 * i + 60]) for i in range(10))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
 def open_stream(name: str, tokenizer: PreTrainedTokenizerBase, **options) -> DatasetStream:
     return DatasetStream(name, tokenizer, **{"context": 8, "held_out_fraction": 0.2} | options)
 
@@ -46,13 +55,48 @@ def test_any_step_can_be_asked_for_at_any_time(jsonl, tokenizer):
 
 
 def test_no_token_is_lost_between_rows_or_documents(jsonl, tokenizer):
+    rows = open_stream(jsonl, tokenizer, context=6).batch(0, 20).tolist()
+    for row in rows:
+        after = [(row[i], row[i + 1]) for i in range(5)]
+        assert all(second == first + 1 for first, second in after if first and second)
+        starts = [i for i, token in enumerate(row) if token == 0]
+        assert all(later - earlier == 4 for earlier, later in zip(starts, starts[1:], strict=False))
+        assert starts
+
+
+def test_every_row_comes_once_before_any_comes_again(jsonl, tokenizer):
     stream = open_stream(jsonl, tokenizer)
-    ids = stream.batch(0, 10).flatten()
-    starts = (ids == 0).nonzero()[:, 0]
-    assert starts[0] == 0
-    assert set(starts.diff().tolist()) == {4}
-    firsts = ids[starts[:-1] + 1]
-    assert torch.equal(ids[starts[:-1] + 3], firsts + 2)
+    held_out = [words_in(stream.held_out(part, 99)) for part in ("control", "selection")]
+    n_rows = (len(WORDS) - len(set.union(*held_out))) // 6
+    for epoch in (0, 1):
+        words = stream.batch(epoch, n_rows).flatten().tolist()
+        assert sorted(set(words) - {0}) == sorted(word for word in words if word != 0)
+
+
+def test_a_batch_is_not_one_long_document(long_documents, tokenizer):
+    stream = open_stream(long_documents, tokenizer)
+    of_documents = stream.batch(0, 8)[:, 1] // 60
+    assert len(of_documents.unique()) > 4
+
+
+def test_few_held_out_sequences_come_from_many_documents(long_documents, tokenizer):
+    stream = open_stream(long_documents, tokenizer, held_out_fraction=0.9)
+    documents = stream.held_out("control", 3)[:, 1] // 60
+    assert len(documents.unique()) > 1
+    everything = stream.held_out("control", 1000)
+    assert torch.equal(everything, stream.held_out("control", len(everything)))
+
+
+def test_rows_are_shuffled_within_a_window_and_not_read_ahead(
+    long_documents, tokenizer, monkeypatch
+):
+    monkeypatch.setattr("circuits.sparsify.dataset_stream._ROW_WINDOW", 2 * 8)
+    monkeypatch.setattr("circuits.sparsify.dataset_stream._WINDOW", 1)
+    stream = open_stream(long_documents, tokenizer, held_out_fraction=0.01)
+    lasts = stream.batch(0, 60).amax(dim=1).tolist()
+    places = [sorted(lasts).index(last) for last in lasts]
+    assert places != sorted(places)
+    assert all(place <= turn + 1 for turn, place in enumerate(places))
 
 
 def test_the_sets_share_no_document_and_miss_none(jsonl, tokenizer):
@@ -136,3 +180,9 @@ def test_held_out_documents_that_fill_no_sequence_are_refused(jsonl, tokenizer):
     stream = open_stream(jsonl, tokenizer, held_out_fraction=0.02, context=64)
     with pytest.raises(ValueError, match="do not fill one sequence of 64 tokens"):
         stream.held_out("control", 1)
+
+
+def test_training_documents_that_fill_no_sequence_are_refused(jsonl, tokenizer):
+    stream = open_stream(jsonl, tokenizer, context=1000)
+    with pytest.raises(ValueError, match="the train documents of .* do not fill one sequence"):
+        stream.batch(0, 4)

@@ -43,7 +43,7 @@ class TokenStream(Protocol):
         ...
 
     def held_out(self, part: HeldOut | str, n_sequences: int) -> Int[Tensor, "batch pos"]:
-        """Returns the first `n_sequences` of a held-out set, or all it has if that is less."""
+        """Returns `n_sequences` of a held-out set, or all it has if that is less."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Documents are read as a stream, so a dataset larger than the disk will do. A document is held out
 or not by a digest of its text alone, wherever it stands, so that equal documents fall on one side
 and the held-out sets do not depend on how far the training has read. Documents are shuffled within
-a window, in an order that the seed decides. A run that resumes reads the stream again up to where
-it was: the position needs no state but the step.
+a window, in an order that the seed decides, and so are the rows that they are cut into: else a
+batch would be a few long documents, and its gradient theirs. A run that resumes reads the stream
+again up to where it was: the position needs no state but the step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,12 @@ from circuits.sparsify.data import (
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 """File endings, and the reader of `datasets` for each."""
+ORDER = "rows shuffled"
+"""Names how documents become batches: a run cannot be resumed with another way."""
 _CHUNK = 64  # documents tokenized together
 _WINDOW = 1000  # documents shuffled together
+_ROW_WINDOW = 2**20  # tokens whose rows are shuffled together
+_SPREAD = 4  # a held-out set is every fourth row of what the stream begins with
 
 
 class DatasetStream:
@@ -94,7 +100,7 @@ class DatasetStream:
         """
         first = step * batch_size
         if first < self._next_row or self._next_row == 0:
-            self._rows, self._next_row = self._pack(self._training_documents()), 0
+            self._rows, self._next_row = self._training_rows(), 0
         for _ in range(first - self._next_row):
             next(self._rows)
         rows = list(itertools.islice(self._rows, batch_size))
@@ -102,20 +108,17 @@ class DatasetStream:
         return torch.tensor(rows)
 
     def held_out(self, part: HeldOut | str, n_sequences: int) -> Int[Tensor, "batch pos"]:
-        """Returns the first `n_sequences` of a held-out set, or all it has if that is less.
+        """Returns `n_sequences` of a held-out set, or all it has if that is less.
+
+        They lie apart, so that a few of them still come from many documents.
 
         Raises:
             ValueError: the held-out documents do not fill one sequence.
         """
         check_part(part)
-        documents = (text for text in self._texts(self._dataset) if self._part_of(text) == part)
-        rows = list(itertools.islice(self._pack(documents), n_sequences))
-        if not rows:
-            raise ValueError(
-                f"the {part} documents of {self._name} do not fill one sequence of "
-                f"{self.context} tokens; give more text or a smaller context"
-            )
-        return torch.tensor(rows)
+        rows = list(itertools.islice(self._rows_of(part, self._dataset), _SPREAD * n_sequences))
+        n_sequences = min(n_sequences, len(rows))
+        return torch.tensor([rows[i * len(rows) // n_sequences] for i in range(n_sequences)])
 
     def describe(self) -> dict[str, Any]:
         """Returns what decides the tokens: the source, its split, context, seed and tokenizer."""
@@ -129,22 +132,29 @@ class DatasetStream:
             "context": self.context,
             "seed": self._seed,
             "held_out_fraction": self._held_out_fraction,
+            "order": ORDER,
             "tokenizer": tokenizer_digest(self._tokenizer),
         }
 
-    def _training_documents(self) -> Iterator[str]:
-        """Training documents without end, in another order each time around."""
+    def _training_rows(self) -> Iterator[list[int]]:
+        """Training rows without end, in another order each time around."""
         for epoch in itertools.count():
-            shuffled = self._dataset.shuffle(
-                seed=number_of(f"{self._seed}/{epoch}") % 2**32, buffer_size=_WINDOW
+            seed = number_of(f"{self._seed}/{epoch}")
+            documents = self._dataset.shuffle(seed=seed % 2**32, buffer_size=_WINDOW)
+            rows = self._rows_of("train", documents)
+            yield from _shuffled(rows, max(1, _ROW_WINDOW // self.context), random.Random(seed))
+
+    def _rows_of(self, part: str, dataset: Any) -> Iterator[list[int]]:
+        """The rows of one part; a part without any is refused."""
+        rows = self._pack(text for text in self._texts(dataset) if self._part_of(text) == part)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(
+                f"the {part} documents of {self._name} do not fill one sequence of "
+                f"{self.context} tokens; give more text or a smaller context"
             )
-            found = False
-            for text in self._texts(shuffled):
-                if self._part_of(text) == "train":
-                    found = True
-                    yield text
-            if not found:
-                raise ValueError(f"all documents of {self._name} are held out; give more text")
+        yield first
+        yield from rows
 
     def _texts(self, dataset: Any) -> Iterator[str]:
         for row in dataset:
@@ -167,6 +177,16 @@ class DatasetStream:
             for row in range(n_rows):
                 yield ids[row * self.context : (row + 1) * self.context]
             del ids[: n_rows * self.context]
+
+
+def _shuffled(rows: Iterator[list[int]], window: int, order: random.Random) -> Iterator[list[int]]:
+    """The same rows, each drawn from the next `window` of those that are left."""
+    held = list(itertools.islice(rows, window))
+    for row in rows:
+        place = int(order.random() * window)
+        yield held[place]
+        held[place] = row
+    yield from sorted(held, key=lambda _: order.random())
 
 
 def _open(name: str, subset: str | None, split: str) -> tuple[Any, str | None]:
