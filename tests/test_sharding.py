@@ -38,7 +38,7 @@ def make_config(n_processes: int, **changes: Any) -> TrainConfig:
     )  # fmt: skip
 
 
-def train(out: Path, config: TrainConfig, **flags: bool) -> TrainResult:
+def train(out: Path, config: TrainConfig, **flags: Any) -> TrainResult:
     return post_train(
         make_tiny_model(**SHAPE), CountingStream(), config, out, progress=False, **flags
     )
@@ -64,7 +64,7 @@ def weights(result: TrainResult) -> dict[str, Tensor]:
 def largest_parts(run: Run) -> dict[str, float]:
     """The largest fraction that this process holds of any weight, gradient or moment."""
     held: dict[str, list[float]] = {"weight": [], "gradient": []}
-    for weight in run.parameters.values():
+    for weight in run.weights.values():
         state = {key: value for key, value in run.optimizer.state[weight].items() if key != "step"}
         for kind, tensor in {"weight": weight, "gradient": weight.grad, **state}.items():
             if tensor is not None:  # a TransformerBridge has weights that are not used
@@ -76,9 +76,9 @@ def largest_parts(run: Run) -> dict[str, float]:
 def make_sharded_runs(folder: Path) -> None:
     device = torch.device("cpu")
     workers = join_workers(device)
-    lora = train(folder / "lora", make_config(workers.count, **LORA), shard=True)
+    lora = train(folder / "lora", make_config(workers.count, **LORA), shard_on="cpu")
     save_file(weights(lora), folder / f"lora{workers.rank}.safetensors")
-    back = train(folder / "whole, sharded", make_config(workers.count), shard=True, resume=True)
+    back = train(folder / "whole, sharded", make_config(workers.count), shard_on="cpu", resume=True)
     save_file(weights(back), folder / f"back{workers.rank}.safetensors")
     run = begin(folder / "sharded, whole", workers, Sharding(device, workers.count))
     (folder / f"parts{workers.rank}.json").write_text(json.dumps(largest_parts(run)))
@@ -139,7 +139,7 @@ def test_a_sharded_run_is_resumed_whole(sharded: Path, whole: dict[str, Tensor])
 
 def test_one_process_cannot_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="several processes, and there is one"):
-        train(tmp_path / "run", make_config(1), shard=True)
+        train(tmp_path / "run", make_config(1), shard_on="cpu")
     assert main(["train", "--out", str(tmp_path / "run"), "--shard"]) == 2
     assert "several processes, and there is one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -167,7 +167,7 @@ def train_command(
         begun = resume and (twins == 1 or folder.exists())
         _make_model(
             dense, stream, one, frozen, folder, begun, tracker,
-            saves=launch.is_first, shard_device=device if shard else None,
+            saves=launch.is_first, shard_on=device if shard else None,
         )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _make_model(
     tracker: str | None,
     *,
     saves: bool,
-    shard_device: str | None,
+    shard_on: str | None,
 ) -> None:
     from circuits.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
@@ -196,8 +196,7 @@ def _make_model(
             frozen=frozen,
             resume=resume,
             tracker=tracker,
-            shard=shard_device is not None,
-            shard_device=shard_device,
+            shard_on=shard_on,
         )
     except TrainingInterrupted as stop:
         say(str(stop))

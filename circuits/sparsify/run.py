@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from circuits.fused import choose_path, fused_attention
 from circuits.gate import add_gate
@@ -38,15 +38,16 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
-from circuits.sparsify.low_rank import add_low_rank, merge_low_rank
+from circuits.sparsify.low_rank import merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
-from circuits.sparsify.sharding import (
-    Sharding,
-    clip_gradients,
-    placed_like,
-    shard_model,
-    whole,
+from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
+from circuits.sparsify.trained_weights import (
+    choose_trained,
+    set_optimizer,
+    set_weights,
+    tensors_of,
+    trained_weights,
 )
 from circuits.workers import Workers
 
@@ -72,17 +73,17 @@ class Run:
         self.workers, self.sharding, self.attention = workers, sharding, attention
         self._dense, self._frozen = dense, frozen
         copied = copy_model(dense, share_weights=sharding is not None)
-        self.model: Any = _choose_trained(copied, config, frozen)
+        self.model: Any = choose_trained(copied, config, frozen)
         self.teacher: Any = dense if config.distillation else None
         if sharding is not None:
             shard_model(self.model, sharding)
             if self.teacher is not None:
                 self.teacher = shard_model(copy_model(dense, share_weights=True), sharding)
-        self.parameters = _trained_parameters(self.model)
+        self.weights = trained_weights(self.model)
         self._compiled = compile_parts(self.model) if config.compile else []
         self.device = self.model.W_E.device
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
+            self.weights.values(),
             lr=config.learning_rate,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -145,9 +146,9 @@ class Run:
                 sums += self._backward(rows, len(parts))
         self.workers.add_up([sums])
         if self.sharding is None:  # a sharded model's gradients are sums already
-            self.workers.add_up(p.grad for p in self.parameters.values() if p.grad is not None)
+            self.workers.add_up(p.grad for p in self.weights.values() if p.grad is not None)
         ce, expected, allowed = sums.tolist()
-        norm = clip_gradients(self.parameters.values(), config.grad_clip)
+        norm = clip_gradients(self.weights.values(), config.grad_clip)
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
         self.step += 1
@@ -237,7 +238,7 @@ class Run:
             self.best_step, self.best_density = self.step, density.overall
             state = {"step": self.step, "ce": ce, "density": density.overall}
             path = best_path(self.checkpoints, self.step)
-            save_checkpoint(path, self._weights(), state, writes=self.workers.is_first)
+            save_checkpoint(path, tensors_of(self.weights), state, writes=self.workers.is_first)
         return {
             "ce": ce,
             "tau": self.tau,
@@ -248,10 +249,6 @@ class Run:
 
     def save(self) -> None:
         """Saves the state of the run, and removes checkpoints that it makes needless."""
-        tensors = self._weights()
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{key}/{name}"] = value
         state = {
             "step": self.step,
             "lambda": self.multiplier.value,
@@ -261,6 +258,7 @@ class Run:
             "seconds": self._seconds(),
         }
         path = step_path(self.checkpoints, self.step)
+        tensors = tensors_of(self.weights, self.optimizer)
         save_checkpoint(path, tensors, state, writes=self.workers.is_first)
         if self.workers.is_first:
             prune_checkpoints(self.checkpoints, self.step)
@@ -279,7 +277,8 @@ class Run:
         """Returns the result with the best weights, or the last ones if there are no best."""
         self.workers.agree(None)  # The first process has written the best weights.
         if self.best_step is not None:
-            self._set_weights(load_checkpoint(best_path(self.checkpoints, self.best_step)))
+            best = load_checkpoint(best_path(self.checkpoints, self.best_step))
+            set_weights(self.weights, best.tensors)
         model = self.model if self.sharding is None else self._whole_model()
         merge_low_rank(model)
         for parameter in model.parameters():
@@ -304,35 +303,19 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self._set_weights(checkpoint)
-        for name, parameter in self.parameters.items():
-            entries = {
-                key.split("/")[1]: tensor
-                for key, tensor in checkpoint.tensors.items()
-                if key.startswith("optimizer/") and key.endswith(f"/{name}")
-            }
-            for key, tensor in entries.items():  # AdamW keeps its step count on the CPU
-                entries[key] = tensor if key == "step" else placed_like(tensor, parameter)
-            self.optimizer.state[parameter] = entries
+        set_weights(self.weights, checkpoint.tensors)
+        set_optimizer(self.optimizer, self.weights, checkpoint.tensors)
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
         self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])
         self._seconds_before = state["seconds"]
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {f"model/{name}": parameter for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def _set_weights(self, checkpoint: Checkpoint) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(placed_like(checkpoint.tensors[f"model/{name}"], parameter))
-
     @torch.no_grad()
     def _whole_model(self) -> Any:
         """The sharded model's weights in an ordinary one, where the dense one lies."""
-        model = _choose_trained(copy_model(self._dense), self.config, self._frozen)
-        for name, parameter in _trained_parameters(model).items():
-            parameter.copy_(whole(self.parameters[name]))
+        model = choose_trained(copy_model(self._dense), self.config, self._frozen)
+        for name, weight in trained_weights(model).items():
+            weight.copy_(whole(self.weights[name]))
         return add_gate(model, self.config.bias) if self.config.gate else model
 
     def _check_finite(self, what: str, value: Tensor) -> None:
@@ -360,27 +343,6 @@ def _attention_path(
         device=sharding.device if sharding else None,
         autocast=config.precision == "bfloat16",
     )
-
-
-def _choose_trained(model: Any, config: TrainConfig, frozen: Collection[str]) -> Any:
-    """Lets what is to be trained require gradients, in place: weights, or updates put on them."""
-    if config.lora_rank:
-        trained: Collection[str] = add_low_rank(
-            model,
-            config.lora_rank,
-            alpha=config.lora_alpha,
-            targets=config.lora_targets,
-            seed=config.seed,
-        )
-    else:
-        trained = {name for name, _ in model.named_parameters() if name not in frozen}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
-    return model
-
-
-def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: held for name, held in model.named_parameters() if held.requires_grad}
 
 
 def _identity(

@@ -72,8 +72,7 @@ def post_train(
     resume: bool = False,
     progress: bool = True,
     tracker: str | None = None,
-    shard: bool = False,
-    shard_device: str | torch.device | None = None,
+    shard_on: str | torch.device | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -82,9 +81,10 @@ def post_train(
     first one writes; all return the result. Sets torch's random state; while it runs, in the main
     thread, Ctrl-C ends the step, saves a checkpoint and raises; a second Ctrl-C stops at once.
 
-    With `shard` each process holds a part of the weights, their gradients and the optimiser's state
-    (circuits/sparsify/sharding.py). The run is the same one but for rounding, and can be resumed
-    with or without. `model` stays whole where it is, best on the CPU, and so is the result's.
+    With `shard_on` each process holds a part of the weights, their gradients and the optimiser's
+    state (circuits/sparsify/sharding.py). The run is the same one but for rounding, and can be
+    resumed with or without. `model` stays whole where it is, best on the CPU, and so is the
+    result's.
 
     Args:
         model: a dense HookedTransformer.
@@ -95,8 +95,8 @@ def post_train(
         resume: continue from the latest checkpoint in `out_dir`.
         progress: show a progress bar.
         tracker: `tensorboard` or `wandb` to log there as well.
-        shard: share out the model over the processes, of which there must be several.
-        shard_device: this process's device for its part; the model's own if it is not given.
+        shard_on: share out the model over the processes, of which there must be several: this
+            process's device for its part.
 
     Raises:
         ValueError: an argument does not fit, `out_dir` holds something else, or the run to
@@ -107,10 +107,10 @@ def post_train(
         TrainingInterrupted: Ctrl-C.
     """
     check_tracker(tracker)
-    device = torch.device(shard_device) if shard and shard_device else model.W_E.device
+    device = model.W_E.device if shard_on is None else torch.device(shard_on)
     workers = join_workers(device)
-    _check_arguments(model, stream, config, frozen, workers, shard)
-    sharding = Sharding(device, workers.count) if shard else None
+    sharding = None if shard_on is None else Sharding(device, workers.count)
+    _check_arguments(model, stream, config, frozen, workers, sharding)
     run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers, sharding)
     shown = progress and workers.is_first
     told = tracker if workers.is_first else None
@@ -145,13 +145,13 @@ def _check_arguments(
     config: TrainConfig,
     frozen: Collection[str],
     workers: Workers,
-    shard: bool,
+    sharding: Sharding | None,
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
-    if shard and (reason := why_not_sharded(workers.count)):
+    if sharding and (reason := why_not_sharded(workers.count)):
         wrong.append(reason)
-    if shard and config.compile:
+    if sharding and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
