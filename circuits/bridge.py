@@ -191,6 +191,14 @@ def named_weights(hf_model: PreTrainedModel) -> dict[str, Tensor]:
     return dict(_around(hf_model, "numbers", None).named_parameters())
 
 
+def is_spare(path: str) -> bool:
+    """Whether a weight of this name is a joint one of queries, keys and values, beside the three.
+
+    The three that it was split into are used in its place.
+    """
+    return "qkv" in path.split(".")
+
+
 def trained_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """Returns the parameters that the logits depend on.
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from circuits.bridge import is_spare
 from circuits.cli import main
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding
@@ -38,16 +40,22 @@ def make_config(n_processes: int, **changes: Any) -> TrainConfig:
     )  # fmt: skip
 
 
+def unused(model: Any) -> set[str]:
+    """Weights of a TransformerBridge that stand beside those that they were split into."""
+    return {name for name, _ in model.named_parameters() if is_spare(name)}
+
+
 def train(out: Path, config: TrainConfig, **flags: Any) -> TrainResult:
-    return post_train(
-        make_tiny_model(**SHAPE), CountingStream(), config, out, progress=False, **flags
-    )
+    model = make_tiny_model(**SHAPE)
+    frozen = unused(model)
+    return post_train(model, CountingStream(), config, out, frozen=frozen, progress=False, **flags)
 
 
 def begin(out: Path, workers: Workers, sharding: Sharding | None = None) -> Run:
     """The first half of a run."""
+    model = make_tiny_model(**SHAPE)
     run = Run.start(
-        make_tiny_model(**SHAPE), CountingStream(), make_config(workers.count), out, (), False,
+        model, CountingStream(), make_config(workers.count), out, unused(model), False,
         workers, sharding,
     )  # fmt: skip
     for _ in range(2):
@@ -67,9 +75,8 @@ def largest_parts(run: Run) -> dict[str, float]:
     for weight in run.weights.values():
         state = {key: value for key, value in run.optimizer.state[weight].items() if key != "step"}
         for kind, tensor in {"weight": weight, "gradient": weight.grad, **state}.items():
-            if tensor is not None:  # a TransformerBridge has weights that are not used
-                part: Any = tensor
-                held.setdefault(kind, []).append(part.to_local().numel() / tensor.numel())
+            part: Any = tensor
+            held.setdefault(kind, []).append(part.to_local().numel() / part.numel())
     return {kind: max(parts) for kind, parts in held.items()}
 
 
@@ -81,6 +88,8 @@ def make_sharded_runs(folder: Path) -> None:
     back = train(folder / "whole, sharded", make_config(workers.count), shard_on="cpu", resume=True)
     save_file(weights(back), folder / f"back{workers.rank}.safetensors")
     run = begin(folder / "sharded, whole", workers, Sharding(device, workers.count))
+    sharded = {name for name, held in run.model.named_parameters() if isinstance(held, DTensor)}
+    assert sharded == set(run.weights)  # what is not used is not sent along
     (folder / f"parts{workers.rank}.json").write_text(json.dumps(largest_parts(run)))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from circuits.bridge import is_bridge
+from circuits.bridge import is_bridge, is_spare
 
 LowRankTargets = Literal["all", "attention", "mlp"]
 
@@ -106,8 +106,7 @@ def _is_bridged(path: str, weight: Tensor, targets: LowRankTargets | str) -> boo
     """Whether a parameter of a TransformerBridge's module is such a matrix, and is used."""
     parts = path.split(".")
     kinds = {"all": {"attn", "mlp"}, "attention": {"attn"}, "mlp": {"mlp"}}[targets]
-    # The joint matrix of queries, keys and values is held beside the three that are used.
-    return weight.ndim == 2 and not kinds.isdisjoint(parts) and "qkv" not in parts
+    return weight.ndim == 2 and not kinds.isdisjoint(parts) and not is_spare(path)
 
 
 def merge_low_rank(model: nn.Module) -> None:

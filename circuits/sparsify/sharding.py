@@ -23,6 +23,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from circuits.bridge import is_bridge, is_spare
+
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -68,13 +70,21 @@ def shard_model(model: ModelT, sharding: Sharding) -> ModelT:
     def place(parameter: nn.Parameter) -> Shard:
         return _even_axis(parameter, sharding.count)
 
+    named = model.named_parameters()
+    spare = {parameter for name, parameter in named if is_bridge(model) and is_spare(name)}
     for module in _groups(held):
         for parameter in module.parameters():
             if not parameter.is_contiguous():  # a TransformerBridge's may be views
                 parameter.data = parameter.data.contiguous()
         # The outer group too is dropped after the forward pass: weights that are set while it is
         # gathered would not be seen by the next one.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=place)
+        fully_shard(
+            module,
+            mesh=mesh,
+            reshard_after_forward=True,
+            shard_placement_fn=place,
+            ignored_params=spare,
+        )
         # By default FSDP averages; and gloo can sum only.
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
