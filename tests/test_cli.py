@@ -150,10 +150,13 @@ def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     out = tmp_path / "run"
     code, printed, error = run(
         capsys, "train", "--out", str(out), "--steps", "2", "--batch-size", "2", "--context", "32",
-        "--slack", "20",
+        "--tau", "20", "--ce-weight", "0", "--distillation", "2", "--lambda-warm-up", "0.25",
     )  # fmt: skip
     assert code == 0, error
+    assert "bound 20.0000 nats" in printed
     assert "open at T = 32" in printed
+    config = json.loads((out / "run.json").read_text())["config"]
+    assert (config["ce_weight"], config["distillation"], config["lambda_warm_up"]) == (0, 2, 0.25)
     code, printed, _ = run(capsys, "models", str(out / "model"))
     assert code == 0
     assert "bias 0.0" in printed

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 from circuits.gate import add_gate, is_gated
 from circuits.open_edges import Density
 from circuits.sparsify import run as run_module
+from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.train import (
     TrainConfig,
@@ -150,6 +151,45 @@ def test_distillation_changes_the_loss_only_if_asked_for(tmp_path: Path) -> None
     again = run(tmp_path / "again", slack=10.0)
     assert_same_weights(plain.model, again.model)
     assert not torch.equal(plain.model.W_E, distilled.model.W_E)
+
+
+def test_without_a_weight_the_cross_entropy_has_no_part_in_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {"slack": 10.0, "distillation": 1.0, "ce_weight": 0.0}
+    first = run(tmp_path / "first", **alone)
+    both = run(tmp_path / "both", **(alone | {"ce_weight": 1.0}))
+    monkeypatch.setattr(run_module, "cross_entropy", lambda *args: 7 * cross_entropy(*args))
+    second = run(tmp_path / "second", **alone)
+    assert_same_weights(first.model, second.model)
+    assert not torch.equal(first.model.W_E, both.model.W_E)
+
+
+def test_the_bound_can_be_given_outright(tmp_path: Path, tiny_model: HookedTransformer) -> None:
+    control_set = CountingStream().held_out("control", 4)
+    dense_ce = run(tmp_path / "free", tiny_model).dense_ce
+    result = run(tmp_path / "run", tiny_model, tau=dense_ce + 0.25)
+    assert result.tau == dense_ce + 0.25
+    assert result.card().slack == pytest.approx(0.25)
+    control_tau = log_of(tmp_path / "run")[1]["control_tau"]
+    assert control_tau - evaluate_ce(tiny_model, control_set) == pytest.approx(0.25)
+    below = run(tmp_path / "below", tiny_model, tau=dense_ce - 1.0)
+    assert not below.satisfied
+    assert below.card().slack == pytest.approx(-1.0)
+
+
+def test_lambda_keeps_its_first_value_while_it_warms_up(tmp_path: Path) -> None:
+    run(tmp_path / "at once")
+    run(tmp_path / "later", lambda_warm_up=0.5)
+    at_once, later = (
+        {line["step"]: line["lambda"] for line in log_of(tmp_path / name)}
+        for name in ("at once", "later")
+    )
+    # Each line has the lambda that the step was taken with; every second step moves it.
+    assert [at_once[step] for step in (1, 2)] == [1.0, 1.0]
+    assert at_once[3] != 1.0
+    assert [later[step] for step in range(1, 9)] == [1.0] * 8
+    assert later[9] != 1.0
 
 
 @pytest.mark.parametrize("penalty", ["mean", "rms", "log"])
@@ -388,6 +428,10 @@ def test_weights_that_are_no_number_are_named(
         ({"learning_rate": math.nan}, "learning_rate is nan; it must be a number > 0"),
         ({"warm_up": 1.0}, r"warm_up is 1.0; it must be in \[0, 1\)"),
         ({"slack": -0.1}, "slack is -0.1; it must be a number >= 0"),
+        ({"tau": 0.0}, "tau is 0.0; it must be a number > 0, or None"),
+        ({"tau": 3.0, "slack": 0.1}, "slack is 0.1; it must be 0 where tau is given"),
+        ({"ce_weight": 0.0}, "distillation is 0.0; it must be > 0 where ce_weight is 0"),
+        ({"lambda_warm_up": 1.0}, r"lambda_warm_up is 1.0; it must be in \[0, 1\)"),
         ({"bias": math.inf}, "bias is inf; it must be a finite number"),
         ({"lambda_start": 20.0}, "lambda_start is 20.0; .*lambda_max = 10.0"),
         ({"steps": -1, "seed": -1}, "steps is -1; .*; seed is -1; it must be a whole number >= 0"),

@@ -62,11 +62,20 @@ def train_command(
     ] = "all",
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
     slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
+    tau: Annotated[
+        float | None, typer.Option(help="The bound on the CE itself, in place of --slack.")
+    ] = None,
     penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "rms",
     edge_weight: Annotated[float, typer.Option(help="Weight of the edge penalty.")] = 8.0,
     lambda_start: Annotated[float, typer.Option(help="First weight of the CE.")] = 1.0,
+    lambda_warm_up: Annotated[
+        float, typer.Option(help="Fraction of the steps before that weight moves.")
+    ] = 0.0,
     lambda_rate: Annotated[float, typer.Option(help="How fast that weight follows.")] = 2.0,
     lambda_max: Annotated[float, typer.Option(help="Its upper clamp.")] = 10.0,
+    ce_weight: Annotated[
+        float, typer.Option(help="Weight of the CE; 0 to follow the dense model alone.")
+    ] = 1.0,
     distillation: Annotated[float, typer.Option(help="Weight of KL to the dense model.")] = 0.0,
     bias: Annotated[float, typer.Option(help="Added to attention scores in the gate.")] = 0.0,
     tracker: Annotated[
@@ -122,9 +131,12 @@ def train_command(
             edge_weight=edge_weight,
             penalty=penalty,  # type: ignore[arg-type]
             slack=slack,
+            tau=tau,
             lambda_start=lambda_start,
+            lambda_warm_up=lambda_warm_up,
             lambda_rate=lambda_rate,
             lambda_max=lambda_max,
+            ce_weight=ce_weight,
             distillation=distillation,
             seed=seed,
         )

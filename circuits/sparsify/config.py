@@ -21,6 +21,9 @@ _CHOICES: dict[str, Any] = {
     "precision": Precision,
     "lora_targets": LowRankTargets,
 }
+_SHARES = ("warm_up", "beta2", "lambda_decay", "lambda_warm_up")
+_FROM_ZERO = ("weight_decay", "slack", "margin", "ce_weight", "distillation", "lambda_rate")
+_TAU = "a number > 0, or None"
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class TrainConfig:
 
     Attributes:
         gate: False for a control: the same training, on the cross-entropy alone, without a gate.
-            What concerns the gate and its bound (bias, edge_weight, penalty, slack, margin,
+            What concerns the gate and its bound (bias, edge_weight, penalty, tau, slack, margin,
             lambda_* and control_*) is left aside then.
         steps: Optimiser steps.
         batch_size: Sequences per step.
@@ -57,9 +60,13 @@ class TrainConfig:
         bias: b, added to the attention scores to give the gate logits.
         edge_weight: Weight of the edge penalty in the loss.
         penalty: How the densities of the layers make one penalty; see `loss.edge_penalty`.
+        tau: The bound on the CE in nats, on the selection set; None for the dense model's CE there
+            plus `slack`. The bound on the control set lies as far from the dense model's CE on it.
         slack: Nats by which the sparse model's CE may exceed the dense one's.
         margin: Nats below the bound that lambda aims at, so that the end of the run keeps it.
         lambda_start: First value of lambda, the weight of the CE.
+        lambda_warm_up: Fraction of the steps in which lambda keeps its first value, while its
+            running mean of violations fills.
         lambda_min: Smallest lambda.
         lambda_max: Greatest lambda.
         lambda_rate: Growth of log lambda per nat of violation and update.
@@ -69,6 +76,8 @@ class TrainConfig:
         evaluate_every: Steps between evaluations, each of them a candidate for the result.
         selection_sequences: Held-out sequences that candidates are measured on.
         checkpoint_every: Steps between checkpoints.
+        ce_weight: Weight of the CE inside the loss; 0 to follow the dense model alone. The bound is
+            on the CE all the same.
         distillation: Weight of KL(dense || sparse), added to the CE inside the loss; 0 for none.
         seed: Seed of the gate's noise.
     """
@@ -92,9 +101,11 @@ class TrainConfig:
     bias: float = 0.0
     edge_weight: float = 8.0
     penalty: EdgePenalty = "rms"
+    tau: float | None = None
     slack: float = 0.0
     margin: float = 0.002
     lambda_start: float = 1.0
+    lambda_warm_up: float = 0.0
     lambda_min: float = 0.01
     lambda_max: float = 10.0
     lambda_rate: float = 2.0
@@ -104,6 +115,7 @@ class TrainConfig:
     evaluate_every: int = 100
     selection_sequences: int = 128
     checkpoint_every: int = 100
+    ce_weight: float = 1.0
     distillation: float = 0.0
     seed: int = 0
 
@@ -131,9 +143,11 @@ class TrainConfig:
                 yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"
             elif field.name == "bias":
                 yield field.name, value, _is_finite, "a finite number"
-            elif field.name in ("warm_up", "beta2", "lambda_decay"):
+            elif field.name == "tau":
+                yield field.name, value, lambda v: v is None or _is_finite(v) and v > 0, _TAU
+            elif field.name in _SHARES:
                 yield field.name, value, lambda v: _is_finite(v) and 0 <= v < 1, "in [0, 1)"
-            elif field.name in ("weight_decay", "slack", "margin", "distillation", "lambda_rate"):
+            elif field.name in _FROM_ZERO:
                 yield field.name, value, lambda v: _is_finite(v) and v >= 0, "a number >= 0"
             else:
                 yield field.name, value, lambda v: _is_finite(v) and v > 0, "a number > 0"
@@ -144,6 +158,11 @@ class TrainConfig:
                 lambda v: self.batch_size % v == 0,
                 f"a divisor of batch_size = {self.batch_size}",
             )
+        if self.tau is not None:
+            yield "slack", self.slack, lambda v: v == 0, "0 where tau is given"
+        if self.ce_weight == 0:
+            alone = "> 0 where ce_weight is 0, since nothing else holds the model"
+            yield "distillation", self.distillation, lambda v: v > 0, alone
         if all(map(_is_finite, (self.lambda_min, self.lambda_max, self.lambda_start))):
             low, high = self.lambda_min, self.lambda_max
             yield (

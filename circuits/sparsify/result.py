@@ -25,7 +25,8 @@ class TrainResult:
             the model is the last state of the run. A control's always is.
         ce: Its cross-entropy on the selection set with the deterministic gate, in nats.
         dense_ce: The dense model's cross-entropy on the same sequences, in nats.
-        tau: The bound, dense_ce + slack; infinite for a control, which has none.
+        tau: The bound; infinite for a control, which has none.
+        slack: The part of tau above dense_ce, in nats; negative for a bound below it.
         density: Its density on the selection set; 1 for a control.
         best_step: The number of steps after which its weights were taken; a control's are the last.
         steps: The number of steps run.
@@ -39,6 +40,7 @@ class TrainResult:
     ce: float
     dense_ce: float
     tau: float
+    slack: float
     density: Density
     best_step: int
     steps: int
@@ -57,7 +59,7 @@ class TrainResult:
         return GateCard(
             bias=self.config.bias,
             tau=self.tau,
-            slack=self.config.slack,
+            slack=self.slack,
             ce=self.ce,
             dense_ce=self.dense_ce,
             satisfied=self.satisfied,

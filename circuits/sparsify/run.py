@@ -90,11 +90,14 @@ class Run:
         )
         self.control_set = stream.held_out("control", config.control_sequences)
         self.selection_set = stream.held_out("selection", config.selection_sequences)
-        self.control_tau = evaluate_ce(self.model, self.control_set) + config.slack
+        control_ce = evaluate_ce(self.model, self.control_set)
         self.dense_ce = evaluate_ce(self.model, self.selection_set)
         if config.gate:  # until here the model computes what the dense one does
             add_gate(self.model, config.bias)
-        self.tau = self.dense_ce + config.slack if config.gate else math.inf
+        tau = self.dense_ce + config.slack if config.tau is None else config.tau
+        self.slack = config.slack if config.tau is None else tau - self.dense_ce
+        self.control_tau = control_ce + self.slack
+        self.tau = tau if config.gate else math.inf
         self.multiplier = Multiplier(config.lambda_start)
         self.step = 0
         self.best_step: int | None = None
@@ -182,11 +185,11 @@ class Run:
         ):
             logits = self.model(tokens)
         ce = cross_entropy(logits, tokens)
-        fidelity = ce
+        fidelity = config.ce_weight * ce
         if self.teacher is not None:
             with torch.no_grad(), self._autocast():
                 teacher_logits = self.teacher(tokens)
-            fidelity = ce + config.distillation * distillation_loss(logits, teacher_logits)
+            fidelity = fidelity + config.distillation * distillation_loss(logits, teacher_logits)
         loss = self._loss(fidelity, edges)
         self._check_finite("loss", loss)
         (loss / n_parts).backward()
@@ -215,9 +218,10 @@ class Run:
             ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
         violation = ce - self.control_tau + self.config.margin
         self._check_finite("control CE", torch.tensor(violation))
+        warming_up = self.step <= self.config.lambda_warm_up * self.config.steps
         self.multiplier = self.multiplier.updated(
             violation,
-            rate=self.config.lambda_rate,
+            rate=0.0 if warming_up else self.config.lambda_rate,
             decay=self.config.lambda_decay,
             low=self.config.lambda_min,
             high=self.config.lambda_max,
@@ -293,6 +297,7 @@ class Run:
             ce=ce,
             dense_ce=self.dense_ce,
             tau=self.tau,
+            slack=self.slack,
             density=density,
             best_step=self.step if self.best_step is None else self.best_step,
             steps=self.step,
