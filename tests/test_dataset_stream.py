@@ -54,6 +54,15 @@ def test_any_step_can_be_asked_for_at_any_time(jsonl, tokenizer):
         assert torch.equal(again.batch(step, 4), in_order[step])
 
 
+def test_a_step_that_is_asked_for_again_is_not_read_again(jsonl, tokenizer, monkeypatch):
+    stream = open_stream(jsonl, tokenizer)
+    first = stream.batch(3, 4)
+    monkeypatch.setattr(stream, "_training_rows", None)
+    assert torch.equal(stream.batch(3, 4), first)
+    first.zero_()
+    assert stream.batch(3, 4).any()
+
+
 def test_no_token_is_lost_between_rows_or_documents(jsonl, tokenizer):
     rows = open_stream(jsonl, tokenizer, context=6).batch(0, 20).tolist()
     for row in rows:

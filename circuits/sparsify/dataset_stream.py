@@ -90,22 +90,24 @@ class DatasetStream:
                 f"the dataset {name} has no column {column!r} of text; its columns are "
                 f"{', '.join(map(str, first))}"
             )
-        self._next_row = 0
+        self._next_row, self._last_asked = 0, (-1, 0)
         self._rows: Iterator[list[int]] = iter(())
 
     def batch(self, step: int, batch_size: int) -> Int[Tensor, "batch pos"]:
         """Returns the training batch of this step, the same whenever it is asked for.
 
-        Asking for steps in order costs nothing extra; any other step reads the stream again.
+        Asking for steps in order costs nothing extra, nor does asking for one again; any other step
+        reads the stream again.
         """
-        first = step * batch_size
-        if first < self._next_row or self._next_row == 0:
-            self._rows, self._next_row = self._training_rows(), 0
-        for _ in range(first - self._next_row):
-            next(self._rows)
-        rows = list(itertools.islice(self._rows, batch_size))
-        self._next_row = first + batch_size
-        return torch.tensor(rows)
+        if (step, batch_size) != self._last_asked:
+            first = step * batch_size
+            if first < self._next_row or self._next_row == 0:
+                self._rows, self._next_row = self._training_rows(), 0
+            for _ in range(first - self._next_row):
+                next(self._rows)
+            self._last_batch = torch.tensor(list(itertools.islice(self._rows, batch_size)))
+            self._next_row, self._last_asked = first + batch_size, (step, batch_size)
+        return self._last_batch.clone()
 
     def held_out(self, part: HeldOut | str, n_sequences: int) -> Int[Tensor, "batch pos"]:
         """Returns `n_sequences` of a held-out set, or all it has if that is less.
