@@ -2,11 +2,14 @@ import re
 
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
 
 from circuits.sparsify.corpus import corpus_tokenizer
 from circuits.tasks import (
     PromptPair,
     Task,
+    brackets,
     get_task,
     register_task,
     task_from_file,
@@ -70,6 +73,38 @@ def test_pronoun_changes_the_name_alone_and_asks_for_both_genders(tokenizer):
     assert (prompts.answers != prompts.wrong_answers).all()
     she = tokenizer.convert_tokens_to_ids("she")
     assert (prompts.answers == she).sum() == 15
+
+
+@pytest.fixture(scope="module")
+def code_tokenizer():
+    """A byte-level BPE, as models of code have; it has read all names but `dict` and `text`."""
+    bpe = ByteLevelBPETokenizer()
+    names = {*brackets.OUTER, *brackets.INNER} - {"dict", "text"}
+    lines = [f"{name} {name}[{name}]({name})\n" for name in names]
+    bpe.train_from_iterator(lines * 20, vocab_size=2000, show_progress=False)
+    bpe.add_special_tokens(["<|endoftext|>"])
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **end)
+
+
+def test_brackets_changes_the_open_bracket_alone_and_asks_for_both_kinds(code_tokenizer):
+    prompts = get_task("brackets").build(code_tokenizer, n_ranking=48, n_heldout=48).ranking
+    changed = prompts.clean != prompts.corrupted
+    assert (changed.sum(dim=1) == 1).all()
+    opened = [code_tokenizer.decode(token) for token in prompts.clean[changed]]
+    closed = [code_tokenizer.decode(token) for token in prompts.answers[:, 0]]
+    assert [brackets.CLOSING[mark] for mark in opened] == closed
+    assert closed.count("]") == 24
+    assert len(prompts.groups()) == 2 * len(brackets.TEMPLATES)
+    texts = " ".join(code_tokenizer.decode(row) for row in prompts.clean.tolist())
+    assert "items" in texts
+    assert "dict" not in texts
+    assert "text" not in texts.replace("endoftext", "")
+
+
+def test_brackets_are_refused_by_a_tokenizer_that_has_read_no_code(tokenizer):
+    with pytest.raises(ValueError, match="for models that have read code"):
+        get_task("brackets").build(tokenizer)
 
 
 def test_induction_exchanges_the_next_word_and_a_later_one(tokenizer):

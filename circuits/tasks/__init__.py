@@ -1,11 +1,11 @@
 """Behaviours as prompt pairs: IOI, greater-than and others, and those that users bring."""
 
-from circuits.tasks import greater_than, induction, ioi, pronoun, subject_verb
+from circuits.tasks import brackets, greater_than, induction, ioi, pronoun, subject_verb
 from circuits.tasks.from_file import task_from_file
 from circuits.tasks.prompts import PromptPair, Prompts, tokenize_pairs
 from circuits.tasks.task import Task, TaskPrompts, get_task, register_task, task_names
 
-for _module in (ioi, greater_than, induction, pronoun, subject_verb):
+for _module in (ioi, greater_than, induction, pronoun, subject_verb, brackets):
     register_task(_module.TASK)
 register_task(ioi.SWAP_TASK)
 
