@@ -7,37 +7,46 @@ trained on it from scratch, then post-trained by `circuits.sparsify`, and three 
 with it on held-out files: the dense model; the dense model trained on for as many steps without a
 gate (so that what more training gives is not taken for an effect of sparsity); and naive top-k
 attention on both, which keeps the k highest scores of every query. Writes `OUT/real_text.csv`: CE
-in nats per token and density at the context it was trained with; and `OUT/real_text_run.csv`, the
-same of the states that post-training passed through.
+in nats per token and density at the context it was trained with, on held-out sequences that no step
+was taken on, no lambda moved by and no state chosen by; and `OUT/real_text_run.csv`, the states
+that post-training passed through, on those that they are chosen by.
 
 Then the circuits of all three are compared on a behaviour that code has: an opening bracket must be
-closed by its own kind. Every part that is done is kept, so an interrupted call goes on.
+closed by its own kind. Every part that is done is kept, so an interrupted call goes on, and several
+calls with `--only` can share the training of what stands beside the dense model.
+`--embed circuits/assets` puts the pair among the embedded models, as `code-dense` and
+`code-sparse`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from rich.console import Console
+from rich.progress import track
 from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
 from circuits.files import write_text
+from circuits.intervals import interval, resample_templates
 from circuits.models import load_model, versions
 from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream
-from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.evaluation import evaluate
 from circuits.sparsify.train import TrainResult, post_train
 from circuits.top_k import add_top_k
 
@@ -45,18 +54,9 @@ LEFT_OUT = ("site-packages", "test", "tests", "idle_test", "__pycache__")
 VOCABULARY = 2048
 CONTEXT = 256
 TOP_K = (1, 2, 4, 8, 16, 32, 64)
-HELD_OUT_FRACTION = 0.06
-BEFORE = (
-    "    if",
-    "    return",
-    "    x =",
-    "    for item in",
-    "    self.value =",
-    "    print(x, y)\n    z =",
-)
-CALLED = "data args items values names lines result key value list dict path self line item".split()
-GIVEN = "name key value index i n x line path item self node result data k size count text".split()
-SELECTION_SEQUENCES = 128
+HELD_OUT_FRACTION = 0.1
+SLACKS = {"sparse": 0.0, "sparse-slack-0.1": 0.1}  # nats above the dense model's cross-entropy
+CONTROL_SEQUENCES, SELECTION_SEQUENCES = 128, 256
 
 
 def write_corpus(path: Path) -> None:
@@ -86,16 +86,24 @@ def train_tokenizer(corpus: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def new_dense(tokenizer: PreTrainedTokenizerFast, folder: Path) -> HookedTransformer:
-    """Returns an untrained model, loaded as users load theirs."""
+def new_dense(
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    *,
+    context: int = CONTEXT,
+    width: int = 128,
+    heads: int = 4,
+    spread: float = 0.05,
+) -> HookedTransformer:
+    """Returns an untrained model of 4 layers, loaded as users load theirs."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=CONTEXT,
-        n_embd=128,
+        n_positions=context,
+        n_embd=width,
         n_layer=4,
-        n_head=4,
-        initializer_range=0.05,
+        n_head=heads,
+        initializer_range=spread,
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -115,28 +123,78 @@ def trained(
     return post_train(model, stream, recipe, run, frozen=frozen, resume=run.is_dir())
 
 
-def write_brackets(tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """Writes prompt pairs that end in an open `[` (clean) or `(` (corrupted): what closes it?"""
+def unseen(stream: DatasetStream, separator: int) -> tuple[Int[Tensor, "batch pos"], list[str]]:
+    """Returns the held-out sequences that chose no state, and the file that each ends in."""
+    tokens = stream.held_out("selection", 10**6)
+    files = (tokens == separator).sum(dim=1).cumsum(dim=0)
+    chosen_by = set(map(tuple, stream.held_out("selection", SELECTION_SEQUENCES).tolist()))
+    kept = [i for i, row in enumerate(tokens.tolist()) if tuple(row) not in chosen_by]
+    return tokens[kept], [str(file) for file in files[kept].tolist()]
 
-    def is_token(text: str) -> bool:
-        return len(tokenizer.encode(text, add_special_tokens=False)) == 1
 
-    called = [name for name in CALLED if is_token(f" {name}")]
-    given = [name for name in GIVEN if is_token(name)]
-    rows = [
-        {
-            "clean": before + f" {function}[{argument}",
-            "corrupted": before + f" {function}({argument}",
-            "answer": "]",
-            "wrong_answer": ")",
-            "template": str(number),
-        }
-        for number, before in enumerate(BEFORE)
-        for function in called
-        for argument in given
-    ]
-    random.Random(0).shuffle(rows)
-    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+def measured(
+    name: str, model: HookedTransformer, tokens: Int[Tensor, "batch pos"]
+) -> tuple[dict[str, Any], Float[Tensor, " batch"]]:
+    """Returns a model's row of the table, and its CE on each sequence."""
+    each = [evaluate(model, row[None]) for row in tokens]
+    ces = torch.tensor([ce for ce, _ in each], dtype=torch.float64)
+    density = sum(density.overall for _, density in each) / len(each)
+    return {"model": name, "ce": ces.mean().item(), "density": density}, ces
+
+
+def comparison(
+    models: dict[str, HookedTransformer], tokens: Int[Tensor, "batch pos"], files: list[str]
+) -> pd.DataFrame:
+    """Returns a row for each model, with its difference to the first one and an interval of it.
+
+    Whole files are drawn for the interval, since the sequences of one are like each other.
+    """
+    drawn = resample_templates(files, seed=0)
+    rows, first = [], None
+    for name, model in track(models.items(), "measuring"):
+        row, ces = measured(name, model, tokens)
+        first = ces if first is None else first
+        low, high = interval(drawn @ (ces - first) / drawn.sum(dim=1))
+        rows.append(row | {"difference": (ces - first).mean().item(), "low": low, "high": high})
+    return pd.DataFrame(rows).assign(context=CONTEXT, sequences=len(tokens), files=len(set(files)))
+
+
+def states(run: Path, every: int) -> pd.DataFrame:
+    """Returns the states that a run was evaluated at, and how single batches swing before each."""
+    log = pd.read_json(run / "log.jsonl", lines=True)
+    batches = log["sampled_ce"].rolling(every)
+    log["batch_ce_low"], log["batch_ce_high"] = batches.min(), batches.max()
+    shown = ["step", "ce", "tau", "density", "control_ce", "control_tau", "lambda"]
+    return log.dropna(subset=["ce"])[[*shown, "batch_ce_low", "batch_ce_high"]]
+
+
+def stream_for(model: HookedTransformer, corpus: Path) -> DatasetStream:
+    """Returns the corpus in the model's tokens."""
+    return DatasetStream(
+        str(corpus), model.tokenizer, context=CONTEXT, held_out_fraction=HELD_OUT_FRACTION
+    )
+
+
+def dense_model(out: Path, corpus: Path, steps: int) -> HookedTransformer:
+    """Returns the dense model, which is trained if it is not there yet."""
+    if (out / "dense").is_dir():
+        return load_model(out / "dense")
+    run = out / "dense.run"
+    if run.is_dir():
+        untrained = load_model(out / "untrained")
+    else:
+        untrained = new_dense(train_tokenizer(corpus), out / "untrained")
+    recipe = TrainConfig(
+        gate=False,
+        steps=steps,
+        batch_size=16,
+        learning_rate=3e-3,
+        beta2=0.98,
+        weight_decay=0.05,
+    )
+    dense = trained(untrained, stream_for(untrained, corpus), recipe, run).model
+    save_model(dense, out / "dense")
+    return dense
 
 
 def main() -> None:
@@ -144,8 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--dense-steps", type=int, default=3000)
-    parser.add_argument("--sparse-steps", type=int, default=1500)
-    parser.add_argument("--slack", type=float, default=0.0, help="nats above the dense CE")
+    parser.add_argument("--sparse-steps", type=int, default=2500)
+    parser.add_argument("--only", choices=[*SLACKS, "control"], help="train this one and stop")
+    parser.add_argument("--embed", type=Path, help="folder of embedded models to add the pair to")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # Sums are added in another order with more.
     out = arguments.out
@@ -153,78 +212,51 @@ def main() -> None:
     corpus = out / "corpus.jsonl"
     if not corpus.is_file():
         write_corpus(corpus)
-
-    def stream_for(model: HookedTransformer) -> DatasetStream:
-        return DatasetStream(
-            str(corpus),
-            model.tokenizer,
-            context=CONTEXT,
-            held_out_fraction=HELD_OUT_FRACTION,
-        )
-
-    if (out / "dense").is_dir():
-        dense = load_model(out / "dense")
-    else:
-        run = out / "dense.run"
-        if run.is_dir():
-            untrained = load_model(out / "untrained")
-        else:
-            untrained = new_dense(train_tokenizer(corpus), out / "untrained")
-        recipe = TrainConfig(
-            gate=False,
-            steps=arguments.dense_steps,
-            batch_size=16,
-            learning_rate=3e-3,
-            beta2=0.98,
-            weight_decay=0.05,
-        )
-        dense = trained(untrained, stream_for(untrained), recipe, run).model
-        save_model(dense, out / "dense")
-    stream = stream_for(dense)
+    dense = dense_model(out, corpus, arguments.dense_steps)
+    stream = stream_for(dense, corpus)
     recipe = TrainConfig(
         steps=arguments.sparse_steps,
         batch_size=16,
         learning_rate=1.5e-3,
         penalty="rms",
         edge_weight=8.0,
-        lambda_rate=2.0,
-        slack=arguments.slack,
+        # While the learning rate is high, CE is above the bound without any gate, and lambda would
+        # stand at its clamp for it: let it follow when most of that is over.
+        lambda_start=3.0,
+        lambda_warm_up=0.8,
+        lambda_rate=4.0,
+        control_every=20,
+        control_sequences=CONTROL_SEQUENCES,
         selection_sequences=SELECTION_SEQUENCES,
     )
-    if (out / "control").is_dir():
-        control = load_model(out / "control")
-    else:
-        control = trained(dense, stream, replace(recipe, gate=False), out / "control.run").model
-        save_model(control, out / "control")
-    result = trained(dense, stream, recipe, out / "sparse.run")
-    save_model(result.model, out / "sparse", gate=result.card())
+    recipes = {name: replace(recipe, slack=slack) for name, slack in SLACKS.items()}
+    recipes["control"] = replace(recipe, gate=False)
+    for name in [arguments.only] if arguments.only else recipes:
+        if not (out / name).is_dir():
+            result = trained(dense, stream, recipes[name], out / f"{name}.run")
+            save_model(result.model, out / name, gate=result.card() if result.config.gate else None)
+    if arguments.only:
+        return
+    if arguments.embed is not None:
+        for side in ("dense", "sparse"):
+            shutil.copytree(out / side, arguments.embed / f"code-{side}", dirs_exist_ok=True)
 
-    tokens = stream.held_out("selection", SELECTION_SEQUENCES)
-    rows = [
-        {"model": "dense", "ce": evaluate_ce(dense, tokens), "density": 1.0},
-        {"model": "dense, trained on", "ce": evaluate_ce(control, tokens), "density": 1.0},
-        {"model": "sparse", "ce": result.ce, "density": result.density.overall},
-    ]
-    for name, folder in (("dense", "dense"), ("dense, trained on", "control")):
+    names = {"dense": "dense", "dense, trained on": "control"}
+    folders = names | {name: name for name in SLACKS}
+    models = {name: load_model(out / folder) for name, folder in folders.items()}
+    for name, folder in names.items():
         for k in TOP_K:
-            ce, density = evaluate(add_top_k(load_model(out / folder), k), tokens)
-            rows.append({"model": f"{name}, top {k}", "ce": ce, "density": density.overall})
-    table = pd.DataFrame(rows).assign(
-        context=CONTEXT, sequences=len(tokens), satisfied=result.satisfied, **versions()
-    )
-    Console().print(table.iloc[:, :3].to_string(index=False))
+            models[f"{name}, top {k}"] = add_top_k(load_model(out / folder), k)
+    table = comparison(models, *unseen(stream, dense.tokenizer.bos_token_id))
+    Console().print(table.iloc[:, :6].to_string(index=False))
+    table = table.assign(heads=dense.cfg.n_layers * dense.cfg.n_heads, **versions())
     write_text(out / "real_text.csv", table.to_csv(index=False))
-    log = pd.read_json(out / "sparse.run" / "log.jsonl", lines=True)
-    batches = log["sampled_ce"].rolling(recipe.evaluate_every)
-    log["batch_ce_low"], log["batch_ce_high"] = batches.min(), batches.max()
-    shown = ["step", "ce", "tau", "density", "control_ce", "lambda", "batch_ce_low"]
-    states = log.dropna(subset=["ce"])[[*shown, "batch_ce_high"]]
-    write_text(out / "real_text_run.csv", states.to_csv(index=False))
-    write_brackets(dense.tokenizer, out / "brackets.csv")
-    models = ["--dense", str(out / "dense"), "--sparse", str(out / "sparse")]
+    passed = states(out / "sparse.run", recipe.evaluate_every)
+    write_text(out / "real_text_run.csv", passed.to_csv(index=False))
+    pair = ["--dense", str(out / "dense"), "--sparse", str(out / "sparse")]
     others = ["--model", f"dense-finetuned={out / 'control'}"]
-    task = ["--task", str(out / "brackets.csv"), "--out", str(out / "compare")]
-    raise SystemExit(circuits(["compare", *models, *others, *task]))
+    task = ["--task", "brackets", "--out", str(out / "compare")]
+    raise SystemExit(circuits(["compare", *pair, *others, *task]))
 
 
 if __name__ == "__main__":
