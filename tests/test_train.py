@@ -209,6 +209,23 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert 0 < rates[-1] < 1e-3
 
 
+def test_the_default_learning_rate_is_less_for_a_wider_model(
+    tmp_path: Path, tiny_model: HookedTransformer
+) -> None:
+    config = make_config(learning_rate=None)
+    with pytest.raises(ValueError, match="leaves the learning rate to the model's width"):
+        config.learning_rate_at(0)
+    narrow, wide = (config.for_width(width).learning_rate for width in (128, 512))
+    assert (narrow, wide) == (1.5e-3, 1.5e-3 / 4)
+    assert make_config().for_width(512) == make_config()
+    result = run(tmp_path / "run", tiny_model, learning_rate=None, slack=100.0, steps=2)
+    taken = result.config.learning_rate
+    assert taken == pytest.approx(1.5e-3 * 128 / tiny_model.cfg.d_model)
+    assert (
+        json.loads((tmp_path / "run" / "run.json").read_text())["config"]["learning_rate"] == taken
+    )
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

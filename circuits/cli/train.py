@@ -60,7 +60,10 @@ def train_command(
     lora_targets: Annotated[
         str, typer.Option(help="Weights with an update: attention, mlp or all.")
     ] = "all",
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1.5e-3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate. [default: 0.192 / width of the model]"),
+    ] = None,
     slack: Annotated[float, typer.Option(help="Nats allowed above the dense model's CE.")] = 0.0,
     tau: Annotated[
         float | None, typer.Option(help="The bound on the CE itself, in place of --slack.")

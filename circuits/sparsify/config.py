@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from circuits.fused import AttentionPath
@@ -21,9 +21,11 @@ _CHOICES: dict[str, Any] = {
     "precision": Precision,
     "lora_targets": LowRankTargets,
 }
+LEARNING_RATE_TIMES_WIDTH = 1.5e-3 * 128
+"""The default learning rate, times the width of the model."""
+
 _SHARES = ("warm_up", "beta2", "lambda_decay", "lambda_warm_up")
 _FROM_ZERO = ("weight_decay", "slack", "margin", "ce_weight", "distillation", "lambda_rate")
-_TAU = "a number > 0, or None"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class TrainConfig:
             weights. See circuits/sparsify/low_rank.py.
         lora_alpha: The updates are scaled by lora_alpha / lora_rank.
         lora_targets: Which weights have an update: `attention`, `mlp` or `all`.
-        learning_rate: Peak of the one-cycle schedule.
+        learning_rate: Peak of the one-cycle schedule; None for one that fits the model's width, see
+            `for_width`.
         warm_up: Fraction of the steps in which the learning rate rises; then it falls as a cosine.
         beta2: AdamW's decay of the running mean of squared gradients; beta1 is 0.9.
         weight_decay: AdamW's decay of all trained parameters.
@@ -93,7 +96,7 @@ class TrainConfig:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: LowRankTargets | str = "all"
-    learning_rate: float = 1.5e-3
+    learning_rate: float | None = None
     warm_up: float = 0.1
     beta2: float = 0.999
     weight_decay: float = 0.01
@@ -143,8 +146,8 @@ class TrainConfig:
                 yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"
             elif field.name == "bias":
                 yield field.name, value, _is_finite, "a finite number"
-            elif field.name == "tau":
-                yield field.name, value, lambda v: v is None or _is_finite(v) and v > 0, _TAU
+            elif field.name in ("tau", "learning_rate"):
+                yield field.name, value, _is_positive_or_none, "a number > 0, or None"
             elif field.name in _SHARES:
                 yield field.name, value, lambda v: _is_finite(v) and 0 <= v < 1, "in [0, 1)"
             elif field.name in _FROM_ZERO:
@@ -172,8 +175,24 @@ class TrainConfig:
                 f"between lambda_min = {low} and lambda_max = {high}",
             )
 
+    def for_width(self, d_model: int) -> TrainConfig:
+        """Returns the recipe with a learning rate: if it has none, one for models of this width.
+
+        It falls as 1 / width, as AdamW's step moves the sum over a row of weights in proportion to
+        the row's length. docs/training.md has the measurements that set it.
+        """
+        if self.learning_rate is not None:
+            return self
+        return replace(self, learning_rate=LEARNING_RATE_TIMES_WIDTH / d_model)
+
     def learning_rate_at(self, step: int) -> float:
-        """Returns the learning rate of a step: up in a line, then down to nothing as a cosine."""
+        """Returns the learning rate of a step: up in a line, then down to nothing as a cosine.
+
+        Raises:
+            ValueError: the recipe has no learning rate; see `for_width`.
+        """
+        if self.learning_rate is None:
+            raise ValueError("the recipe leaves the learning rate to the model's width")
         rising = self.warm_up * self.steps
         if step < rising:
             return self.learning_rate * (step + 1) / (rising + 1)
@@ -183,6 +202,10 @@ class TrainConfig:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive_or_none(value: Any) -> bool:
+    return value is None or (_is_finite(value) and value > 0)
 
 
 def _is_finite(value: Any) -> bool:

@@ -84,7 +84,7 @@ class Run:
         self.device = self.model.W_E.device
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
-            lr=config.learning_rate,
+            lr=config.learning_rate_at(0),
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
         )
@@ -119,6 +119,7 @@ class Run:
         sharding: Sharding | None = None,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
+        config = config.for_width(dense.cfg.d_model)
         attention = _attention_path(dense, stream, config, sharding)
         identity = _identity(dense, stream, config, frozen, attention, workers)
         checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None

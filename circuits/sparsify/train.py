@@ -116,7 +116,7 @@ def post_train(
     told = tracker if workers.is_first else None
     with (
         progress_bar(config, shown=shown) as bar,
-        open_tracker(told, run.out_dir, config) as further,
+        open_tracker(told, run.out_dir, run.config) as further,
         _interrupt_flag() as flag,
     ):
         while run.step < config.steps:
