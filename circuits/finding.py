@@ -13,8 +13,11 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
-EMBEDDED = ("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2")
-"""The models shipped inside the package: the pair, its control, and twins from other seeds."""
+EMBEDDED = (
+    *("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2"),
+    *("code-dense", "code-sparse"),
+)
+"""The models in the package: a pair, its control, twins from other seeds; and a pair of code."""
 
 CHECKPOINT_FILE = "final.pth"
 """HookedTransformer weights as they are published, beside a `config.json`."""

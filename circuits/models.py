@@ -88,7 +88,8 @@ def load_model(
     `name_or_path` is read in this order:
 
     - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
-      `sparse-seed2` (write `./dense` for a folder of that name);
+      `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
+      `./dense` for a folder of that name);
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
       weights: gated as its `gate.json` says; else as its config says (`gate_bias`,

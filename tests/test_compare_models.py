@@ -7,6 +7,8 @@ from circuits.ablate import prepare_experiment
 from circuits.compare_models import compare
 from circuits.comparison import load_comparison, save_comparison
 from circuits.discovery import DiscoverConfig
+from circuits.finding import find_folder
+from circuits.gate_card import GateCard
 from circuits.metrics import accuracy
 from circuits.models import load_model, tokenizer_of
 from circuits.report import headlines, report_html, warnings_of, write_results
@@ -37,6 +39,23 @@ def test_both_models_do_the_other_tasks(pair, name):
         prompts = task.build(tokenizer_of(model), n_ranking=1, n_heldout=100).heldout
         experiment = prepare_experiment(model, prompts, metric=task.metric)
         assert accuracy(experiment.clean_logits, prompts).float().mean() >= 0.95
+
+
+@pytest.mark.parametrize("name", ["code-dense", "code-sparse"])
+def test_the_models_of_code_close_brackets(name):
+    model, task = load_model(name), get_task("brackets")
+    prompts = task.build(tokenizer_of(model), n_ranking=1, n_heldout=100).heldout
+    logits = prepare_experiment(model, prompts, metric=task.metric).clean_logits
+    right, wrong = (logits.gather(1, one) for one in (prompts.answers, prompts.wrong_answers))
+    assert (right > wrong).float().mean() >= 0.95  # a comma may come before either
+
+
+def test_the_sparse_model_of_code_keeps_its_bound():
+    card = GateCard.load(find_folder("code-sparse"))
+    assert card.satisfied
+    assert card.ce <= card.tau == card.dense_ce
+    assert card.density["overall"] <= 0.02
+    assert card.density["context"] == 256
 
 
 def test_the_sparse_model_is_sparse_and_no_worse(comparison):
