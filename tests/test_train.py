@@ -499,25 +499,25 @@ def _go_on(out: str) -> None:
     run(Path(out), steps=KILLED_STEPS, resume=(Path(out) / "run.json").exists())
 
 
-KILLED_STEPS = 80
+KILLED_STEPS = 400
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
+    started = time.monotonic()
     straight = run(tmp_path / "straight", steps=KILLED_STEPS)
+    longest = (time.monotonic() - started) / 16  # so that twenty of them do not finish the run
     context = multiprocessing.get_context("fork")  # A spawned process would import for seconds.
-    rng, kills = random.Random(0), 0
-    while kills < 20:
+    rng = random.Random(0)
+    for _ in range(20):
         process = context.Process(target=_go_on, args=(str(tmp_path / "killed"),))
         process.start()
-        process.join(timeout=rng.uniform(0.05, 0.6))
-        if not process.is_alive():
-            assert process.exitcode == 0
-            break
+        process.join(timeout=rng.uniform(0.05, longest))
+        assert process.is_alive()
         os.kill(process.pid or 0, signal.SIGKILL)
         process.join()
-        kills += 1
-    assert kills >= 3
+    lines = len((tmp_path / "killed" / "log.jsonl").read_text().splitlines())
+    assert 20 < lines < KILLED_STEPS  # it had got on, and was not done
     resumed = run(tmp_path / "killed", steps=KILLED_STEPS, resume=True)
     assert_same_weights(resumed.model, straight.model)
     assert [line["step"] for line in log_of(tmp_path / "killed")] == [

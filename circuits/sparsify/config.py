@@ -33,7 +33,7 @@ class TrainConfig:
     """Everything that decides a post-training run, but for the model and its data.
 
     Attributes:
-        gate: False for a control: the same training, on the cross-entropy alone, without a gate.
+        gate: False for a control: the same training without a gate, and without a price on edges.
             What concerns the gate and its bound (bias, edge_weight, penalty, tau, slack, margin,
             lambda_* and control_*) is left aside then.
         steps: Optimiser steps.
