@@ -18,6 +18,7 @@ from circuits.attribute import GRANULARITIES, METHODS, Granularity
 from circuits.circuit import Circuit
 from circuits.files import write_json
 from circuits.notebook import table_html
+from circuits.seeds import check_seed
 from circuits.select import SELECTIONS, Selection
 
 
@@ -62,6 +63,7 @@ class DiscoverConfig:
             raise ValueError(f"{what}; choose among {', '.join(GRANULARITIES)}")
         if self.n_prompts < 2:
             raise ValueError(f"at least 2 prompts are needed, got {self.n_prompts}")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

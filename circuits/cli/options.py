@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.seeds import SEED_RANGE, is_seed
+
 if TYPE_CHECKING:
     from circuits.discovery import DiscoverConfig
     from circuits.sparsify.data import TokenStream
@@ -33,7 +35,18 @@ SelectionName = Annotated[
 ]
 AblationName = Annotated[str, typer.Option("--ablation", help="corrupted, mean or zero.")]
 NPrompts = Annotated[int, typer.Option("--prompts", help="Prompts to rank on, and to hold out.")]
-Seed = Annotated[int, typer.Option(help="Seed of prompts, random circuits and resamples.")]
+
+
+def _checked_seed(seed: int) -> int:
+    if not is_seed(seed):
+        raise typer.BadParameter(f"--seed is {seed}; it must be {SEED_RANGE}")
+    return seed
+
+
+Seed = Annotated[
+    int,
+    typer.Option(callback=_checked_seed, help="Seed of prompts, random circuits and resamples."),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 
 DEFAULT_TASKS = ["ioi", "greater_than"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from circuits.fused import AttentionPath
+from circuits.seeds import SEED_RANGE, is_seed
 from circuits.sparsify.loss import EdgePenalty
 from circuits.sparsify.low_rank import LowRankTargets
 
@@ -140,7 +141,9 @@ class TrainConfig:
                 yield field.name, value, allowed.__contains__, f"one of {allowed}"
             elif isinstance(field.default, bool):
                 yield field.name, value, lambda v: isinstance(v, bool), "True or False"
-            elif field.name in ("seed", "lora_rank"):
+            elif field.name == "seed":
+                yield field.name, value, is_seed, SEED_RANGE
+            elif field.name == "lora_rank":
                 yield field.name, value, lambda v: _is_int(v) and v >= 0, "a whole number >= 0"
             elif isinstance(field.default, int):
                 yield field.name, value, lambda v: _is_int(v) and v >= 1, "a whole number >= 1"

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.seeds import number_of
 from circuits.sparsify.corpus import documents
 
 HeldOut = Literal["control", "selection"]
@@ -236,11 +237,6 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """Returns a short digest of a tokenizer's vocabulary."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
-
-
-def number_of(text: str) -> int:
-    """Returns a number of 63 bits, the same for the same text on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def check_context(context: int) -> None:

@@ -22,11 +22,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.seeds import number_of
 from circuits.sparsify.data import (
     HeldOut,
     check_context,
     check_part,
-    number_of,
     separator_of,
     token_ids_of,
     tokenizer_digest,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from circuits.bridge import is_bridge, is_spare
+from circuits.seeds import sub_seed
 
 LowRankTargets = Literal["all", "attention", "mlp"]
 
@@ -92,7 +93,7 @@ def add_low_rank(
             rank=rank,
             alpha=alpha,
             reads_heads=name == "W_O",
-            seed=seed * len(chosen) + number,
+            seed=sub_seed(seed * len(chosen) + number, f"{seed}/low rank/{number}"),
         )
         parametrize.register_parametrization(module, name, update)
     return {

@@ -20,6 +20,7 @@ from circuits.fused import choose_path, fused_attention
 from circuits.gate import add_gate
 from circuits.models import copy_model
 from circuits.open_edges import OpenEdges, record_open_edges
+from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
     Checkpoint,
@@ -172,7 +173,8 @@ class Run:
 
     def _noise_seed(self, part: int) -> int:
         """The seed of the random numbers of one part of the step's batch."""
-        return (self.config.seed << 40) + (self.step << 12) + part
+        folded = (self.config.seed << 40) + (self.step << 12) + part
+        return sub_seed(folded, f"{self.config.seed}/noise/{self.step}/{part}")
 
     def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 3]:
         """Adds the gradient of a part of the batch; returns its CE, expected and allowed edges."""
