@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -72,12 +74,77 @@ def test_an_unknown_penalty_is_refused() -> None:
 RULE = {"rate": 2.0, "decay": 0.75, "low": 0.5, "high": 4.0}
 
 
+def followed(violations: Sequence[float], start: float, **rule: float) -> list[float]:
+    multiplier, values = Multiplier(start), []
+    for violation in violations:
+        multiplier = multiplier.updated(violation, **rule)
+        values.append(multiplier.value)
+    return values
+
+
+def plain_loop(
+    violations: Sequence[float], start: float, *, rate: float, decay: float, low: float,
+    high: float, restarts: bool = True,
+) -> list[float]:  # fmt: skip
+    """The rule written out: the mean of what was measured since the bound was crossed last."""
+    value, mean, values = start, None, []
+    for violation in violations:
+        crossed = mean is not None and (mean < 0 < violation or violation < 0 < mean)
+        if mean is None or (crossed and restarts):
+            mean = violation
+        else:
+            mean = decay * mean + (1 - decay) * violation
+        value = min(max(value * math.exp(rate * mean), low), high)
+        values.append(value)
+    return values
+
+
 def test_lambda_follows_the_running_mean_of_the_violation() -> None:
     first = Multiplier(1.0).updated(0.1, **RULE)
     assert first.value == pytest.approx(math.exp(0.2))
-    second = first.updated(-0.3, **RULE)  # 0.75 * 0.1 - 0.25 * 0.3 = 0
-    assert second.ema == pytest.approx(0.0)
-    assert second.value == pytest.approx(first.value)
+    second = first.updated(0.3, **RULE)
+    assert second.ema == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
+    assert second.value == pytest.approx(math.exp(0.2 + 2 * 0.15))
+
+
+def test_the_running_mean_begins_anew_where_the_bound_is_crossed() -> None:
+    below = Multiplier(1.0).updated(-0.4, **RULE)
+    above = below.updated(0.1, **RULE)
+    assert above.ema == 0.1
+    assert above.value == pytest.approx(below.value * math.exp(0.2))
+    assert above.updated(-0.2, **RULE).ema == -0.2
+    assert below.updated(0.0, **RULE).ema == pytest.approx(0.75 * -0.4)  # on it is not across
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lambda_is_that_of_a_plain_loop(seed: int) -> None:
+    rng = random.Random(seed)
+    # It stays on one side for long, scatters about the bound, and meets both clamps.
+    violations = [rng.gauss(rng.choice((-0.5, 0.0, 0.5)), 0.1) for _ in range(20) for _ in range(9)]
+    values = followed(violations, 1.0, **RULE)
+    assert values == pytest.approx(plain_loop(violations, 1.0, **RULE))
+    assert {min(values), max(values)} == {0.5, 4.0}
+
+
+def test_lambda_comes_back_at_once_after_the_bound_was_kept_for_long() -> None:
+    rule = {"rate": 2.0, "decay": 0.9, "low": 0.01, "high": 10.0}
+    kept, broken = [-0.5] * 60, [0.5] * 7
+    values = followed(kept + broken, 3.0, **rule)
+    assert values[59] == pytest.approx(0.01)
+    # Every update multiplies it by exp(2 * 0.5).
+    assert values[60:64] == pytest.approx([0.01 * math.exp(n) for n in (1, 2, 3, 4)])
+    assert values[-1] == pytest.approx(10.0)
+    # With a mean that remembers the other side it would lie at the lower clamp all that time.
+    assert plain_loop(kept + broken, 3.0, restarts=False, **rule)[-1] < 0.011
+
+
+@pytest.mark.parametrize("mean", [-0.01, 0.0, 0.01])
+def test_scatter_about_the_bound_moves_lambda_by_its_mean(mean: float) -> None:
+    rng, n = random.Random(0), 20_000
+    violations = [rng.gauss(mean, 0.05) for _ in range(n)]
+    rule = {"rate": 0.1, "decay": 0.9, "low": 1e-30, "high": 1e30}
+    moved = math.log(followed(violations, 1.0, **rule)[-1]) / (0.1 * n)
+    assert moved == pytest.approx(mean, abs=0.002)
 
 
 def test_lambda_is_clamped_without_overflow() -> None:

@@ -226,6 +226,15 @@ def test_the_default_learning_rate_is_less_for_a_wider_model(
     )
 
 
+def test_what_was_measured_in_the_warm_up_does_not_move_lambda(tmp_path: Path) -> None:
+    config = make_config(lambda_warm_up=0.5)
+    run(tmp_path / "run", lambda_warm_up=0.5)
+    lines = {line["step"]: line for line in log_of(tmp_path / "run")}
+    # The first update, after step 8, is by what was measured then, though 4 checks came before.
+    violation = lines[8]["control_ce"] - lines[8]["control_tau"] + config.margin
+    assert lines[9]["lambda"] == pytest.approx(math.exp(config.lambda_rate * violation))
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -69,12 +69,13 @@ class TrainConfig:
         slack: Nats by which the sparse model's CE may exceed the dense one's.
         margin: Nats below the bound that lambda aims at, so that the end of the run keeps it.
         lambda_start: First value of lambda, the weight of the CE.
-        lambda_warm_up: Fraction of the steps in which lambda keeps its first value, while its
-            running mean of violations fills.
+        lambda_warm_up: Fraction of the steps in which lambda keeps its first value. What is
+            measured in them has no part in its running mean of violations.
         lambda_min: Smallest lambda.
         lambda_max: Greatest lambda.
         lambda_rate: Growth of log lambda per nat of violation and update.
-        lambda_decay: Weight of the past in the running mean of violations.
+        lambda_decay: Weight of the past in the running mean of violations, which begins anew when
+            CE crosses the bound.
         control_every: Steps between updates of lambda.
         control_sequences: Held-out sequences that an update of lambda measures the CE on.
         evaluate_every: Steps between evaluations, each of them a candidate for the result.

@@ -5,8 +5,10 @@
 
 CE is the mean cross-entropy over next-token predictions, in nats. lambda follows GECO (Rezende
 and Viola 2018, arXiv 1810.00597), as in arXiv 2512.05865: lambda <- lambda * exp(eta * EMA(CE -
-tau)), clamped. The CE that drives it is the deterministic gate's on held-out data: the sampled
-gate's stays above it and would push lambda up without end.
+tau)), clamped. Two things differ. The CE that drives it is the deterministic gate's on held-out
+data: the sampled gate's stays above it and would push lambda up without end. And the running mean
+begins anew whenever CE crosses the bound: a mean that still held what was measured on the other
+side would go on lowering lambda for long after the bound was broken.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Multiplier:
 
     Attributes:
         value: lambda.
-        ema: running mean of CE - tau in nats, None before the first update.
+        ema: running mean of CE - tau in nats, over the measurements since CE last crossed tau;
+            None before the first update.
     """
 
     value: float
@@ -90,6 +93,10 @@ class Multiplier:
         self, violation: float, *, rate: float, decay: float, low: float, high: float
     ) -> Multiplier:
         """Returns lambda after one more measurement: up where the constraint is broken.
+
+        The running mean never has another sign than the violation. It is a mean of values on one
+        side of the bound, so where CE only scatters about the bound, lambda moves on average by
+        what CE is off on average, as without the rule.
 
         Args:
             violation: CE - tau in nats; positive where the constraint is broken.
@@ -103,6 +110,9 @@ class Multiplier:
         """
         if not math.isfinite(violation):
             raise FloatingPointError(f"CE - tau is {violation}; lambda cannot follow it")
-        ema = violation if self.ema is None else decay * self.ema + (1 - decay) * violation
+        if self.ema is None or self.ema * violation < 0:
+            ema = violation
+        else:
+            ema = decay * self.ema + (1 - decay) * violation
         log_value = math.log(self.value) + rate * ema
         return Multiplier(math.exp(min(max(log_value, math.log(low)), math.log(high))), ema)

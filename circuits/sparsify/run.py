@@ -216,19 +216,19 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=cached)
 
     def control(self) -> dict[str, Any]:
-        """Moves lambda by the control set's CE."""
+        """Moves lambda by the control set's CE, once it has warmed up."""
         with self._fused():
             ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
         violation = ce - self.control_tau + self.config.margin
         self._check_finite("control CE", torch.tensor(violation))
-        warming_up = self.step <= self.config.lambda_warm_up * self.config.steps
-        self.multiplier = self.multiplier.updated(
-            violation,
-            rate=0.0 if warming_up else self.config.lambda_rate,
-            decay=self.config.lambda_decay,
-            low=self.config.lambda_min,
-            high=self.config.lambda_max,
-        )
+        if self.step > self.config.lambda_warm_up * self.config.steps:
+            self.multiplier = self.multiplier.updated(
+                violation,
+                rate=self.config.lambda_rate,
+                decay=self.config.lambda_decay,
+                low=self.config.lambda_min,
+                high=self.config.lambda_max,
+            )
         return {"control_ce": ce, "control_tau": self.control_tau}
 
     def evaluate(self) -> dict[str, Any]:
