@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,6 +50,24 @@ def frozen_parameters(model: HookedTransformer | TransformerBridge) -> set[str]:
     parameters, layout = _layout(model)
     unused = {name for name, _ in model.named_parameters()} - set(parameters)
     return set(layout.constants) | unused
+
+
+def check_trainable(
+    model: HookedTransformer | TransformerBridge, frozen: Collection[str] = ()
+) -> None:
+    """Checks that `save_model` can write this model after all but the frozen parameters moved.
+
+    Raises:
+        ValueError: it cannot (see `check_saveable`); or one that must keep its value is not frozen.
+    """
+    _, layout = _layout(model)
+    moved = sorted(set(layout.constants) - set(frozen))
+    if moved:
+        raise ValueError(
+            f"{len(moved)} parameters would be trained that have no place in a Hugging Face model, "
+            f"so that the result could not be saved: {', '.join(moved[:5])}; freeze "
+            "frozen_parameters(model)"
+        )
 
 
 def save_model(

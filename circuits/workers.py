@@ -58,13 +58,13 @@ class Workers:
             return held[0]
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Returns whether any process says so."""
+    def greatest(self, number: int) -> int:
+        """Returns the greatest of the numbers that the processes give."""
         if self.count > 1:
-            flags: list[Any] = [None] * self.count
-            dist.all_gather_object(flags, flag)
-            return any(flags)
-        return flag
+            numbers: list[Any] = [None] * self.count
+            dist.all_gather_object(numbers, number)
+            return max(numbers)
+        return number
 
 
 _ALONE = Workers()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from circuits.bridge import is_bridge
 from circuits.models import named_weights, new_model
+from circuits.sparsify.data import TokenStream
+from circuits.sparsify.loss import cross_entropy
 from circuits.tasks.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -65,6 +69,35 @@ def make_tiny_model(
                 # A TransformerBridge of a GPT-2 has no place for an unembedding bias.
                 if "W_" not in name and (HAS_HOOKED_TRANSFORMER or name != "unembed.b_U"):
                     weight.add_(0.1 * torch.randn_like(weight))
+    return model
+
+
+def teach(model: Any, stream: TokenStream, *, frozen: Collection[str] = ()) -> None:
+    """Lets a model see a little of a stream, in place, so that it is better than guessing.
+
+    A random model is worse, and post-training refuses it.
+    """
+    taught = [weight for name, weight in model.named_parameters() if name not in frozen]
+    optimizer = torch.optim.AdamW(taught, lr=1e-2)
+    for step in range(12):
+        tokens = stream.batch(10**6 + step, 8)
+        model.zero_grad()
+        cross_entropy(model(tokens), tokens).backward()
+        optimizer.step()
+    model.zero_grad()
+
+
+@functools.cache
+def _taught(stream: TokenStream, overrides: tuple[tuple[str, Any], ...]) -> dict[str, Tensor]:
+    model = make_tiny_model(**dict(overrides))
+    teach(model, stream)
+    return copy.deepcopy(model.state_dict())
+
+
+def make_taught_model(stream: TokenStream, **overrides: Any) -> HookedTransformer:
+    """Returns a tiny model after `teach`; the same for the same arguments."""
+    model = make_tiny_model(**overrides)
+    model.load_state_dict(_taught(stream, tuple(overrides.items())))
     return model
 
 

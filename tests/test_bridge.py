@@ -33,7 +33,13 @@ from circuits.saving import frozen_parameters, save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import post_train
 from circuits.tasks import get_task
-from tests.helpers import CountingStream, make_prompts, needs_hooked_transformer, word_tokenizer
+from tests.helpers import (
+    CountingStream,
+    make_prompts,
+    needs_hooked_transformer,
+    teach,
+    word_tokenizer,
+)
 
 SIZES: dict[str, Any] = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -145,6 +151,7 @@ def test_the_gate_trains_on_a_bridge(folder):
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["all weights", "low rank"])
 def test_a_trained_bridge_is_saved_with_what_it_computes(folder, tmp_path, options):
     dense = load_bridge(folder)
+    teach(dense, CountingStream(), frozen=frozen_parameters(dense))
     tokens = torch.randint(2, 30, (4, 12))
     before = dense(tokens)
     config = TrainConfig(

@@ -18,7 +18,7 @@ from circuits.sparsify.corpus import corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.loss import cross_entropy, distillation_loss
 from circuits.sparsify.train import TrainConfig, TrainResult, evaluate_ce, post_train
-from tests.helpers import make_tiny_model
+from tests.helpers import make_taught_model, make_tiny_model
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -43,7 +43,8 @@ def make_config(**changes: Any) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def dense() -> HookedTransformer:
-    return make_tiny_model(tokenizer=corpus_tokenizer(context=32))
+    tokenizer = corpus_tokenizer(context=32)
+    return make_taught_model(CorpusStream(tokenizer, context=32), tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +235,7 @@ def test_the_bar_shows_what_a_control_measures(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    result = post_train(dense, stream, make_config(), tmp_path / "run")
+    result = post_train(dense, stream, make_config(), tmp_path / "run", frozen=())
     shown = "".join(capsys.readouterr())
     assert f"CE {result.ce:.4f}, batch " in shown
     assert "lambda" not in shown

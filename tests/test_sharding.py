@@ -24,7 +24,7 @@ from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding
 from circuits.sparsify.train import TrainConfig, TrainResult, post_train
 from circuits.workers import Workers, join_workers
-from tests.helpers import CountingStream, make_tiny_model
+from tests.helpers import CountingStream, make_taught_model
 
 ROOT = Path(__file__).resolve().parents[1]
 # One head: a HookedTransformer's attention weights cannot be cut along their first axis.
@@ -46,18 +46,19 @@ def unused(model: Any) -> set[str]:
 
 
 def train(out: Path, config: TrainConfig, **flags: Any) -> TrainResult:
-    model = make_tiny_model(**SHAPE)
+    model = make_taught_model(CountingStream(), **SHAPE)
     frozen = unused(model)
     return post_train(model, CountingStream(), config, out, frozen=frozen, progress=False, **flags)
 
 
 def begin(out: Path, workers: Workers, sharding: Sharding | None = None) -> Run:
     """The first half of a run."""
-    model = make_tiny_model(**SHAPE)
+    model = make_taught_model(CountingStream(), **SHAPE)
     run = Run.start(
         model, CountingStream(), make_config(workers.count), out, unused(model), False,
         workers, sharding,
     )  # fmt: skip
+    run.begin()
     for _ in range(2):
         record = run.train_step()
         run.write_log(record | (run.control() if run.step == 2 else {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import multiprocessing
@@ -26,9 +27,15 @@ from torch._dynamo.utils import counters
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+from circuits.cli import main
+from circuits.folder_lock import FolderInUseError
 from circuits.gate import add_gate, is_gated
+from circuits.models import load_model
 from circuits.open_edges import Density
+from circuits.saving import save_model
 from circuits.sparsify import run as run_module
+from circuits.sparsify.checkpoint import load_checkpoint, save_checkpoint
+from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.train import (
@@ -38,10 +45,25 @@ from circuits.sparsify.train import (
     evaluate_ce,
     post_train,
 )
-from tests.helpers import HAS_HOOKED_TRANSFORMER, CountingStream, make_tiny_model
+from circuits.top_k import add_top_k
+from tests.helpers import (
+    HAS_HOOKED_TRANSFORMER,
+    CountingStream,
+    make_taught_model,
+    make_tiny_model,
+)
 
 CONTEXT = CountingStream.context
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def new_dense(**overrides: Any) -> HookedTransformer:
+    return make_taught_model(CountingStream(), **overrides)
+
+
+@pytest.fixture
+def tiny_model() -> HookedTransformer:
+    return new_dense()
 
 
 def make_config(**changes: Any) -> TrainConfig:
@@ -60,9 +82,10 @@ def make_config(**changes: Any) -> TrainConfig:
 
 def run(out: Path, model: HookedTransformer | None = None, **options: Any) -> TrainResult:
     stream = options.pop("stream", CountingStream())
-    flags = {name: options.pop(name) for name in ("resume", "frozen") if name in options}
+    # The tiny model cannot be saved: it does not come from a Hugging Face model.
+    flags = {"frozen": options.pop("frozen", ()), "resume": options.pop("resume", False)}
     config = make_config(**options)
-    return post_train(model or make_tiny_model(), stream, config, out, progress=False, **flags)
+    return post_train(model or new_dense(), stream, config, out, progress=False, **flags)
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -235,6 +258,49 @@ def test_what_was_measured_in_the_warm_up_does_not_move_lambda(tmp_path: Path) -
     assert lines[9]["lambda"] == pytest.approx(math.exp(config.lambda_rate * violation))
 
 
+def test_the_result_says_how_long_the_bound_was_broken(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", steps=60, slack=0.05)
+    checks = [line for line in log_of(tmp_path / "run") if "control_ce" in line]
+    outside = [line["control_ce"] > line["control_tau"] for line in checks]
+    assert 0 < sum(outside) < len(outside) == 30
+    assert (result.watch.checks, result.watch.outside) == (30, sum(outside))
+    since = next((i for i in range(30) if all(outside[i:])), None)
+    assert result.watch.since == (None if since is None else checks[since]["step"])
+    written = json.loads((tmp_path / "run" / "run.json").read_text())["result"]
+    assert written["bound"] == dataclasses.asdict(result.watch)
+    assert run(tmp_path / "run", steps=60, slack=0.05, resume=True).watch == result.watch
+
+
+def test_a_large_seed_trains(tmp_path: Path) -> None:
+    first, again, other = (
+        run(tmp_path / name, seed=seed, slack=10.0).model
+        for name, seed in {"first": 20251124, "again": 20251124, "other": 2**63 - 1}.items()
+    )
+    assert_same_weights(first, again)
+    assert not torch.equal(first.W_E, other.W_E)
+
+
+def test_by_default_what_is_trained_can_be_saved(tmp_path: Path) -> None:
+    dense = load_model("dense")
+    stream = CorpusStream(dense.tokenizer, context=16)
+    config = make_config(steps=1, slack=10.0)
+    result = post_train(dense, stream, config, tmp_path / "run", progress=False)
+    save_model(result.model, tmp_path / "model", gate=result.card())
+    assert not torch.equal(result.model.W_E, dense.W_E)
+    with pytest.raises(ValueError, match="could not be saved: .*unembed.b_U; freeze frozen_par"):
+        post_train(dense, stream, config, tmp_path / "all", frozen=(), progress=False)
+    with pytest.raises(ValueError, match="keeps its highest scores only .* could not be saved"):
+        post_train(add_top_k(dense, 2), stream, config, tmp_path / "top", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
+
+
+def test_a_model_that_cannot_be_saved_is_trained_only_if_asked_for(tmp_path: Path) -> None:
+    message = "has no Hugging Face counterpart.*to train it all the same .* give frozen=()"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "run", frozen=None)
+    assert not (tmp_path / "run").exists()
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -318,6 +384,104 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
         run(tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert_same_weights(run(tmp_path / "run", resume=True).model, straight.model)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    process = start_run(tmp_path / "run", "endless")
+    log = tmp_path / "run" / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "TrainingInterrupted: stopped after step" in errors
+    assert "resume=True" in errors
+    step = log_of(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_a_stopped_command_says_so_in_its_exit_code_and_goes_on_to_the_same_bits(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    def command(name: str, *options: str) -> int:
+        return main(
+            ["train", "--out", str(tmp_path / name), "--steps", "3", "--batch-size", "2",
+             "--context", "16", "--slack", "100", *options]
+        )  # fmt: skip
+
+    real_step, real_save = run_module.Run.train_step, run_module.Run.save
+
+    def stopped(self: Any) -> dict[str, Any]:
+        if self.step == 1:
+            os.kill(os.getpid(), number)
+        return real_step(self)
+
+    def saving(self: Any) -> None:
+        if number == signal.SIGTERM:
+            os.kill(os.getpid(), number)  # A launcher and a scheduler may both send it.
+        real_save(self)
+
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.Run, "train_step", stopped)
+        patch.setattr(run_module.Run, "save", saving)
+        assert command("run") == code
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("circuits: stopped after step 2 of 3; the state is saved in ")
+    assert "(--resume)" in said
+    assert command("run", "--resume") == command("straight") == 0
+    weights_file = Path("model", "model.safetensors")
+    first, second = ((tmp_path / name / weights_file).read_bytes() for name in ("run", "straight"))
+    assert first == second
+
+
+def test_a_run_is_left_alone_by_one_that_would_resume_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start_run(out, "endless")
+    wait_for(lambda: (out / "checkpoints" / "step_00000003").exists(), process)
+    for resume in (True, False):
+        with pytest.raises(FolderInUseError, match=f"run is in use by process {process.pid} on "):
+            run(out, steps=100_000, resume=resume)
+    lines = (out / "log.jsonl").read_text().count("\n")
+    wait_for(lambda: (out / "log.jsonl").read_text().count("\n") > lines + 6, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with pytest.raises(ValueError, match="config.steps was 100000 and is 12"):
+        run(out, resume=True)  # It is free again, and looked at.
+
+
+def _compete(out: str, start: float, told: Any) -> None:
+    torch.set_num_threads(1)
+    while time.time() < start:
+        pass
+    try:
+        told.put(str(run(Path(out), steps=40).steps))
+    except (FolderInUseError, ValueError) as error:
+        told.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
+def test_of_runs_that_start_at_once_one_goes_on_and_is_not_disturbed(tmp_path: Path) -> None:
+    new_dense()  # so that every process has it
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    for attempt in range(2):
+        out, start = str(tmp_path / str(attempt)), time.time() + 0.5
+        processes = [context.Process(target=_compete, args=(out, start, told)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        outcomes = sorted(told.get() for _ in processes)
+        for process in processes:
+            process.join()
+        assert outcomes.count("40") == 1, outcomes
+        assert sum("in use by " in line or "is not empty" in line for line in outcomes) == 2
+        assert [line["step"] for line in log_of(Path(out))] == list(range(1, 41))
 
 
 @contextlib.contextmanager
@@ -408,6 +572,48 @@ def test_a_damaged_checkpoint_costs_steps_but_not_bits(tmp_path: Path) -> None:
     assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 13))
 
 
+SPARSER: dict[str, Any] = {"slack": 10.0, "edge_weight": 100.0, "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_damaged_best_weights_cost_steps_but_not_bits(tmp_path: Path, name: str) -> None:
+    first = run(tmp_path / "run", **SPARSER)
+    folder = tmp_path / "run" / "checkpoints"
+    assert first.best_step == 12  # The state before it refers to the best of step 8.
+    os.truncate(folder / "best_00000012" / name, 10)
+    with pytest.warns(UserWarning, match="best_00000012.*going back to .*step_00000009"):
+        resumed = run(tmp_path / "run", resume=True, **SPARSER)
+    assert_same_weights(first.model, resumed.model)
+    assert (resumed.best_step, resumed.warnings) == (12, first.warnings)
+    assert [line["step"] for line in log_of(tmp_path / "run")] == list(range(1, 13))
+
+
+def test_best_weights_that_are_lost_are_told_and_looked_for_anew(tmp_path: Path) -> None:
+    first = run(tmp_path / "run", **SPARSER)
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (8, 12):
+        shutil.rmtree(folder / f"best_{step:08d}")
+    message = "the best weights up to step 12, of step 12 with .* are lost: .*going on from .*0012"
+    with pytest.warns(UserWarning, match=message):
+        resumed = run(tmp_path / "run", resume=True, **SPARSER)
+    # The last state is measured again, and is the best of what is left.
+    assert resumed.satisfied
+    assert_same_weights(first.model, resumed.model)
+    assert resumed.warnings[-1].startswith("the best weights up to step 12, of step 12")
+    again = run(tmp_path / "run", resume=True, **SPARSER)  # without a warning
+    assert again.warnings == resumed.warnings
+    assert_same_weights(first.model, again.model)
+
+
+def test_a_state_of_another_rule_for_lambda_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_00000012"
+    found = load_checkpoint(path)
+    save_checkpoint(path, found.tensors, {k: v for k, v in found.state.items() if k != "bound"})
+    with pytest.raises(ValueError, match="by an earlier version of circuits, which moved lambda"):
+        run(tmp_path / "run", resume=True)
+
+
 def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
     first, again = run(tmp_path / "run"), run(tmp_path / "run", resume=True)
     assert_same_weights(first.model, again.model)
@@ -460,7 +666,10 @@ def test_weights_that_are_no_number_are_named(
         ({"lambda_warm_up": 1.0}, r"lambda_warm_up is 1.0; it must be in \[0, 1\)"),
         ({"bias": math.inf}, "bias is inf; it must be a finite number"),
         ({"lambda_start": 20.0}, "lambda_start is 20.0; .*lambda_max = 10.0"),
-        ({"steps": -1, "seed": -1}, "steps is -1; .*; seed is -1; it must be a whole number from 0 to"),
+        (
+            {"steps": -1, "seed": -1},
+            "steps is -1; .*; seed is -1; it must be a whole number from 0 to",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -489,7 +698,7 @@ def test_a_different_run_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.seed was 0 and is 1"):
         run(tmp_path / "run", resume=True, stream=CountingStream(seed=1))
     with pytest.raises(ValueError, match="model.weights was"):
-        run(tmp_path / "run", make_tiny_model(seed=1), resume=True)
+        run(tmp_path / "run", new_dense(seed=1), resume=True)
     with pytest.raises(ValueError, match="not empty"):
         run(tmp_path / "run")
 
@@ -497,7 +706,7 @@ def test_a_different_run_is_not_resumed(tmp_path: Path) -> None:
 def test_the_bar_shows_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    post_train(make_tiny_model(), CountingStream(), make_config(), tmp_path / "run")
+    post_train(new_dense(), CountingStream(), make_config(), tmp_path / "run", frozen=())
     shown = capsys.readouterr()
     assert "12/12" in shown.out + shown.err
     assert "lambda" in shown.out + shown.err

@@ -1,7 +1,8 @@
 """The command line: arguments in, calls of the package, tables and exit codes out.
 
-Exit codes: 0 done, 1 a failure (one line on stderr), 2 bad usage, 130 interrupted. `--debug` shows
-tracebacks. torch and TransformerLens are imported only once the arguments have been read.
+Exit codes: 0 done, 1 a failure (one line on stderr), 2 bad usage, 130 interrupted, 143 stopped by
+SIGTERM. `--debug` shows tracebacks. torch and TransformerLens are imported only once the arguments
+have been read.
 """
 
 from __future__ import annotations

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -109,11 +112,10 @@ def train_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.models import checked_device, load_model
-        from circuits.saving import frozen_parameters
+        from circuits.folder_lock import locked_folder
+        from circuits.models import checked_device
+        from circuits.sparsify.checkpoint import check_folder
         from circuits.sparsify.config import TrainConfig
-        from circuits.sparsify.data import CorpusStream
-        from circuits.sparsify.dataset_stream import DatasetStream
         from circuits.sparsify.sharding import why_not_sharded
         from circuits.sparsify.trackers import check_tracker
 
@@ -152,52 +154,89 @@ def train_command(
         if text is not None and data is not None:
             raise ValueError("give --text or --data, not both")
         device = str(checked_device(launch.own_device(device)))
-        # A model to shard may be too big for one GPU.
-        dense = load_model(model, device="cpu" if shard else device)
-        frozen = frozen_parameters(dense)
         configs = [replace(config, seed=seed + number) for number in range(twins)]
-        streams: list[TokenStream] = []
-        for one in configs:
-            if data is not None:
-                stream: TokenStream = DatasetStream(
-                    data,
-                    dense.tokenizer,
-                    context=context,
-                    seed=one.seed,
-                    column=data_column,
-                    subset=data_subset,
-                    split=data_split,
-                )
-            elif text is not None:
-                stream = text_stream(text, dense.tokenizer, context, one.seed)
+        if twins == 1 and launch.is_first:
+            check_folder(out, resume=resume)
+    # From here on, so that a second command waits for no model before it is refused.
+    with locked_folder(out) if launch.is_first else nullcontext(), _said_warnings():
+        with usage_errors():
+            from circuits.models import load_model
+
+            # A model to shard may be too big for one GPU.
+            dense = load_model(model, device="cpu" if shard else device)
+            streams = [
+                _stream(text, data, data_subset, data_split, data_column, dense, context, one.seed)
+                for one in configs
+            ]
+        doing = f"training {model} on without a gate" if control else f"post-training {model}"
+        failures = []
+        for one, stream in zip(configs, streams, strict=True):
+            folder = out if twins == 1 else out / f"seed{one.seed}"
+            err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
+            begun = resume and (twins == 1 or folder.exists())
+            failures += _make_model(
+                dense, stream, one, folder, begun, tracker,
+                saves=launch.is_first, shard_on=device if shard else None,
+            )  # fmt: skip
+    if failures:
+        raise RuntimeError("; ".join(failures))
+
+
+def _stream(
+    text: Path | None,
+    data: str | None,
+    subset: str | None,
+    split: str,
+    column: str,
+    dense: HookedTransformer,
+    context: int,
+    seed: int,
+) -> TokenStream:
+    """The sequences that the options ask for."""
+    from circuits.sparsify.data import CorpusStream
+    from circuits.sparsify.dataset_stream import DatasetStream
+
+    tokenizer = dense.tokenizer
+    if data is not None:
+        return DatasetStream(
+            data, tokenizer, context=context, seed=seed, column=column, subset=subset, split=split
+        )
+    if text is not None:
+        return text_stream(text, tokenizer, context, seed)
+    return CorpusStream(tokenizer, context=context, seed=seed)
+
+
+@contextmanager
+def _said_warnings() -> Iterator[None]:
+    """Says what the package warns of inside the context, a line each."""
+    package = Path(__file__).parents[1]
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say_it(
+            message: Warning | str, category: type[Warning], filename: str, *place: Any
+        ) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(package):
+                say(f"warning: {message}")
             else:
-                stream = CorpusStream(dense.tokenizer, context=context, seed=one.seed)
-            streams.append(stream)
-    doing = f"training {model} on without a gate" if control else f"post-training {model}"
-    for one, stream in zip(configs, streams, strict=True):
-        folder = out if twins == 1 else out / f"seed{one.seed}"
-        err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
-        if twins > 1:
-            out.mkdir(parents=True, exist_ok=True)
-        begun = resume and (twins == 1 or folder.exists())
-        _make_model(
-            dense, stream, one, frozen, folder, begun, tracker,
-            saves=launch.is_first, shard_on=device if shard else None,
-        )  # fmt: skip
+                show(message, category, filename, *place)
+
+        warnings.showwarning = say_it
+        yield
 
 
 def _make_model(
     dense: HookedTransformer,
     stream: TokenStream,
     config: TrainConfig,
-    frozen: set[str],
     out: Path,
     resume: bool,
     tracker: str | None,
     *,
     saves: bool,
     shard_on: str | None,
-) -> None:
+) -> list[str]:
+    """Trains a model and saves it; returns why it is not a success, if so."""
     from circuits.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
     from circuits.sparsify.train import TrainingInterrupted, post_train
@@ -208,34 +247,33 @@ def _make_model(
             stream,
             config,
             out,
-            frozen=frozen,
             resume=resume,
             tracker=tracker,
             shard_on=shard_on,
         )
     except TrainingInterrupted as stop:
         say(str(stop))
-        raise typer.Exit(130) from None
+        raise typer.Exit(stop.exit_code) from None
     out_console.print(_summary(result), soft_wrap=True)
+    for warning in result.warnings:
+        say(f"warning: {warning}")
     if saves:
         card = result.card() if config.gate else None
         with resumable_write(out / "model", out / CHECKPOINTS):
             save_model(result.model, out / "model", gate=card)
-    if not result.satisfied:
-        raise RuntimeError(
-            f"no state kept the bound CE <= {result.tau:.4f}; the last one is in {out / 'model'}. "
-            "Train longer, allow some --slack, or lower --edge-weight"
-        )
     out_console.print(f"written to {out / 'model'}")
+    return [f"{out / 'model'}: {failure}" for failure in result.failures]
 
 
 def _summary(result: TrainResult) -> str:
     """What a run came to, in a line."""
     if not result.config.gate:
         return f"dense CE {result.dense_ce:.4f}, control CE {result.ce:.4f} nats"
-    layers = ", ".join(f"{density:.2%}" for density in result.density.per_layer.tolist())
+    from circuits.sparsify.result import format_density
+
+    layers = ", ".join(map(format_density, result.density.per_layer.tolist()))
     return (
         f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
-        f"{result.density.overall:.2%} of edges open at T = {result.density.context} "
-        f"(layers: {layers}), weights of step {result.best_step}"
+        f"{format_density(result.density.overall)} of edges open at T = {result.density.context} "
+        f"(layers: {layers}), weights of step {result.best_step}; {result.watch.in_words()}"
     )

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from circuits.files import write_json, write_text
+from circuits.files import write_text
+from circuits.folder_lock import LOCK_FILES, check_free
+from circuits.gate_card import read_json
 from circuits.sparsify.sharding import whole
 
 RUN_FILE = "run.json"
@@ -62,11 +64,13 @@ class Checkpoint:
         path: its folder.
         tensors: tensors by name, on the CPU.
         state: everything else, as JSON.
+        lost: of a state whose best weights are damaged, a sentence that says so.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
+    lost: str | None = None
 
 
 def save_checkpoint(
@@ -116,6 +120,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         DamagedCheckpointError: a file is missing, cut short or altered.
     """
+    _check_files(path)
+    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(path, load_file(path / TENSORS_FILE), state)
+
+
+def _check_files(path: Path) -> None:
+    """Compares the files of a checkpoint with its manifest."""
     try:
         manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
         wrong = [
@@ -129,8 +140,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise DamagedCheckpointError(
             f"checkpoint {path} is damaged: {', '.join(wrong)} does not match {MANIFEST_FILE}"
         )
-    state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    return Checkpoint(path, load_file(path / TENSORS_FILE), state)
 
 
 @contextlib.contextmanager
@@ -167,28 +176,58 @@ def best_path(folder: Path, step: int) -> Path:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Returns the latest undamaged state, None if there is none at all.
+    """Returns the latest state to go on from, None if there is none at all.
+
+    That is the latest one that is undamaged together with the best weights that it refers to: a run
+    that goes on from there ends with the bits of one whose files were never damaged. If there is
+    none, it is the latest undamaged state, and its `lost` says that its best weights are lost.
 
     Warns:
-        UserWarning: a later one is damaged and was passed over.
+        UserWarning: what is damaged, and what the run goes on from.
 
     Raises:
         DamagedCheckpointError: there are some, and all are damaged.
     """
     damage: list[str] = []
+    without_best: Checkpoint | None = None
     for path in sorted(folder.glob(f"{_STEP}*"), reverse=True):
         try:
             found = load_checkpoint(path)
         except DamagedCheckpointError as error:
             damage.append(str(error))
             continue
-        for message in damage:
-            warnings.warn(f"{message}; going back to {found.path}", stacklevel=2)
-        return found
-    if damage:
+        wrong = _damage_of_best(folder, found)
+        if wrong is None:
+            for message in damage:
+                warnings.warn(f"{message}; going back to {found.path}", stacklevel=2)
+            return found
+        damage.append(wrong)
+        if without_best is None:
+            best = found.state
+            lost = (
+                f"the best weights up to step {best['step']}, of step {best['best_step']} with "
+                f"{best['best_density']:.2%} of edges open, are lost: {wrong}"
+            )
+            without_best = replace(found, lost=lost)
+    if without_best is not None:
+        warnings.warn(
+            f"{without_best.lost}; going on from {without_best.path} without them", stacklevel=2
+        )
+    elif damage:
         raise DamagedCheckpointError(
             f"no usable checkpoint in {folder}: {'; '.join(damage)}; start again in an empty folder"
         )
+    return without_best
+
+
+def _damage_of_best(folder: Path, checkpoint: Checkpoint) -> str | None:
+    """Returns what is wrong with the best weights that a state refers to, None if nothing."""
+    if checkpoint.state["best_step"] is None:
+        return None
+    try:
+        _check_files(best_path(folder, checkpoint.state["best_step"]))
+    except DamagedCheckpointError as error:
+        return str(error)
     return None
 
 
@@ -196,58 +235,78 @@ def prune_checkpoints(folder: Path, step: int, *, keep: int = 2) -> None:
     """Removes what the state after `step` steps, just saved, makes needless.
 
     That is: older states but the last `keep`; later states, which a resumed run has passed over
-    as damaged; best weights that no state left refers to (by `state["best_step"]`); and folders
-    half written when a run was killed.
+    as damaged; best weights that no state left refers to (by `state["best_step"]`); states that
+    cannot be read; and folders half written when a run was killed.
     """
+    needed: set[Path] = set()
     paths = sorted(folder.glob(f"{_STEP}*"))
-    kept = [path for path in paths if path <= step_path(folder, step)][-keep:]
-    named: set[Path] = set()
-    for path in kept:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-        if state["best_step"] is not None:
-            named.add(best_path(folder, state["best_step"]))
-    needed = {*kept, *named}
+    for path in [path for path in paths if path <= step_path(folder, step)][-keep:]:
+        try:
+            best_step = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))["best_step"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        needed.add(path)
+        if best_step is not None:
+            needed.add(best_path(folder, best_step))
     for pattern in (f"{_STEP}*", f"{_BEST}*", f".{_STEP}*", f".{_BEST}*"):
         for path in folder.glob(pattern):
             if path not in needed:
                 shutil.rmtree(path)
 
 
-def claim_folder(out_dir: Path, identity: dict[str, Any], resume: bool) -> Checkpoint | None:
-    """Makes `out_dir` the folder of one run, and returns the checkpoint to go on from, if any.
+def check_folder(out_dir: Path, *, resume: bool) -> None:
+    """Refuses a folder that cannot take a new run, or holds none to resume.
+
+    Raises:
+        ValueError: it is a file; for a new run it is not empty; to resume, there is no run in it.
+        FolderInUseError: another run is at work in it.
+    """
+    check_free(out_dir)
+    if out_dir.exists() and not out_dir.is_dir():
+        raise ValueError(f"{out_dir} is a file; give a folder for the run")
+    if resume:
+        if not (out_dir / RUN_FILE).is_file():
+            raise ValueError(f"{out_dir} holds no run to resume: there is no {RUN_FILE} in it")
+    elif out_dir.exists() and any(path.name not in LOCK_FILES for path in out_dir.iterdir()):
+        raise ValueError(
+            f"{out_dir} is not empty; give a new folder, or resume=True (--resume) to go on "
+            "with the run in it"
+        )
+
+
+def find_run(out_dir: Path, identity: dict[str, Any], *, resume: bool) -> Checkpoint | None:
+    """Returns the checkpoint to go on from in `out_dir`, None to start.
 
     Args:
         out_dir: new or empty, or the folder of the run to resume.
         identity: groups of values that a resumed run must share with the first.
         resume: whether to go on with the run in `out_dir`.
 
+    Warns:
+        UserWarning: some checkpoints are damaged; see `latest_checkpoint`.
+
     Raises:
-        ValueError: the folder holds something else, or a run that differs; the text names how.
+        ValueError: the folder holds something else, or a run that differs; the text names how. Or
+            all checkpoints are damaged.
     """
-    run_file = out_dir / RUN_FILE
-    if out_dir.exists() and not out_dir.is_dir():
-        raise ValueError(f"{out_dir} is a file; give a folder for the run")
+    check_folder(out_dir, resume=resume)
     if not resume:
-        if out_dir.exists() and any(out_dir.iterdir()):
-            raise ValueError(
-                f"{out_dir} is not empty; give a new folder, or resume=True (--resume) to go on "
-                "with the run in it"
-            )
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(run_file, identity)
         return None
-    if not run_file.is_file():
-        raise ValueError(f"{out_dir} holds no run to resume: there is no run.json in it")
-    before = json.loads(run_file.read_text(encoding="utf-8"))
+    before = read_json(out_dir / RUN_FILE)
     differing = [
-        f"{part}.{name} was {before.get(part, {}).get(name)!r} and is {now!r}"
+        f"{part}.{name} was {_entry(before, part, name)!r} and is {now!r}"
         for part, values in json.loads(json.dumps(identity)).items()
         for name, now in values.items()
-        if before.get(part, {}).get(name) != now
+        if _entry(before, part, name) != now
     ]
     if differing:
         raise ValueError(f"{out_dir} holds a different run: {'; '.join(differing)}")
     return latest_checkpoint(out_dir / CHECKPOINTS)
+
+
+def _entry(values: dict[str, Any], part: str, name: str) -> Any:
+    held = values.get(part)
+    return held.get(name) if isinstance(held, dict) else None
 
 
 def cut_log(path: Path, step: int) -> None:

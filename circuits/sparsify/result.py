@@ -9,6 +9,7 @@ from circuits.gate_card import GateCard
 from circuits.models import versions
 from circuits.open_edges import Density
 from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -33,6 +34,8 @@ class TrainResult:
         seconds: Time spent, over all resumed parts of the run.
         data: The description of the token stream.
         config: The config of the run.
+        watch: How often lambda's checks found the CE above the bound; none for a control.
+        notes: What was to be warned of while the run went on.
     """
 
     model: HookedTransformer
@@ -47,6 +50,56 @@ class TrainResult:
     seconds: float
     data: dict[str, Any]
     config: TrainConfig
+    watch: BoundWatch = BoundWatch()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why the result is not a success, a sentence each; nothing if it is one."""
+        if not self.config.gate:
+            return ()
+        found = []
+        if not self.satisfied:
+            found.append(
+                f"no state kept the bound CE <= {self.tau:.4f}, and this is the last one; train "
+                "longer, allow some slack (--slack), or lower the edge weight (--edge-weight)"
+            )
+        if is_attention_free(self.density):
+            found.append(
+                f"{format_density(self.density.overall)} of attention edges are open: this model "
+                "does without attention, and has no circuits to find; lower the edge weight "
+                "(--edge-weight), and look whether the text needs attention at all"
+            )
+        return tuple(found)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to know before the result is relied on, a sentence each."""
+        if not (self.config.gate and is_new_text(self.ce, self.dense_ce, self.tau)):
+            return self.notes
+        return (
+            *self.notes,
+            f"CE is {self.dense_ce - self.ce:.2f} nats under the dense model's: training has "
+            "taught the model this text, which was new to it, so that CE <= tau says little about "
+            "what the gates cost; train a control by the same recipe (--control) and compare with "
+            "it, and bound the twin by the control's CE (--tau)",
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what the run came to, as JSON."""
+        return {
+            "satisfied": self.satisfied,
+            "failures": list(self.failures),
+            "warnings": list(self.warnings),
+            "ce": self.ce,
+            "dense_ce": self.dense_ce,
+            "tau": self.tau if self.config.gate else None,
+            "density": self.density.overall,
+            "context": self.density.context,
+            "steps": self.steps,
+            "best_step": self.best_step,
+            "bound": asdict(self.watch),
+        }
 
     def card(self) -> GateCard:
         """Returns what `gate.json` says of the model.
@@ -74,6 +127,14 @@ class TrainResult:
                 "steps": self.steps,
                 "best_step": self.best_step,
                 "seconds": self.seconds,
+                "failures": list(self.failures),
+                "warnings": list(self.warnings),
+                "bound": asdict(self.watch),
             },
             versions=versions(),
         )
+
+
+def format_density(density: float) -> str:
+    """Returns a density in percent, with so many digits that what is not 0 does not read as 0."""
+    return f"{density:.2%}" if density == 0 or density >= 5e-4 else f"{100 * density:.1g}%"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.fused import choose_path, fused_attention
+from circuits.files import write_json
+from circuits.fused import fused_attention
 from circuits.gate import add_gate
+from circuits.gate_card import read_json
 from circuits.models import copy_model
 from circuits.open_edges import OpenEdges, record_open_edges
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
+    RUN_FILE,
     Checkpoint,
     best_path,
-    claim_folder,
     cut_log,
+    find_run,
     load_checkpoint,
     name_latest,
     prune_checkpoints,
@@ -38,6 +41,7 @@ from circuits.sparsify.compiled import compile_parts, compiled
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
@@ -50,6 +54,7 @@ from circuits.sparsify.trained_weights import (
     tensors_of,
     trained_weights,
 )
+from circuits.sparsify.verdict import BoundWatch, check_readable
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
@@ -100,11 +105,16 @@ class Run:
         self.control_tau = control_ce + self.slack
         self.tau = tau if config.gate else math.inf
         self.multiplier = Multiplier(config.lambda_start)
+        self.watch = BoundWatch()
+        self.notes: list[str] = []
+        self.lost: list[str] = []
         self.step = 0
         self.best_step: int | None = None
         self.best_density = math.inf
         self.checkpoints = out_dir / CHECKPOINTS
         self.log_path = out_dir / "log.jsonl"
+        self._identity: dict[str, Any] | None = None
+        self._look_for_best = False
         self._seconds_before, self._started = 0.0, time.perf_counter()
 
     @classmethod
@@ -119,20 +129,49 @@ class Run:
         workers: Workers,
         sharding: Sharding | None = None,
     ) -> Run:
-        """Returns a new run, or the one in `out_dir` as its latest checkpoint has it."""
+        """Returns a new run, or the one in `out_dir` as its latest checkpoint has it.
+
+        Nothing is written yet.
+        """
         config = config.for_width(dense.cfg.d_model)
-        attention = _attention_path(dense, stream, config, sharding)
-        identity = _identity(dense, stream, config, frozen, attention, workers)
-        checkpoint = claim_folder(out_dir, identity, resume) if workers.is_first else None
-        path = workers.agree(checkpoint.path if checkpoint else None)
-        if path is not None and checkpoint is None:
-            checkpoint = load_checkpoint(path)
+        attention = attention_path(dense, stream, config, sharding)
+        identity = identify(dense, stream, config, frozen, attention, workers)
+        checkpoint = find_run(out_dir, identity, resume=resume) if workers.is_first else None
+        found = workers.agree((checkpoint.path, checkpoint.lost) if checkpoint else None)
+        if found is not None and checkpoint is None:
+            checkpoint = replace(load_checkpoint(found[0]), lost=found[1])
         run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding)
+        run._identity = None if resume else identity
         if checkpoint is not None:
             run._restore(checkpoint)
-        if workers.is_first:
-            cut_log(run.log_path, run.step)
         return run
+
+    def check_text(self) -> None:
+        """Refuses text that the dense model cannot read.
+
+        Warns:
+            UserWarning: many tokens of it are unknown to the tokenizer.
+
+        Raises:
+            ValueError: it cannot; see `check_readable`.
+        """
+        vocabulary, tokenizer = self._dense.cfg.d_vocab, self._dense.tokenizer
+        note = check_readable(self.dense_ce, vocabulary, self.selection_set, tokenizer)
+        if note is not None:
+            self.notes.append(note)
+            if self.workers.is_first:
+                warnings.warn(note, stacklevel=3)
+
+    def begin(self) -> None:
+        """Writes what a run begins or goes on with: who it is, its log cut after the last step."""
+        if self.workers.is_first:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            if self._identity is not None:
+                write_json(self.out_dir / RUN_FILE, self._identity)
+            cut_log(self.log_path, self.step)
+        if self._look_for_best:
+            self.evaluate()
+            self.save()
 
     def train_step(self) -> dict[str, Any]:
         """Takes one optimiser step and returns its line of the log."""
@@ -221,6 +260,7 @@ class Run:
             ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
         violation = ce - self.control_tau + self.config.margin
         self._check_finite("control CE", torch.tensor(violation))
+        self.watch = self.watch.after(self.step, ce > self.control_tau)
         if self.step > self.config.lambda_warm_up * self.config.steps:
             self.multiplier = self.multiplier.updated(
                 violation,
@@ -260,6 +300,8 @@ class Run:
             "step": self.step,
             "lambda": self.multiplier.value,
             "lambda_ema": self.multiplier.ema,
+            "bound": asdict(self.watch),
+            "lost": self.lost,
             "best_step": self.best_step,
             "best_density": None if self.best_step is None else self.best_density,
             "seconds": self._seconds(),
@@ -307,15 +349,36 @@ class Run:
             seconds=self._seconds(),
             data=self.stream.describe(),
             config=self.config,
+            watch=self.watch,
+            notes=(*self.notes, *self.lost),
         )
+
+    def write_summary(self, result: TrainResult) -> None:
+        """Writes beside what the run is what it came to."""
+        path = self.out_dir / RUN_FILE
+        if self.workers.is_first:
+            with resumable_write(path, self.checkpoints):
+                write_json(path, read_json(path) | {"result": result.summary()})
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
+        if self.config.gate and "bound" not in state:
+            raise ValueError(
+                f"{checkpoint.path} was written by an earlier version of circuits, which moved "
+                "lambda by another rule; finish the run with that version, or start again in a new "
+                "folder"
+            )
         set_weights(self.weights, checkpoint.tensors)
         set_optimizer(self.optimizer, self.weights, checkpoint.tensors)
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
         self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])
+        self.watch = BoundWatch(**state.get("bound", {}))
+        self.lost = list(state.get("lost", []))
+        if checkpoint.lost is not None:
+            self.lost.append(checkpoint.lost)
+            self.best_step, self.best_density = None, math.inf
+            self._look_for_best = True
         self._seconds_before = state["seconds"]
 
     @torch.no_grad()
@@ -337,40 +400,3 @@ class Run:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._started
-
-
-def _attention_path(
-    dense: HookedTransformer, stream: TokenStream, config: TrainConfig, sharding: Sharding | None
-) -> str:
-    if not config.gate:
-        return "hooks"
-    return choose_path(
-        dense,
-        config.attention,
-        stream.context,
-        device=sharding.device if sharding else None,
-        autocast=config.precision == "bfloat16",
-    )
-
-
-def _identity(
-    model: HookedTransformer,
-    stream: TokenStream,
-    config: TrainConfig,
-    frozen: Collection[str],
-    attention: str,
-    workers: Workers,
-) -> dict[str, Any]:
-    """What must be equal for a run to be resumed."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    # The parts of a batch are the same however many processes share them, and steps are the same
-    # bits only with the same way of attention.
-    same = {"accumulate": config.accumulate * workers.count, "attention": attention}
-    return {
-        "config": asdict(config) | same,
-        "data": stream.describe(),
-        "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
-    }

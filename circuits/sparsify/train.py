@@ -13,7 +13,8 @@ alone does not bring it about. The control (`TrainConfig.gate` False) tells: the
 the same batches and as many steps of the same optimiser and schedule, on the CE alone. It has no
 bound to keep and nothing to shut, so that no state is the sparsest: its result is the last one.
 
-    out_dir/run.json      config, data, model: what a resumed run must agree with
+    out_dir/run.json      config, data, model: what a resumed run must agree with; in the end what
+                          it came to
     out_dir/log.jsonl     one line a step
     out_dir/checkpoints/  see circuits/sparsify/checkpoint.py
 
@@ -24,16 +25,17 @@ was killed and resumed ends with the same bits, and several processes
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from circuits.folder_lock import locked_folder
 from circuits.gate import is_gated
+from circuits.saving import check_trainable, frozen_parameters
+from circuits.sparsify.checkpoint import check_folder
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
@@ -41,7 +43,9 @@ from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, why_not_sharded
+from circuits.sparsify.stopping import TrainingInterrupted, stop_requests
 from circuits.sparsify.trackers import check_tracker, open_tracker
+from circuits.top_k import is_top_k
 from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:
@@ -58,17 +62,13 @@ __all__ = [
 ]
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """The user stopped the run; its state is saved."""
-
-
 def post_train(
     model: HookedTransformer,
     stream: TokenStream,
     config: TrainConfig,
     out_dir: str | Path,
     *,
-    frozen: Collection[str] = (),
+    frozen: Collection[str] | None = None,
     resume: bool = False,
     progress: bool = True,
     tracker: str | None = None,
@@ -78,8 +78,12 @@ def post_train(
 
     If `config.gate` is False, the control: a dense model in its last state. The model that is given
     stays as it is. Under `accelerate launch` or `torchrun` every process calls this alike, and the
-    first one writes; all return the result. Sets torch's random state; while it runs, in the main
-    thread, Ctrl-C ends the step, saves a checkpoint and raises; a second Ctrl-C stops at once.
+    first one writes; all return the result. The folder is locked, so that no other run gets into
+    it. Sets torch's random state; while it runs, in the main thread, Ctrl-C or SIGTERM ends the
+    step, saves a checkpoint and raises; a second Ctrl-C stops at once.
+
+    What the result is worth is said in `TrainResult.failures` and `TrainResult.warnings`, which
+    also stand in run.json and on the model's card.
 
     With `shard_on` each process holds a part of the weights, their gradients and the optimiser's
     state (circuits/sparsify/sharding.py). The run is the same one but for rounding, and can be
@@ -91,33 +95,60 @@ def post_train(
         stream: training and held-out sequences.
         config: the recipe.
         out_dir: a folder for log and checkpoints; new or empty unless `resume`.
-        frozen: names of parameters that must keep their values.
+        frozen: names of parameters that must keep their values; by default those that have no
+            place in a Hugging Face model, so that `save_model` takes the result. A model that
+            cannot be saved at all, since it does not come from a Hugging Face model, needs them
+            given, such as () to train everything.
         resume: continue from the latest checkpoint in `out_dir`.
         progress: show a progress bar.
         tracker: `tensorboard` or `wandb` to log there as well.
         shard_on: share out the model over the processes, of which there must be several: this
             process's device for its part.
 
+    Warns:
+        UserWarning: the tokenizer does not know many of the text's words, or checkpoints are
+            damaged.
+
     Raises:
-        ValueError: an argument does not fit, `out_dir` holds something else, or the run to
-            resume had another config, data or model.
+        ValueError: an argument does not fit, what is trained could not be saved, the dense model
+            cannot read the text, `out_dir` holds something else, or the run to resume had another
+            config, data or model.
+        FolderInUseError: another run is at work in `out_dir`.
         FloatingPointError: the loss or its gradient is not finite; no step was taken with it.
         OSError: a checkpoint or the log cannot be written, such as on a full disk; what was saved
             before is whole, and `resume` goes on from it to the bits of a run that did not stop.
-        TrainingInterrupted: Ctrl-C.
+        TrainingInterrupted: Ctrl-C or SIGTERM.
     """
     check_tracker(tracker)
     device = model.W_E.device if shard_on is None else torch.device(shard_on)
     workers = join_workers(device)
     sharding = None if shard_on is None else Sharding(device, workers.count)
+    out_dir = Path(out_dir)
     _check_arguments(model, stream, config, frozen, workers, sharding)
-    run = Run.start(model, stream, config, Path(out_dir), frozen, resume, workers, sharding)
-    shown = progress and workers.is_first
-    told = tracker if workers.is_first else None
+    frozen = _checked_frozen(model, config, frozen)
+    if workers.is_first:
+        check_folder(out_dir, resume=resume)
+    with locked_folder(out_dir) if workers.is_first else nullcontext():
+        run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding)
+        run.check_text()
+        run.begin()
+        _train(run, shown=progress, tracker=tracker)
+        result = run.result()
+        run.write_summary(result)
+    return result
+
+
+def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
+    """Takes the steps that are left.
+
+    Raises:
+        TrainingInterrupted: a signal stopped it; the state is saved.
+    """
+    config, workers = run.config, run.workers
     with (
-        progress_bar(config, shown=shown) as bar,
-        open_tracker(told, run.out_dir, run.config) as further,
-        _interrupt_flag() as flag,
+        progress_bar(config, shown=shown and workers.is_first) as bar,
+        open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
+        stop_requests() as asked,
     ):
         while run.step < config.steps:
             record = run.train_step()
@@ -128,22 +159,22 @@ def post_train(
             run.write_log(record)
             further.log(record)
             bar.show(run.step, record)
-            interrupted = workers.any(flag.is_set())
-            if run.step % config.checkpoint_every == 0 or run.step == config.steps or interrupted:
+            stopped_by = workers.greatest(asked.signal)
+            if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
                 run.save()
-            if interrupted and run.step < config.steps:
+            if stopped_by and run.step < config.steps:
                 raise TrainingInterrupted(
                     f"stopped after step {run.step} of {config.steps}; the state is saved in "
-                    f"{run.out_dir}: to go on, call again with resume=True (--resume)"
+                    f"{run.out_dir}: to go on, call again with resume=True (--resume)",
+                    stopped_by,
                 )
-    return run.result()
 
 
 def _check_arguments(
     model: HookedTransformer,
     stream: TokenStream,
     config: TrainConfig,
-    frozen: Collection[str],
+    frozen: Collection[str] | None,
     workers: Workers,
     sharding: Sharding | None,
 ) -> None:
@@ -155,9 +186,11 @@ def _check_arguments(
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
+    if is_top_k(model):
+        wrong.append("the model keeps its highest scores only (add_top_k) and could not be saved")
     if stream.context > model.cfg.n_ctx:
         wrong.append(f"context {stream.context} is longer than the model's n_ctx {model.cfg.n_ctx}")
-    unknown = sorted(set(frozen) - {name for name, _ in model.named_parameters()})
+    unknown = sorted(set(frozen or ()) - {name for name, _ in model.named_parameters()})
     if unknown:
         wrong.append(f"frozen names {unknown} are no parameters of the model")
     n_parts = config.accumulate * workers.count
@@ -176,20 +209,22 @@ def _check_arguments(
         raise ValueError("; ".join(wrong))
 
 
-@contextlib.contextmanager
-def _interrupt_flag() -> Iterator[threading.Event]:
-    """Yields a flag that the first Ctrl-C sets; the second one is a KeyboardInterrupt."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
+def _checked_frozen(
+    model: HookedTransformer, config: TrainConfig, frozen: Collection[str] | None
+) -> Collection[str]:
+    """Returns what is frozen, so that what is trained can be saved where the model itself can.
 
-    def on_interrupt(*_: Any) -> None:
-        flag.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)
+    Raises:
+        ValueError: it could not be saved.
+    """
+    if frozen is None:
+        try:
+            return frozen_parameters(model)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; to train it all the same and keep the result in memory, give frozen=()"
+            ) from None
+    # Low-rank updates are on matrices only, which all have their place.
+    if getattr(model, "hf_source", None) is not None and not config.lora_rank:
+        check_trainable(model, frozen)
+    return frozen

@@ -1,0 +1,61 @@
+"""What makes a run the run that it is: a resumed one must agree with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from circuits.fused import choose_path
+from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.data import TokenStream
+from circuits.sparsify.sharding import Sharding
+from circuits.workers import Workers
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+
+def attention_path(
+    dense: HookedTransformer, stream: TokenStream, config: TrainConfig, sharding: Sharding | None
+) -> str:
+    """Returns how gated attention is computed in the run.
+
+    Raises:
+        ValueError: the way that the config asks for does not work; see `circuits.fused`.
+    """
+    if not config.gate:
+        return "hooks"
+    return choose_path(
+        dense,
+        config.attention,
+        stream.context,
+        device=sharding.device if sharding else None,
+        autocast=config.precision == "bfloat16",
+    )
+
+
+def identify(
+    model: HookedTransformer,
+    stream: TokenStream,
+    config: TrainConfig,
+    frozen: Collection[str],
+    attention: str,
+    workers: Workers,
+) -> dict[str, Any]:
+    """Returns what must be equal for a run to be resumed, in groups, as JSON."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    # The parts of a batch are the same however many processes share them, and steps are the same
+    # bits only with the same way of attention.
+    same = {"accumulate": config.accumulate * workers.count, "attention": attention}
+    return {
+        "config": asdict(config) | same,
+        "data": stream.describe(),
+        "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
+    }
