@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from circuits.sparsify.corpus import corpus_tokenizer
 from circuits.tasks import (
     PromptPair,
     Task,
+    TooFewPrompts,
     brackets,
     get_task,
     register_task,
@@ -17,7 +19,8 @@ from circuits.tasks import (
     tokenize_pairs,
 )
 from circuits.tasks.greater_than import YEARS
-from circuits.tasks.ioi import TEMPLATES
+from circuits.tasks.ioi import FEMALE_NAMES, MALE_NAMES, PLACES, TEMPLATES, THINGS
+from circuits.tasks.prompts import is_single_token
 from tests.helpers import word_tokenizer
 
 
@@ -73,6 +76,29 @@ def test_pronoun_changes_the_name_alone_and_asks_for_both_genders(tokenizer):
     assert (prompts.answers != prompts.wrong_answers).all()
     she = tokenizer.convert_tokens_to_ids("she")
     assert (prompts.answers == she).sum() == 15
+
+
+@pytest.fixture(scope="module")
+def names_in_sentences():
+    """A byte-level BPE that has met names within sentences only, as those of web text mostly do."""
+    bpe = ByteLevelBPETokenizer()
+    words = [*FEMALE_NAMES, *MALE_NAMES, *PLACES, *THINGS, "she", "he", "lost", "because", "came"]
+    text = " ".join(f"said {word} then {word}" for word in words)
+    bpe.train_from_iterator([text] * 20, vocab_size=2000, show_progress=False)
+    bpe.add_special_tokens(["<|endoftext|>"])
+    end = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **end)
+
+
+def test_pronoun_takes_names_that_are_one_token_where_they_stand(names_in_sentences):
+    assert len(names_in_sentences.encode(" Mary")) == 1
+    assert len(names_in_sentences.encode("Mary")) > 1
+    prompts = get_task("pronoun").build(names_in_sentences, n_ranking=40, n_heldout=40).ranking
+    assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 1).all()
+    # No prompt begins with a name, and both pronouns are asked for in each of the others.
+    assert set(prompts.templates) == {"2", "3"}
+    for rows in prompts.groups().values():
+        assert len({int(prompts.answers[row, 0]) for row in rows}) == 2
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +218,31 @@ def test_no_pairs_are_refused():
         tokenize_pairs(word_tokenizer(["one"]), [])
 
 
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [("ioi", 1_000_000), ("ioi_swap", 10**9), ("induction", 100_000), ("subject_verb", 10**9)],
+)
+def test_more_prompts_than_can_be_run_are_refused_at_once(tokenizer, name, n):
+    started = time.perf_counter()
+    with pytest.raises(TooFewPrompts, match="different prompts are needed.* ask for fewer prompts"):
+        get_task(name).build(tokenizer, n_ranking=n, n_heldout=n)
+    assert time.perf_counter() - started < 5
+
+
+def test_a_draw_ends_soon_after_the_last_prompt_is_found(tokenizer):
+    started = time.perf_counter()
+    pairs = get_task("pronoun").pairs(tokenizer, 20_000, 0)
+    assert time.perf_counter() - started < 5
+    # A name and, in two of three templates, a thing or a place.
+    n_names, n_things, n_places = (
+        sum(is_single_token(tokenizer, f" {word}") for word in words)
+        for words in (FEMALE_NAMES + MALE_NAMES, THINGS, PLACES)
+    )
+    assert len(pairs) == n_names * (n_things + n_places + 1)
+
+
 def test_more_prompts_than_there_are_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="ask for fewer prompts"):
+    with pytest.raises(TooFewPrompts, match="ask for fewer prompts"):
         get_task("greater_than").build(tokenizer, n_ranking=20_000, n_heldout=1)
     with pytest.raises(ValueError, match="both must be at least 1"):
         get_task("ioi").build(tokenizer, n_ranking=0)

@@ -2,7 +2,7 @@
 
 from circuits.tasks import brackets, greater_than, induction, ioi, pronoun, subject_verb
 from circuits.tasks.from_file import task_from_file
-from circuits.tasks.prompts import PromptPair, Prompts, tokenize_pairs
+from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 from circuits.tasks.task import Task, TaskPrompts, get_task, register_task, task_names
 
 for _module in (ioi, greater_than, induction, pronoun, subject_verb, brackets):
@@ -14,6 +14,7 @@ __all__ = [
     "Prompts",
     "Task",
     "TaskPrompts",
+    "TooFewPrompts",
     "get_task",
     "register_task",
     "task_from_file",

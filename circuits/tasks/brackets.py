@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from circuits.tasks.draw import draw_pairs
 from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
 
@@ -39,22 +40,21 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
             "is for models that have read code"
         )
     rng = random.Random(f"brackets {seed}")
-    pairs: dict[str, PromptPair] = {}
-    for attempt in range(100 * n):
-        if len(pairs) == n:
-            break
+
+    def draw(attempt: int) -> PromptPair:
         template = TEMPLATES[attempt % len(TEMPLATES)]
         right, wrong = ("[", "(") if attempt // len(TEMPLATES) % 2 else ("(", "[")
         names = {"outer": rng.choice(outer), "inner": rng.choice(inner)}
         clean = template.format(open=right, **names)
-        pairs[clean] = PromptPair(
+        return PromptPair(
             clean=clean,
             corrupted=template.format(open=wrong, **names),
             answers=(CLOSING[right],),
             wrong_answers=(CLOSING[wrong],),
             template=f"{TEMPLATES.index(template) + 1}{right}",
         )
-    return list(pairs.values())
+
+    return draw_pairs(n, draw)
 
 
 TASK = Task(

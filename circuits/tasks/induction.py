@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from circuits.tasks.draw import draw_pairs
 from circuits.tasks.ioi import PLACES, THINGS
 from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
@@ -39,10 +40,8 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
             f"{N_ITEMS} are needed"
         )
     rng = random.Random(f"induction {seed}")
-    pairs: dict[str, PromptPair] = {}
-    for attempt in range(100 * n):
-        if len(pairs) == n:
-            break
+
+    def draw(attempt: int) -> PromptPair:
         template = TEMPLATES[attempt % len(TEMPLATES)]
         n_repeated = 1 + attempt // len(TEMPLATES) % (N_ITEMS - 2)
         items = rng.sample(words, N_ITEMS)
@@ -51,14 +50,15 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
         changed = list(items)
         changed[n_repeated], changed[later] = items[later], items[n_repeated]
         clean = template.format(items=" ".join(items), repeated=repeated)
-        pairs[clean] = PromptPair(
+        return PromptPair(
             clean=clean,
             corrupted=template.format(items=" ".join(changed), repeated=repeated),
             answers=(f" {items[n_repeated]}",),
             wrong_answers=(f" {items[later]}",),
             template=f"{TEMPLATES.index(template) + 1}, {n_repeated} repeated",
         )
-    return list(pairs.values())
+
+    return draw_pairs(n, draw)
 
 
 TASK = Task(

@@ -16,6 +16,7 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
+from circuits.tasks.draw import draw_pairs
 from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
 
@@ -56,10 +57,8 @@ def _pairs(
         )
     rng = random.Random(f"ioi {seed}")
     patterns = [(text, order) for text in TEMPLATES for order in ("ABBA", "BABA")]
-    pairs: dict[str, PromptPair] = {}
-    for attempt in range(100 * n):
-        if len(pairs) == n:
-            break
+
+    def draw(attempt: int) -> PromptPair:
         # Round robin over the patterns: each has the same share of any n.
         text, order = patterns[attempt % len(patterns)]
         indirect_object, subject, third = rng.sample(names, 3)
@@ -72,14 +71,15 @@ def _pairs(
             thing=rng.choice(things),
         )
         clean = fill(giver=subject)
-        pairs[clean] = PromptPair(
+        return PromptPair(
             clean=clean,
             corrupted=fill(giver=indirect_object if swap else third),
             answers=(f" {indirect_object}",),
             wrong_answers=(f" {subject}",),
             template=f"{TEMPLATES.index(text) + 1} {order}",
         )
-    return list(pairs.values())
+
+    return draw_pairs(n, draw)
 
 
 TASK = Task(

@@ -28,6 +28,10 @@ NO_ANSWER = -1
 """Fills the rows of `Prompts.answers` where a prompt has fewer answers than the longest row."""
 
 
+class TooFewPrompts(ValueError):
+    """A task has fewer different prompts than are needed; a smaller number may do."""
+
+
 @dataclass(frozen=True)
 class PromptPair:
     """One clean prompt, its corrupted twin, and the answers that tell them apart.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from circuits.tasks.draw import draw_pairs
 from circuits.tasks.ioi import FEMALE_NAMES, MALE_NAMES, PLACES, THINGS
 from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
@@ -25,35 +26,48 @@ TEMPLATES = (
 
 
 def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[PromptPair]:
-    names = {
-        pronoun: [name for name in every if is_single_token(tokenizer, f" {name}")]
-        for pronoun, every in ((" she", FEMALE_NAMES), (" he", MALE_NAMES))
-    }
     places, things = (
         [word for word in words if is_single_token(tokenizer, f" {word}")]
         for words in (PLACES, THINGS)
     )
-    if not (all(names.values()) and places and things):
+    named = {template: _names(tokenizer, template) for template in TEMPLATES}
+    templates = [template for template, names in named.items() if all(names.values())]
+    if not (templates and places and things):
         raise ValueError(
             "the tokenizer knows too few of the task's names, places and things as single tokens"
         )
     rng = random.Random(f"pronoun {seed}")
-    pairs: dict[str, PromptPair] = {}
-    for attempt in range(100 * n):
-        if len(pairs) == n:
-            break
-        template = TEMPLATES[attempt % len(TEMPLATES)]
-        right, wrong = (" she", " he") if attempt % 2 else (" he", " she")
+
+    def draw(attempt: int) -> PromptPair:
+        turn, place = divmod(attempt, len(templates))
+        template = templates[place]
+        # Pronouns take turns, and where templates are even in number also from round to round, or
+        # each template would have one of them only.
+        is_she = (attempt + turn * (len(templates) + 1)) % 2 == 1
+        right, wrong = (" she", " he") if is_she else (" he", " she")
+        names = named[template]
         blanks = {"place": rng.choice(places), "thing": rng.choice(things)}
-        clean = template.format(name=rng.choice(names[right]), **blanks)
-        pairs[clean] = PromptPair(
-            clean=clean,
+        return PromptPair(
+            clean=template.format(name=rng.choice(names[right]), **blanks),
             corrupted=template.format(name=rng.choice(names[wrong]), **blanks),
             answers=(right,),
             wrong_answers=(wrong,),
             template=f"{TEMPLATES.index(template) + 1}",
         )
-    return list(pairs.values())
+
+    return draw_pairs(n, draw)
+
+
+def _names(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, list[str]]:
+    """The names of each pronoun that are one token where the template has them.
+
+    A name that begins the text has no space before it, and many tokenizers split it then.
+    """
+    space = "" if template.startswith("{name}") else " "
+    return {
+        pronoun: [name for name in names if is_single_token(tokenizer, f"{space}{name}")]
+        for pronoun, names in ((" she", FEMALE_NAMES), (" he", MALE_NAMES))
+    }
 
 
 TASK = Task(

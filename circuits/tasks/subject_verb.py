@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from circuits.tasks.draw import draw_pairs
 from circuits.tasks.ioi import NAMES, THINGS
 from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
@@ -36,10 +37,8 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
     names = [name for name in NAMES if is_single_token(tokenizer, name)]
     templates = TEMPLATES if names else TEMPLATES[:1]
     rng = random.Random(f"subject_verb {seed}")
-    pairs: dict[str, PromptPair] = {}
-    for attempt in range(100 * n):
-        if len(pairs) == n:
-            break
+
+    def draw(attempt: int) -> PromptPair:
         template = templates[attempt // 2 % len(templates)]
         subject, other, thing = rng.sample(things, 3)
         blanks = {"name": rng.choice(names), "thing": thing} if names else {}
@@ -48,14 +47,15 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
         are_right = attempt % 2 == 0
         clean, corrupted = (plural, singular) if are_right else (singular, plural)
         right, wrong = (" are", " is") if are_right else (" is", " are")
-        pairs[clean] = PromptPair(
+        return PromptPair(
             clean=clean,
             corrupted=corrupted,
             answers=(right,),
             wrong_answers=(wrong,),
             template=f"{templates.index(template) + 1}",
         )
-    return list(pairs.values())
+
+    return draw_pairs(n, draw)
 
 
 TASK = Task(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from circuits.metrics import METRICS
-from circuits.tasks.prompts import PromptPair, Prompts, tokenize_pairs
+from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,8 +73,8 @@ class Task:
         """Returns checked ranking and held-out prompts, the same for the same seed.
 
         Raises:
-            ValueError: sizes under 1, too few different prompts, or pairs that `tokenize_pairs`
-                refuses.
+            TooFewPrompts: the task has fewer different prompts for this tokenizer.
+            ValueError: sizes under 1, or pairs that `tokenize_pairs` refuses.
         """
         if min(n_ranking, n_heldout) < 1:
             raise ValueError(
@@ -85,7 +85,7 @@ class Task:
         pairs = self.pairs(tokenizer, wanted, seed)
         different = len({pair.clean for pair in pairs})
         if len(pairs) < wanted or different < len(pairs):
-            raise ValueError(
+            raise TooFewPrompts(
                 f"task {self.name!r} gave {len(pairs)} pairs with {different} different clean "
                 f"prompts for this tokenizer, {wanted} different ones are needed; "
                 "ask for fewer prompts"
