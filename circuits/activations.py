@@ -11,7 +11,7 @@ and is computed only where a difference between two runs is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuits.graph import Graph
 from circuits.models import component_hooks
-from circuits.tasks.prompts import Prompts
+from circuits.tasks.prompts import Prompts, TooFewPrompts
 from circuits.workers import prompt_workers
 
 if TYPE_CHECKING:
@@ -47,38 +47,95 @@ class AttentionTerms:
 
     Attributes:
         pattern: Attention after the gate, A_ij P_ij.
-        value: Value vectors, one for each query head; with an axis for the query position where
-            the terms are means over prompts, which do not factorise.
+        value: Value vectors, one for each query head.
     """
 
     pattern: Float[Tensor, "layer batch head query_pos key_pos"]
-    value: (
-        Float[Tensor, "layer batch key_pos head d_head"]
-        | Float[Tensor, "layer batch query_pos key_pos head d_head"]
-    )
+    value: Float[Tensor, "layer batch key_pos head d_head"]
 
     def add_up(
         self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
     ) -> Float[Tensor, "batch query_pos head d_head"]:
         """Returns the weighted sum over keys of a layer's terms, for some prompts."""
-        value, pattern = self.value[layer, rows], self.pattern[layer, rows]
-        indices = "bkhe" if value.ndim == 4 else "bqkhe"
-        return torch.einsum(f"bhqk,{indices}->bqhe", weight * pattern, value)
+        weighted = weight * self.pattern[layer, rows]
+        return torch.einsum("bhqk,bkhe->bqhe", weighted, self.value[layer, rows])
 
     def dot(
         self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
     ) -> Float[Tensor, "batch head query_pos key_pos"]:
         """Returns each term's dot product with the `direction` of its query and head."""
         value = self.value[layer, rows]
-        indices = "bkhe" if value.ndim == 4 else "bqkhe"
-        return self.pattern[layer, rows] * torch.einsum(f"bqhe,{indices}->bhqk", direction, value)
+        return self.pattern[layer, rows] * torch.einsum("bqhe,bkhe->bhqk", direction, value)
 
     def terms(
         self, layer: int, head: int, query: int, keys: slice, rows: slice
     ) -> Float[Tensor, "batch key_pos d_head"]:
         """Returns the terms of one head and query position, for some prompts."""
-        value = self.value[layer, rows] if self.value.ndim == 5 else self.value[layer, rows, query]
-        return self.pattern[layer, rows, head, query, keys, None] * value[:, keys, head]
+        value = self.value[layer, rows, keys, head]
+        return self.pattern[layer, rows, head, query, keys, None] * value
+
+
+@dataclass(frozen=True)
+class MeanTerms(AttentionTerms):
+    """The terms of every attention edge, each the mean over the prompts of the same template.
+
+    The mean of a product is not the product of the means, so a mean term is a vector for each query
+    and key. They are never held for more than one template and layer at a time, but made of the
+    clean runs (`pattern`, `value`) where they are asked for.
+
+    Attributes:
+        templates: The prompts of each template.
+    """
+
+    templates: tuple[Int[Tensor, " _"], ...]  # of as many prompts as each template has
+
+    def add_up(
+        self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
+    ) -> Float[Tensor, "batch query_pos head d_head"]:
+        """Returns the weighted sum over keys of a layer's terms, for some prompts."""
+        batch, n_heads, pos, _ = weight.shape
+        found = weight.new_empty(batch, pos, n_heads, self.value.shape[-1])
+        for inside, members in self._present(rows):
+            means = self._means(layer, members)
+            found[inside] = torch.einsum("bhqk,qkhe->bqhe", weight[inside], means)
+        return found
+
+    def dot(
+        self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
+    ) -> Float[Tensor, "batch head query_pos key_pos"]:
+        """Returns each term's dot product with the `direction` of its query and head."""
+        batch, pos, n_heads, _ = direction.shape
+        found = direction.new_empty(batch, n_heads, pos, pos)
+        for inside, members in self._present(rows):
+            means = self._means(layer, members)
+            found[inside] = torch.einsum("bqhe,qkhe->bhqk", direction[inside], means)
+        return found
+
+    def terms(
+        self, layer: int, head: int, query: int, keys: slice, rows: slice
+    ) -> Float[Tensor, "batch key_pos d_head"]:
+        """Returns the terms of one head and query position, for some prompts."""
+        every = super().terms(layer, head, query, keys, slice(None))
+        found = every.new_empty(every[rows].shape)
+        for inside, members in self._present(rows):
+            found[inside] = every[members].mean(dim=0)
+        return found
+
+    def _means(
+        self, layer: int, members: Int[Tensor, " member"]
+    ) -> Float[Tensor, "query_pos key_pos head d_head"]:
+        pattern, value = self.pattern[layer, members], self.value[layer, members]
+        return torch.einsum("bhqk,bkhe->qkhe", pattern, value) / len(members)
+
+    def _present(
+        self, rows: slice
+    ) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " member"]]]:
+        """Yields which of `rows` are of a template, counted from the first, and its prompts."""
+        first, end, _ = rows.indices(self.pattern.shape[1])
+        for members in self.templates:
+            inside = members[(members >= first) & (members < end)] - first
+            if len(inside):
+                yield inside, members
 
 
 @dataclass(frozen=True)
@@ -271,7 +328,8 @@ def ablated_activations(
     """Returns what components outside a circuit write, for every prompt.
 
     Raises:
-        ValueError: an unknown ablation, or a mean over templates that have one prompt only.
+        TooFewPrompts: a mean over templates that have one prompt only.
+        ValueError: an unknown ablation.
     """
     if ablation not in get_args(Ablation):
         raise ValueError(
@@ -315,23 +373,21 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
     groups = prompts.groups()
     alone = [template for template, rows in groups.items() if len(rows) < 2]
     if alone:
-        raise ValueError(
+        raise TooFewPrompts(
             f"mean ablation needs at least 2 prompts of each template, {alone[0]!r} has one; "
             "ask for more prompts, give aligned prompts the same template, or choose the "
             "ablation 'corrupted'"
         )
 
+    members = tuple(torch.tensor(rows, device=clean.embed.device) for rows in groups.values())
+
     def mean(acts: Tensor, dim: int) -> Tensor:
         result = torch.empty_like(acts)
-        for rows in groups.values():
-            index = torch.tensor(rows, device=acts.device)
+        for index in members:
             average = acts.index_select(dim, index).mean(dim=dim, keepdim=True)
             result.index_copy_(dim, index, average.expand_as(acts.index_select(dim, index)))
         return result
 
-    pattern, value = clean.attention.pattern, clean.attention.value
-    # The mean of a product is not the product of the means: keep the mean terms themselves.
-    terms = torch.einsum("lbhqk,lbkhe->lbqkhe", pattern, value)
     return Activations(
         embed=mean(clean.embed, 0),
         z=mean(clean.z, 1),
@@ -339,7 +395,7 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
         resid_pre=mean(clean.resid_pre, 1),
         resid_mid=mean(clean.resid_mid, 1),
         resid_final=mean(clean.resid_final, 0),
-        attention=AttentionTerms(pattern=torch.ones_like(pattern), value=mean(terms, 1)),
+        attention=MeanTerms(clean.attention.pattern, clean.attention.value, members),
     )
 
 

@@ -1,9 +1,10 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from circuits import activations
 from circuits.ablate import (
     check_does_task,
     faithfulness,
@@ -89,6 +90,97 @@ def test_zero_ablation_of_everything_leaves_the_biases_of_attention(tiny_model):
         logits = tiny_model.unembed(tiny_model.ln_final(resid))
     expected = experiment.score(logits[:, 0].expand(len(prompts), -1))
     torch.testing.assert_close(experiment.empty, expected, **CLOSE)
+
+
+def of_two_lengths(model):
+    """Prompts of a short template and of two longer ones, whose members take turns."""
+    short, long = make_prompts(model, pos=5, templates=1), make_prompts(model, pos=8)
+    rows = [0, 6, 1, 7, 8, 2, 9, 3, 10, 4, 11, 5]
+    joined = {
+        name: torch.cat([getattr(short, name), getattr(long, name)])
+        for name in ("lengths", "answers", "wrong_answers")
+    } | {
+        name: torch.cat(
+            [torch.nn.functional.pad(getattr(short, name), (0, 3), value=1), getattr(long, name)]
+        )
+        for name in ("clean", "corrupted")
+    }
+    return replace(long, templates=("short",) * 6 + long.templates, **joined).subset(rows)
+
+
+def mean_terms_by_formula(model, prompts):
+    """The mean over a template's prompts of A_ij P_ij v_j, for each prompt, layer by layer."""
+    with torch.no_grad():
+        _, cache = model.run_with_cache(prompts.clean)
+    found = []
+    for layer in range(model.cfg.n_layers):
+        attn = f"blocks.{layer}.attn"
+        terms = torch.einsum(
+            "bhqk,bkhe->bqkhe", cache[f"{attn}.hook_pattern"], cache[f"{attn}.hook_v"]
+        )
+        for members in prompts.groups().values():
+            terms[members] = terms[members].mean(dim=0)
+        found.append(terms)
+    return found
+
+
+@pytest.mark.parametrize("rows", [slice(0, 12), slice(3, 7)], ids=["all prompts", "some of them"])
+def test_mean_terms_are_what_the_plain_formula_says(tiny_model, rows):
+    prompts = of_two_lengths(tiny_model)
+    experiment = prepare_experiment(tiny_model, prompts, metric="logit_diff", ablation="mean")
+    means, found = mean_terms_by_formula(tiny_model, prompts), experiment.ablated.attention
+    for layer, every in enumerate(means):
+        terms = every[rows]
+        weight, direction = torch.rand(len(terms), 2, 8, 8), torch.randn(len(terms), 8, 2, 8)
+        torch.testing.assert_close(
+            found.add_up(layer, weight, rows), torch.einsum("bhqk,bqkhe->bqhe", weight, terms)
+        )
+        torch.testing.assert_close(
+            found.dot(layer, direction, rows), torch.einsum("bqhe,bqkhe->bhqk", direction, terms)
+        )
+        torch.testing.assert_close(found.terms(layer, 1, 6, slice(2, 5), rows), terms[:, 6, 2:5, 1])
+
+
+def test_ablated_attention_edges_write_the_mean_over_their_template(tiny_model):
+    prompts = of_two_lengths(tiny_model)
+    experiment = prepare_experiment(tiny_model, prompts, metric="logit_diff", ablation="mean")
+    kept = torch.rand(len(prompts), 2, 2, 8, 8) < 0.5
+    means, live = mean_terms_by_formula(tiny_model, prompts), {}
+
+    def note(act, hook):
+        live[hook.name.rpartition(".")[2]] = act
+
+    def set_z(z, hook):
+        layer = hook.layer()
+        now = torch.einsum("bhqk,bkhe->bqkhe", live["hook_pattern"], live["hook_v"])
+        mask = kept[:, layer].permute(0, 2, 3, 1)[..., None]  # [batch, query, key, head, 1]
+        return torch.where(mask, now, means[layer]).sum(dim=2)
+
+    hooks = [
+        (f"blocks.{layer}.attn.{name}", set_z if name == "hook_z" else note)
+        for layer in range(2)
+        for name in ("hook_v", "hook_pattern", "hook_z")
+    ]
+    with torch.no_grad():
+        logits = tiny_model.run_with_hooks(prompts.clean, fwd_hooks=hooks)
+    expected = experiment.score(logits[torch.arange(len(prompts)), prompts.last])
+    torch.testing.assert_close(run_attention_edges(experiment, kept), expected, **CLOSE)
+
+
+def test_mean_ablation_holds_no_more_than_corrupted_ablation(tiny_model, monkeypatch):
+    monkeypatch.setattr(activations, "MOST_PROMPTS", 4)  # Parts of a template lie in two batches.
+    prompts = make_prompts(tiny_model, batch=10, pos=20)
+
+    def held(ablation):
+        ablated = prepare_experiment(
+            tiny_model, prompts, metric="logit_diff", ablation=ablation
+        ).ablated
+        attention = ablated.attention
+        tensors = [getattr(ablated, part.name) for part in fields(ablated)[:-1]]
+        tensors += [attention.pattern, attention.value]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    assert held("mean") == held("corrupted")
 
 
 def test_prompts_of_two_lengths_give_what_each_gives_alone(tiny_model):
