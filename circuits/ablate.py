@@ -207,6 +207,9 @@ def run_edges(experiment: Experiment, edges: Bool[Tensor, "src dest"]) -> Float[
     """Returns the metric per prompt with only `edges` intact.
 
     A circuit of nodes is the special case where whole rows are intact or ablated.
+
+    Raises:
+        ValueError: the metric is not one finite number for each prompt.
     """
     edges = edges & experiment.graph.mask
     return _measure(experiment, lambda rows: _edge_hooks(experiment, edges, rows))
@@ -220,13 +223,17 @@ def run_attention_edges(
 
     An attention edge outside has its term A_ij P_ij v_j in z_i replaced by the ablated run's
     term. Embeddings and MLPs stay intact.
+
+    Raises:
+        ValueError: the metric is not one finite number for each prompt.
     """
     return _measure(experiment, lambda rows: _attention_hooks(experiment, kept[rows], rows))
 
 
 def _measure(experiment: Experiment, hooks_of: Callable[[slice], Hooks]) -> Float[Tensor, " batch"]:
     with component_hooks(experiment.model):
-        return experiment.score(_logits(experiment, hooks_of))
+        values = experiment.score(_logits(experiment, hooks_of))
+    return _checked(experiment, values, "partly ablated")
 
 
 def _logits(

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from circuits.ablate import Experiment, check_does_task, prepare_experiment, run_edges
+from circuits.ablate import CannotDoTask, Experiment, check_does_task, prepare_experiment, run_edges
 from circuits.activations import Ablation
 from circuits.attribute import METHODS, Scores
 from circuits.comparison import SIDES
@@ -27,7 +27,7 @@ from circuits.metrics import METRICS
 from circuits.models import tokenizer_of
 from circuits.search import find_smallest
 from circuits.select import build_circuit, rank_components, select_edges
-from circuits.tasks import Task, TaskPrompts
+from circuits.tasks import Task, TaskPrompts, TooFewPrompts
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -86,7 +86,8 @@ def robustness(
     there is no size and `note` says why.
 
     Raises:
-        ValueError: an unknown choice, or bad prompts.
+        ValueError: an unknown choice, bad prompts, or a model whose metric or scores are not
+            finite.
     """
     if "attention_edge" in granularities:
         raise ValueError("attention edges have no robustness table; choose among head, mlp, edge")
@@ -131,9 +132,11 @@ def robustness(
                     found[side] = _sizes_of(
                         model, metric, prompts, setting, granularities, targets, seed
                     )
-                except ValueError as error:
+                except (CannotDoTask, TooFewPrompts) as error:
                     note = f"{side} model: {error}"
                     break
+                except ValueError as error:
+                    raise ValueError(f"{side} model, task {task.name}: {error}") from error
             for granularity in granularities:
                 for target in targets:
                     sizes = [found[side][granularity, target] for side in SIDES] if not note else []

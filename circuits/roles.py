@@ -95,16 +95,24 @@ def head_roles(
         seed: Of the random tokens.
 
     Raises:
-        ValueError: there are not two models.
+        ValueError: there are not two models, their prompts are not the same tokens, or what a head
+            attends to is not finite.
     """
     if len(models) != 2:
         raise ValueError(f"heads are matched between two models; got {', '.join(models)}")
+    first, second = (prompts[name].clean for name in models)
+    if first.shape != second.shape or not torch.equal(first, second):
+        raise ValueError(
+            f"the prompts of {' and '.join(models)} are not the same tokens, so their heads' "
+            "attention cannot be matched; give models of one tokenizer the same prompts"
+        )
     measured: dict[str, Scores] = {}
     patterns = {}
     for name, model in models.items():
         asked = prompts[name].subset(range(min(N_PROMPTS, len(prompts[name]))))
         scores, patterns[name] = _on_prompts(model, asked)
         measured[name] = _on_repeated_tokens(model, seed) | scores
+        _check_finite(name, model.cfg.n_heads, measured[name])
     found = []
     for name, other in zip(models, reversed(models), strict=True):
         similar = _similarity(patterns[name], patterns[other])
@@ -130,6 +138,16 @@ def head_roles(
                 )
             )
     return tuple(found)
+
+
+def _check_finite(model: str, n_heads: int, measured: Scores) -> None:
+    for what, scores in measured.items():
+        bad = [] if scores is None else (~torch.isfinite(scores)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"{model} model: {what} of a{bad[0] // n_heads}.h{bad[0] % n_heads} is not finite; "
+                "look for NaN or infinity in the model's weights"
+            )
 
 
 def _role(scores: dict[str, Any]) -> str:

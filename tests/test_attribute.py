@@ -159,6 +159,25 @@ def test_a_score_that_is_not_finite_names_its_edge(tiny_model):
         scores.check_finite()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_attention_edge_that_is_not_finite_is_named(tiny_model, value):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    scores = attribution_patching(experiment)
+    scores.attention_edges["t1"][1, 0, 5, 2] = value
+    message = f"attention edge of a1.h0 from position 5 to 2 .template 't1'. is {value}"
+    with pytest.raises(ValueError, match=message):
+        scores.check_finite()
+
+
+def test_a_node_that_is_not_finite_is_named(tiny_model):
+    experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
+    scores = attribution_patching(experiment)
+    nodes = scores.nodes.clone()
+    nodes[experiment.graph.sources.index("m1")] = math.nan
+    with pytest.raises(ValueError, match=r"the score of m1 is nan \(1 nodes are not finite\)"):
+        replace(scores, node_scores=nodes).check_finite()
+
+
 def test_every_method_is_registered_under_its_own_name(tiny_model):
     experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
     for name, method in METHODS.items():

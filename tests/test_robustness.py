@@ -1,8 +1,10 @@
+import copy
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from circuits.discovery import DiscoverConfig
 from circuits.figures import robustness_figure
@@ -107,6 +109,41 @@ def test_a_task_that_a_model_cannot_do_is_noted_and_has_no_size(pair):
     assert table["ratio"].isna().all()
     assert table["note"].str.contains("dense model: the model does not do the task").all()
     assert "of 0 settings (1 without a size)" in verdicts(table)[0]
+
+
+QUICK = {
+    "granularities": ("head",),
+    "methods": ("attribution_patching",),
+    "ablations": ("corrupted",),
+    "metrics": (),
+    "targets": (0.9,),
+    "n_prompts": 6,
+    "prompt_counts": (),
+}
+
+
+def test_a_model_with_nan_in_it_is_an_error_and_not_a_note(pair):
+    broken = copy.deepcopy(pair[1], {id(pair[1].tokenizer): pair[1].tokenizer})
+    with torch.no_grad():
+        broken.blocks[1].attn.W_O[0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="sparse model, task ioi: logit_diff of the .* is nan"):
+        robustness(pair[0], broken, [get_task("ioi")], **QUICK)
+
+
+def test_too_few_prompts_are_noted(pair):
+    ioi = get_task("ioi")
+
+    def few(tokenizer, n, seed):
+        return ioi.pairs(tokenizer, min(n, 40), seed)
+
+    table = robustness(
+        *pair, [Task("few", "a short file", "logit_diff", few)],
+        **QUICK | {"prompt_counts": (100,), "ablations": ("corrupted", "mean")},
+    )  # fmt: skip
+    notes = table.set_index(["ablation", "prompts"])["note"]
+    assert notes["corrupted", 6] == ""
+    assert "dense model: task 'few' gave 40 pairs" in notes["corrupted", 100]
+    assert "dense model: mean ablation needs at least 2 prompts" in notes["mean", 6]
 
 
 def made_up(**columns):

@@ -3,7 +3,7 @@ import torch
 
 from circuits.hand_built import duplicate_token, induction
 from circuits.roles import head_roles
-from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
+from tests.helpers import make_prompts, make_tiny_model, skip_file_without_hooked_transformer
 
 skip_file_without_hooked_transformer()
 
@@ -15,6 +15,31 @@ def roles_of(built, other=None):
         models, dict.fromkeys(models, prompts), dict.fromkeys(models, ("a0.h0",)), "a task"
     )
     return {(one.model, one.head): one for one in found}
+
+
+def test_prompts_of_other_tokens_are_refused():
+    built = induction()
+    models = {"dense": built.model, "sparse": built.model}
+    prompts = built.prompts(16)
+    heads = dict.fromkeys(models, ())
+    both = {"dense": prompts.heldout, "sparse": prompts.ranking}
+    with pytest.raises(ValueError, match="prompts of dense and sparse are not the same tokens"):
+        head_roles(models, both, heads, "a task")
+
+
+def test_attention_that_is_not_finite_is_an_error_that_names_the_model():
+    models = {"dense": make_tiny_model(), "sparse": make_tiny_model()}
+    prompts = make_prompts(models["dense"])
+
+    def break_late(pattern, hook):
+        # No prompt is as long, but random tokens that come twice are.
+        return pattern.masked_fill(torch.arange(pattern.shape[-2])[:, None] >= 20, torch.nan)
+
+    # HookedTransformer itself makes zeros of NaN here; a TransformerBridge need not.
+    models["sparse"].blocks[0].attn.hook_pattern.add_hook(break_late, is_permanent=True)
+    both, heads = dict.fromkeys(models, prompts), dict.fromkeys(models, ())
+    with pytest.raises(ValueError, match="sparse model: previous_token of a0.h0 is not finite"):
+        head_roles(models, both, heads, "a task")
 
 
 def test_the_heads_of_a_known_induction_circuit_have_their_roles():

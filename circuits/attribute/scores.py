@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -58,12 +59,27 @@ class Scores:
         Raises:
             ValueError: a score is NaN or infinite; the message names the component.
         """
-        bad = (~torch.isfinite(self.edges)).nonzero()
-        if len(bad):
-            src, dest = bad[0].tolist()
-            raise ValueError(
-                f"the score of {self.graph.edge_name(src, dest)} is "
-                f"{self.edges[src, dest].item()} ({len(bad)} edges are not finite); look for NaN "
-                "or infinity in the model's weights, or load it in float32"
-            )
+        graph = self.graph
+        kinds: list[tuple[str, Tensor, Callable[..., str]]] = [
+            ("edges", self.edges, graph.edge_name)
+        ]
+        if self.node_scores is not None:
+            kinds.append(("nodes", self.node_scores, lambda src: graph.sources[src]))
+        for template, scores in self.attention_edges.items():
+
+            def in_words(layer: int, head: int, query: int, key: int, name: str = template) -> str:
+                return (
+                    f"the attention edge of a{layer}.h{head} from position {query} to {key} "
+                    f"(template {name!r})"
+                )
+
+            kinds.append(("attention edges", scores, in_words))
+        for kind, scores, name_of in kinds:
+            bad = (~torch.isfinite(scores)).nonzero().tolist()
+            if bad:
+                raise ValueError(
+                    f"the score of {name_of(*bad[0])} is {scores[tuple(bad[0])].item()} "
+                    f"({len(bad)} {kind} are not finite); look for NaN or infinity in the model's "
+                    "weights, or load it in float32"
+                )
         return self
