@@ -8,7 +8,7 @@ tables, figures and the report are made.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from circuits.ablate import CannotDoTask, graph_of
 from circuits.comparison import SIDES, AttentionExample, Comparison, ModelFacts
 from circuits.discovery import DiscoverConfig, Discovery
+from circuits.files import file_name_of
 from circuits.find_circuits import discover, steps_of
 from circuits.gate import is_gated
 from circuits.models import tokenizer_of, versions
@@ -26,7 +27,7 @@ from circuits.roles import HeadRole, head_roles
 from circuits.sparsify.corpus import words
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate
-from circuits.tasks import Task, TaskPrompts
+from circuits.tasks import Task, TaskPrompts, check_task_names
 from circuits.tasks.prompts import Prompts, is_single_token
 from circuits.top_k import is_top_k
 from circuits.transfer import Transfer, transfer
@@ -77,6 +78,7 @@ def compare(
     config = config or DiscoverConfig()
     if not tasks:
         raise ValueError("no tasks given; name at least one, such as 'ioi'")
+    check_task_names(tasks)
     started = time.perf_counter()
     models = _named(dense, sparse, others or {})
     unknown = [name for name in twins if name not in (others or {})]
@@ -168,14 +170,31 @@ def steps_of_compare(config: DiscoverConfig, n_tasks: int, n_others: int = 0) ->
     return (2 + n_others) * (n_tasks * steps_of(config) + 1) + n_tasks
 
 
+def check_model_names(names: Iterable[str]) -> None:
+    """Refuses names of further models whose results could not be told apart in files' names.
+
+    Raises:
+        ValueError: a name is empty, that of one of the pair, or one with another as a file's name.
+    """
+    taken = {side: side for side in SIDES}
+    for name in names:
+        # Without dots, the parts of `task.model.granularity.json` can be told apart.
+        other = taken.setdefault(file_name_of(name).replace(".", "_"), name)
+        if not name or name in SIDES:
+            raise ValueError(
+                f"another model cannot be called {name!r}; {' and '.join(SIDES)} are the pair"
+            )
+        if other != name:
+            raise ValueError(
+                f"the models {other!r} and {name!r} would have the same files; give one of them "
+                "another name"
+            )
+
+
 def _named(
     dense: HookedTransformer, sparse: HookedTransformer, others: Mapping[str, HookedTransformer]
 ) -> dict[str, HookedTransformer]:
-    taken = [name for name in others if name in SIDES or not name]
-    if taken:
-        raise ValueError(
-            f"another model cannot be called {taken[0]!r}; {' and '.join(SIDES)} are the pair"
-        )
+    check_model_names(others)
     return {"dense": dense, "sparse": sparse, **others}
 
 

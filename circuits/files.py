@@ -4,14 +4,75 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 
+def check_file(path: str | Path) -> None:
+    """Refuses a path that no file can be written to; call it before any long work.
+
+    Raises:
+        FileExistsError: it is a folder, or neither file nor folder (a device, a pipe, a socket).
+        FileNotFoundError: the folder that it should stand in does not exist.
+        PermissionError: that folder cannot be written into.
+    """
+    path = Path(path)
+    _check_kind(path)
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; give the name of a file to write")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent} to write {path.name} into; make it first"
+        )
+    _check_permission(path.parent)
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuses a path that no folder for results can be at; folders above it may be missing.
+
+    Raises:
+        FileExistsError: it, or what it should stand in, is not a folder.
+        PermissionError: it cannot be made or written into.
+    """
+    there = Path(path).absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    _check_kind(there)
+    if not there.is_dir():
+        raise FileExistsError(f"{there} is a file; give a folder for the results")
+    _check_permission(there)
+
+
+def _check_kind(path: Path) -> None:
+    """A rename would put a file in the place of a device."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise FileExistsError(
+            f"{path} is neither a file nor a folder but a device, a pipe or a socket; give the "
+            "name of a file"
+        )
+
+
+def _check_permission(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"no permission to write into {folder}; give another folder")
+
+
+def file_name_of(name: str) -> str:
+    """Returns the name of a task, model or figure without what a path would read as folders."""
+    return re.sub(r"[^\w.-]", "_", name)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to a temporary file beside `path`, then renames it to `path`."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Writes `content` to a temporary file beside `path`, then renames it to `path`.
+
+    Raises:
+        OSError: see `check_file`, or the disk is full.
+    """
+    check_file(path)
+    # A long name leaves no room for what is added to it.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

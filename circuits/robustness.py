@@ -27,7 +27,7 @@ from circuits.metrics import METRICS
 from circuits.models import tokenizer_of
 from circuits.search import find_smallest
 from circuits.select import build_circuit, rank_components, select_edges
-from circuits.tasks import Task, TaskPrompts, TooFewPrompts
+from circuits.tasks import Task, TaskPrompts, TooFewPrompts, check_task_names
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -94,6 +94,7 @@ def robustness(
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise ValueError(f"unknown metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
+    check_task_names(tasks)
     base = _Setting(methods[0], ablations[0], None, n_prompts)
     varied = [replace(base, method=method) for method in methods[1:]]
     varied += [replace(base, ablation=ablation) for ablation in ablations[1:]]

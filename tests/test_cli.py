@@ -107,6 +107,55 @@ def test_bad_usage_exits_2_with_one_line(capsys, tmp_path, monkeypatch, argument
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def no_models(monkeypatch):
+    """Loading a model is a failure: what is refused must be refused before."""
+
+    def load(*_arguments, **_options):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("circuits.models.load_model", load)
+
+
+@pytest.mark.usefixtures("no_models")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["discover", "--out", "folder"], "folder is a folder; give the name of a file"),
+        (["discover", "--out", "/dev/full"], "/dev/full is neither a file nor a folder"),
+        (["discover", "--out", "file/x.json"], "there is no folder file"),
+        (["compare", "--out", "file"], "file is a file; give a folder"),
+        (["compare", "--out", "/dev/full"], "/dev/full is neither a file nor a folder"),
+        (["robustness", "--out", "file"], "file is a file; give a folder"),
+        (["robustness", "--out", "file/deep"], "file is a file; give a folder"),
+        (["figures", "results", "--out", "file"], "file is a file; give a folder"),
+        (["compare", "--task", "ioi", "--task", "ioi"], "the task 'ioi' is given twice"),
+        (["robustness", "--task", "ioi", "--task", "ioi"], "the task 'ioi' is given twice"),
+        (["discover", "--task", "ioi.csv"], "would be called 'ioi', as a registered task is"),
+        (
+            ["compare", "--task", "a/pairs.csv", "--task", "b/pairs.csv"],
+            "'pairs' (1 prompt pairs of a/pairs.csv) and 'pairs' (1 prompt pairs of b/pairs.csv)",
+        ),
+        (["compare", "--task", "x y.csv", "--task", "x_y.csv"], "pairs of x y.csv) and"),
+        (["compare", "--model", "a/b=dense", "--model", "a_b=dense"], "models 'a/b' and 'a_b'"),
+    ],
+)  # fmt: skip
+def test_paths_and_names_are_checked_first(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("folder", "a", "b", "results"):
+        (tmp_path / folder).mkdir()
+    for name in ("ioi.csv", "a/pairs.csv", "b/pairs.csv", "x y.csv", "x_y.csv"):
+        (tmp_path / name).write_text("clean,corrupted,answer,wrong_answer\na b,a c,d,e\n")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "results" / "comparison.json").write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, error = run(capsys, *arguments)
+    assert code == 2
+    assert message in error.replace("\n", " ")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_folder_of_something_else_is_refused_before_any_work(capsys, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     code, _, error = run(capsys, "compare", "--out", str(tmp_path))

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,6 +159,16 @@ def test_another_model_needs_a_name_of_its_own(pair, name):
         compare(*pair, [get_task("ioi")], others={name: pair[0]})
 
 
+def test_tasks_and_models_that_would_share_files_are_refused(pair):
+    ioi = get_task("ioi")
+    with pytest.raises(ValueError, match="the task 'ioi' is given twice"):
+        compare(*pair, [ioi, ioi])
+    with pytest.raises(ValueError, match="results of two tasks would be called 'my_ioi'"):
+        compare(*pair, [replace(ioi, name="my ioi"), replace(ioi, name="my_ioi")])
+    with pytest.raises(ValueError, match="models 'x/y' and 'x_y' would have the same files"):
+        compare(*pair, [ioi], others={"x/y": pair[0], "x_y": pair[0]})
+
+
 def test_no_tasks_are_refused(pair):
     with pytest.raises(ValueError, match="no tasks given"):
         compare(*pair, [])
@@ -193,8 +204,6 @@ def test_a_crash_while_writing_leaves_the_old_results(comparison, tmp_path, monk
 
 
 def test_warnings_name_a_worse_sparse_model(comparison):
-    from dataclasses import replace
-
     worse = replace(comparison.models["sparse"], ce=comparison.models["dense"].ce + 0.5)
     changed = replace(comparison, models=comparison.models | {"sparse": worse})
     assert any("0.5000 nats above" in one for one in warnings_of(changed))

@@ -24,7 +24,7 @@ from circuits.cli.options import (
     Target,
     Tasks,
     discover_config,
-    read_task,
+    read_tasks,
     text_stream,
 )
 
@@ -78,7 +78,7 @@ def compare_command(
         from circuits.report import check_writable, write_results
         from circuits.workers import join_workers, share_prompts
 
-        tasks = [read_task(name) for name in task or DEFAULT_TASKS]
+        tasks = read_tasks(task or DEFAULT_TASKS)
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
@@ -147,14 +147,14 @@ def robustness_command(
     launch = read_launch()
     with usage_errors():
         from circuits.figures import robustness_figure
-        from circuits.files import write_text
+        from circuits.files import check_folder, write_text
         from circuits.models import load_model
         from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
         from circuits.workers import join_workers, share_prompts
 
-        tasks = [read_task(name) for name in task or DEFAULT_TASKS]
+        tasks = read_tasks(task or DEFAULT_TASKS)
         methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
-        out.mkdir(parents=True, exist_ok=True)
+        check_folder(out)
         device = launch.own_device(device)
         models = load_model(dense, device=device), load_model(sparse, device=device)
         workers = join_workers(models[0].W_E.device)
@@ -172,6 +172,7 @@ def robustness_command(
         )
     if not launch.is_first:
         return
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / "robustness.csv", table.to_csv(index=False))
     page = robustness_figure(table).to_html(include_plotlyjs=True, full_html=True)
     write_text(out / "robustness.html", page)
@@ -186,6 +187,8 @@ def _named_models(given: list[str]) -> dict[str, str]:
     Raises:
         ValueError: one is not of that form, or a name is taken.
     """
+    from circuits.compare_models import check_model_names
+
     found: dict[str, str] = {}
     for text in given:
         name, _, source = text.partition("=")
@@ -196,6 +199,7 @@ def _named_models(given: list[str]) -> dict[str, str]:
         if name in (*found, "dense", "sparse"):
             raise ValueError(f"two models are called {name!r}; give each another name")
         found[name] = source
+    check_model_names(found)
     return found
 
 

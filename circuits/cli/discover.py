@@ -42,14 +42,14 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.files import check_file
         from circuits.find_circuits import discover, steps_of
         from circuits.models import load_model
         from circuits.workers import join_workers, share_prompts
 
         chosen = read_task(task)
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
-        if not out.parent.is_dir():
-            raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
+        check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device)
         workers = join_workers(loaded.W_E.device)

@@ -22,7 +22,8 @@ def figures_command(
     with usage_errors():
         from circuits.comparison import load_comparison
         from circuits.figures.export import FORMATS, PRINT_WIDTHS, fits, one_browser, save_figure
-        from circuits.report import figure_file_name, figures_of
+        from circuits.files import check_folder, file_name_of
+        from circuits.report import figures_of
 
         if f".{format}" not in FORMATS:
             known = ", ".join(one[1:] for one in FORMATS)
@@ -35,15 +36,16 @@ def figures_command(
             raise FileNotFoundError(
                 f"{results} holds no comparison; make one with circuits compare"
             )
+        check_folder(out)
         comparison = load_comparison(saved)
-        out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     figures = dict(figures_of(comparison))
     written = []
     with one_browser(), progress_bar(len(figures)) as step:
         for name, figure in figures.items():
             step(name)
             width = column if fits(figure, column) else "double"
-            path = out / f"{figure_file_name(name)}.{format}"
+            path = out / f"{file_name_of(name)}.{format}"
             save_figure(figure, path, width)
             written.append(f"{path}  ({PRINT_WIDTHS[width]} in)")
     for line in written:

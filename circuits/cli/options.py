@@ -61,6 +61,19 @@ def read_task(name: str) -> Task:
     return get_task(name.replace("-", "_"))
 
 
+def read_tasks(names: list[str]) -> list[Task]:
+    """Returns the tasks of those names and files.
+
+    Raises:
+        ValueError: a name is unknown, or two tasks would share one.
+    """
+    from circuits.tasks import check_task_names
+
+    tasks = [read_task(name) for name in names]
+    check_task_names(tasks)
+    return tasks
+
+
 def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStream:
     """Returns the stream of a UTF-8 text file."""
     from circuits.sparsify.data import TextStream

@@ -2,11 +2,10 @@
 
 from circuits.report.page import figures_of, report_html
 from circuits.report.words import headlines, warnings_of
-from circuits.report.write import check_writable, figure_file_name, write_results
+from circuits.report.write import check_writable, write_results
 
 __all__ = [
     "check_writable",
-    "figure_file_name",
     "figures_of",
     "headlines",
     "report_html",

@@ -7,13 +7,12 @@ a folder with results in it is always a whole one.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from circuits.comparison import Comparison, save_comparison
-from circuits.files import write_text
+from circuits.files import check_folder, file_name_of, write_text
 from circuits.report.page import TABLES, figures_of, report_html, tables_of
 
 MARKER = "comparison.json"
@@ -32,8 +31,7 @@ def check_writable(out: str | Path) -> None:
         PermissionError: it cannot be written or replaced.
     """
     out = Path(out).resolve()
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file; give a folder for the results")
+    check_folder(out)
     if not out.parent.is_dir():
         raise FileNotFoundError(
             f"there is no folder {out.parent} to write {out.name} into; make it first"
@@ -50,9 +48,7 @@ def check_writable(out: str | Path) -> None:
         if os.path.ismount(out):
             raise PermissionError(f"{out} is a mount point and cannot be replaced; give a folder "
                                   "inside it")  # fmt: skip
-    for folder in (out.parent, out):
-        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"no permission to write into {folder}; give another folder")
+    check_folder(out.parent)  # The new folder is renamed into it.
 
 
 def write_results(comparison: Comparison, out: str | Path) -> None:
@@ -86,17 +82,12 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     for task, found in comparison.discoveries.items():
         for side, discovery in found.items():
             for granularity, one in discovery.found.items():
-                name = f"{figure_file_name(task)}.{side}.{granularity}.json"
+                name = file_name_of(f"{task}.{side.replace('.', '_')}.{granularity}.json")
                 one.circuit.save(folder / "circuits" / name)
     (folder / "figures").mkdir()
     figures = dict(figures_of(comparison))
     for name, figure in figures.items():
-        path = folder / "figures" / f"{figure_file_name(name)}.html"
+        path = folder / "figures" / f"{file_name_of(name)}.html"
         figure.write_html(path, include_plotlyjs="directory")
     write_text(folder / "report.html", report_html(comparison, figures))
     save_comparison(comparison, folder / MARKER)
-
-
-def figure_file_name(name: str) -> str:
-    """Returns the name of a task or figure without what a path would read as folders."""
-    return re.sub(r"[^\w.-]", "_", name)

@@ -3,7 +3,14 @@
 from circuits.tasks import brackets, greater_than, induction, ioi, pronoun, subject_verb
 from circuits.tasks.from_file import task_from_file
 from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
-from circuits.tasks.task import Task, TaskPrompts, get_task, register_task, task_names
+from circuits.tasks.task import (
+    Task,
+    TaskPrompts,
+    check_task_names,
+    get_task,
+    register_task,
+    task_names,
+)
 
 for _module in (ioi, greater_than, induction, pronoun, subject_verb, brackets):
     register_task(_module.TASK)
@@ -15,6 +22,7 @@ __all__ = [
     "Task",
     "TaskPrompts",
     "TooFewPrompts",
+    "check_task_names",
     "get_task",
     "register_task",
     "task_from_file",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from circuits.tasks.prompts import PromptPair
-from circuits.tasks.task import Task
+from circuits.tasks.task import Task, task_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,11 +27,17 @@ def task_from_file(path: str | Path, *, metric: str = "logit_diff") -> Task:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another suffix than .csv or .jsonl, missing columns, or empty cells.
+        ValueError: another suffix than .csv or .jsonl, the name of a registered task, missing
+            columns, or empty cells.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of prompt pairs at {path}")
+    if path.stem in task_names():
+        raise ValueError(
+            f"the task of {path} would be called {path.stem!r}, as a registered task is; rename "
+            "the file"
+        )
     # Texts only: "01" must not become the number 1, nor "NA" a missing value.
     if path.suffix == ".csv":
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -63,4 +69,4 @@ def task_from_file(path: str | Path, *, metric: str = "logit_diff") -> Task:
         del tokenizer  # The rows are what they are; `tokenize_pairs` checks them.
         return random.Random(f"file {seed}").sample(pairs, min(n, len(pairs)))
 
-    return Task(path.stem, f"{len(pairs)} prompt pairs of {path.name}", metric, shuffled)
+    return Task(path.stem, f"{len(pairs)} prompt pairs of {path}", metric, shuffled)

@@ -12,10 +12,11 @@ figure is measured. No clean prompt is in both.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from circuits.files import file_name_of
 from circuits.metrics import METRICS
 from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 
@@ -125,6 +126,26 @@ def get_task(name: str) -> Task:
             f"and a path to a .csv or .jsonl file of prompt pairs works as well.{hint}"
         )
     return _REGISTRY[name]
+
+
+def check_task_names(tasks: Sequence[Task]) -> None:
+    """Refuses tasks whose results could not be told apart, by their names or in files' names.
+
+    Raises:
+        ValueError: a task is given twice, or two have names that are one as a file's name.
+    """
+    taken: dict[str, Task] = {}
+    for task in tasks:
+        other = taken.setdefault(file_name_of(task.name), task)
+        if other is task:
+            if sum(one is task for one in tasks) > 1:
+                raise ValueError(f"the task {task.name!r} is given twice; give it once")
+            continue
+        raise ValueError(
+            f"the results of two tasks would be called {file_name_of(task.name)!r}: "
+            f"{other.name!r} ({other.description}) and {task.name!r} ({task.description}); give "
+            "one of them another name"
+        )
 
 
 def task_names() -> list[str]:
