@@ -290,12 +290,29 @@ def test_arcs_of_one_pair_of_tokens_lie_over_each_other_and_many_are_cut():
     figure = arcs_figure(
         with_circuit(comparison, "ioi", "sparse", "attention_edge", circuit), "ioi"
     )
-    (pointer,) = traces(figure, name="sparse edges")
-    assert len(pointer.y) == 200
-    assert len({y for x, y in zip(pointer.x, pointer.y, strict=True) if x == 2}) > 150
+    supporting, countering = traces(figure, name="sparse edges")
+    heights = (*supporting.y, *countering.y)
+    assert len(heights) == 200
+    assert {*supporting.x, *countering.x} == {2}
+    assert len(set(heights)) > 150
     assert "sparse: 210 attention edges, the 200 strongest drawn" in figure.layout.title.text
     dotted = [t for t in figure.data if t.line.dash == "dot" and t.x and t.x[0] is not None]
     assert len(dotted) == 1
+
+
+def test_an_entry_of_the_legend_hides_what_it_names_or_cannot_be_clicked():
+    edges = [AttentionEdge(0, 0, 3, 1, 1.0), AttentionEdge(1, 1, 2, 2, -0.5)]
+    circuit = replace(make_circuit({}, "attention_edge"), attention_edges={"template": edges})
+    figure = arcs_figure(
+        with_circuit(make_comparison(), "ioi", "sparse", "attention_edge", circuit), "ioi"
+    )
+    for word, dash in (("supports", "solid"), ("counters", "dot")):
+        (entry,) = traces(figure, name=f"sparse, {word}")
+        group = [t for t in figure.data if t.legendgroup == entry.legendgroup and t is not entry]
+        assert [t.mode for t in group if t.x[0] is not None] == ["lines", "markers"]
+        assert [t.line.dash for t in group if t.mode == "lines"] == [dash]
+    legend = circuit_figure(make_comparison(), "ioi").layout.legend
+    assert (legend.itemclick, legend.itemdoubleclick) == (False, False)
 
 
 def test_arcs_need_attention_edges():

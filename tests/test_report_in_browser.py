@@ -113,6 +113,22 @@ def test_it_opens_without_error_and_asks_no_network(page_and_log):
     assert page.title() == "Circuits, dense and sparse"
 
 
+def test_no_figure_offers_to_upload_its_data(browser, page_and_log, tmp_path):
+    page, *_ = page_and_log
+    titles = "all => all.map(one => one.dataset.title)"
+    shown = page.eval_on_selector_all(".modebar-btn", titles)
+    assert any("Download plot" in title for title in shown)
+    assert [title for title in shown if "Share" in title or "loud" in title] == []
+    write_results(make_comparison(), tmp_path / "results")
+    for path in sorted((tmp_path / "results" / "figures").glob("*.html")):
+        figure = browser.new_page()
+        figure.goto(path.as_uri())
+        shown = figure.eval_on_selector_all(".modebar-btn", titles)
+        assert any("Download plot" in title for title in shown)
+        assert [title for title in shown if "Share" in title or "loud" in title] == []
+        figure.close()
+
+
 def test_one_control_changes_both_diagrams(page_and_log):
     page, *_ = page_and_log
     page.select_option("#granularity", "edge")

@@ -14,6 +14,7 @@ from circuits.figures.style import COLOURS, counted, safe, styled
 
 MAX_ARCS = 200
 _POINTS = 21
+_DASHES = {"supports": "solid", "counters": "dot"}
 _LIFT = 2.5  # how far apart, in the same unit, the arcs of one pair of tokens are at most
 _BAND = 1.0  # half the height that the tokens take, in units of the distance of two tokens
 
@@ -72,48 +73,57 @@ def _arc_traces(
     n_sharing = Counter((edge.key, edge.query) for edge in edges)
     drawn: Counter[tuple[int, int]] = Counter()
     classes: dict[tuple[int, str], list[tuple[float | None, float | None]]] = {}
-    tops, texts = [], []
+    tops: dict[str, list[tuple[float, float]]] = {word: [] for word in _DASHES}
+    texts: dict[str, list[str]] = {word: [] for word in _DASHES}
     for edge in edges:
         width = 1 + round(4 * math.sqrt(abs(edge.score) / strongest))
-        dash = "solid" if edge.score >= 0 else "dot"
+        word = "supports" if edge.score >= 0 else "counters"
         ends = (edge.key, edge.query)
         lift = min(0.16, _LIFT / n_sharing[ends]) * drawn[ends]
         drawn[ends] += 1
         arc = _arc(*ends, lift, sign)
-        classes.setdefault((width, dash), []).extend([*arc, (None, None)])
-        tops.append(arc[_POINTS // 2])
+        classes.setdefault((width, word), []).extend([*arc, (None, None)])
+        tops[word].append(arc[_POINTS // 2])
         link = f"{short_label(tokens[edge.query])} → {short_label(tokens[edge.key])}"
-        texts.append(f"a{edge.layer}.h{edge.head}  {link}  {edge.score:+.3g}")
+        texts[word].append(f"a{edge.layer}.h{edge.head}  {link}  {edge.score:+.3g}")
     lines = [
         go.Scatter(
             x=[x for x, _ in points],
             y=[y for _, y in points],
             mode="lines",
-            line={"color": COLOURS[side], "width": width, "dash": dash},
+            line={"color": COLOURS[side], "width": width, "dash": _DASHES[word]},
             opacity=0.75,
             hoverinfo="skip",
             showlegend=False,
+            legendgroup=f"{side} {word}",
         )
-        for (width, dash), points in sorted(classes.items())
+        for (width, word), points in sorted(classes.items())
     ]
+    # An entry of the legend hides its group: the arcs, and the markers that are pointed at.
     legend = [
         go.Scatter(
             x=[None], y=[None], mode="lines", name=f"{side}, {word}",
             line={"color": COLOURS[side], "width": 3, "dash": dash},
+            legendgroup=f"{side} {word}",
         )
-        for word, dash in (("supports", "solid"), ("counters", "dot"))
+        for word, dash in _DASHES.items()
     ]  # fmt: skip
-    pointer = go.Scatter(
-        x=[x for x, _ in tops],
-        y=[y for _, y in tops],
-        mode="markers",
-        name=f"{side} edges",
-        marker={"size": 9, "opacity": 0},
-        text=texts,
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
-    return [*lines, *legend, pointer]
+    pointers = [
+        go.Scatter(
+            x=[x for x, _ in tops[word]],
+            y=[y for _, y in tops[word]],
+            mode="markers",
+            name=f"{side} edges",
+            marker={"size": 9, "opacity": 0},
+            text=texts[word],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+            legendgroup=f"{side} {word}",
+        )
+        for word in _DASHES
+        if tops[word]
+    ]
+    return [*lines, *legend, *pointers]
 
 
 def _arc(key: int, query: int, lift: float, sign: int) -> list[tuple[float, float]]:

@@ -87,6 +87,8 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     figure.update_xaxes(visible=False, range=[-0.8, width + 1.4])
     figure.update_yaxes(visible=False, range=[-0.8, 2 * n_layers + 1.6])
     title = f"{safe(task)}: the circuits side by side"
+    # The legend explains colours and dashes, which cross: no trace is one entry's alone to hide.
+    figure.update_layout(legend={"itemclick": False, "itemdoubleclick": False})
     return styled(figure, title, 280 + 92 * n_layers, legend_rows=2)
 
 

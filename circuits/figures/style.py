@@ -25,6 +25,9 @@ UNITS = {
     "attention_edge": "attention edges",
 }
 
+PAGE_CONFIG = {"responsive": True, "displaylogo": False, "showSendToCloud": False}
+"""How plotly shows a figure in a page; without its button that uploads the data."""
+
 _AXIS = {"showline": True, "linecolor": "#444444", "ticks": "outside", "automargin": True}
 _THEME: dict[str, Any] = {
     "paper_bgcolor": "white",

@@ -14,6 +14,7 @@ from typing import Any
 
 from circuits.comparison import SIDES, AttentionExample, Comparison
 from circuits.figures import COLOURS, UNITS, arcs_figure, circuit_figure, token_labels
+from circuits.figures.style import PAGE_CONFIG
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
@@ -47,6 +48,7 @@ def explorer_data(comparison: Comparison) -> dict[str, Any]:
     """Returns everything that the script shows, by task."""
     return {
         "colours": COLOURS,
+        "config": PAGE_CONFIG,
         "units": UNITS,
         "tasks": {task: _task_data(comparison, task) for task in comparison.discoveries},
     }

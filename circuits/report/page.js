@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("explorer-data").textContent);
   const chosen = { task: null, granularity: null, prompt: 0, head: null };
   const at = (id) => document.getElementById(id);
-  const settings = { responsive: true, displaylogo: false };
+  const settings = data.config;
 
   const fill = (select, values, labels) => {
     select.replaceChildren(

@@ -26,6 +26,7 @@ from circuits.figures import (
     head_density_figure,
     sizes_figure,
 )
+from circuits.figures.style import PAGE_CONFIG
 from circuits.report.explorer import explorer_html
 from circuits.report.words import headlines, warnings_of
 
@@ -33,7 +34,6 @@ TABLES = (
     *("summary", "models", "others", "seeds", "evidence"),
     *("overlap", "transfer", "structure", "roles"),
 )
-_PLOTLY = {"responsive": True, "displaylogo": False}
 
 _DEFINITIONS = """
 <p><b>Faithfulness.</b> Let m be the task's metric, averaged over held-out prompts. A circuit's
@@ -183,7 +183,7 @@ def _run_table(comparison: Comparison) -> pd.DataFrame:
 
 
 def _figure(figure: go.Figure) -> str:
-    inner = figure.to_html(full_html=False, include_plotlyjs=False, config=_PLOTLY)
+    inner = figure.to_html(full_html=False, include_plotlyjs=False, config=PAGE_CONFIG)
     return f'<div class="figure">{inner}</div>'
 
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from circuits.comparison import Comparison, save_comparison
+from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, write_text
 from circuits.report.page import TABLES, figures_of, report_html, tables_of
 
@@ -88,6 +89,6 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     figures = dict(figures_of(comparison))
     for name, figure in figures.items():
         path = folder / "figures" / f"{file_name_of(name)}.html"
-        figure.write_html(path, include_plotlyjs="directory")
+        figure.write_html(path, include_plotlyjs="directory", config=PAGE_CONFIG)
     write_text(folder / "report.html", report_html(comparison, figures))
     save_comparison(comparison, folder / MARKER)
