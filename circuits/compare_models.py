@@ -7,15 +7,16 @@ tables, figures and the report are made.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.ablate import CannotDoTask, graph_of
+from circuits.ablate import CannotDoTask, check_does_task, graph_of, prepare_experiment
 from circuits.comparison import SIDES, AttentionExample, Comparison, ModelFacts
 from circuits.discovery import DiscoverConfig, Discovery
 from circuits.files import file_name_of
@@ -29,6 +30,7 @@ from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate
 from circuits.tasks import Task, TaskPrompts, check_task_names
 from circuits.tasks.prompts import Prompts, is_single_token
+from circuits.tokenization import tokenizer_fingerprint
 from circuits.top_k import is_top_k
 from circuits.transfer import Transfer, transfer
 
@@ -46,7 +48,7 @@ def compare(
     tasks: Sequence[Task],
     config: DiscoverConfig | None = None,
     *,
-    text: Int[Tensor, "sequences pos"] | None = None,
+    text: Int[Tensor, "sequences pos"] | Mapping[str, Tensor] | None = None,
     names: tuple[str, str] = ("dense", "sparse"),
     others: Mapping[str, HookedTransformer] | None = None,
     twins: Sequence[str] = (),
@@ -61,9 +63,11 @@ def compare(
         sparse: Its sparse twin (any model: the names only say which side it stands on).
         tasks: The behaviours.
         config: How circuits are looked for; the defaults if left out.
-        text: Held-out token sequences on which cross-entropy and density are measured. Without
-            them the synthetic corpus serves models that know its words; for others cross-entropy
-            stays unknown, and density is measured on the tasks' prompts.
+        text: Held-out token sequences on which cross-entropy and density are measured: of all
+            models, if they share a tokenizer, or by model ("dense", "sparse" and the names of
+            `others`), each in its own tokens. Without them the synthetic corpus serves models that
+            know its words; for others cross-entropy stays unknown, and density is measured on the
+            tasks' prompts.
         names: What to call the two models in the results.
         others: More models by name, such as controls and further twins. A task that one of them
             cannot do is noted, not an error.
@@ -71,9 +75,15 @@ def compare(
             also have a mean and an interval over seeds.
         on_step: Called with a few words after each forward run.
 
+    All models and tasks are checked before anything long is run. A task that one of the pair does
+    not do is left out, and `Comparison.refused` says why. Where the pair's tokenizers differ, heads
+    are not matched by where they attend and no prompt is shown, as the tokens are not the same.
+
     Raises:
-        ValueError: no tasks, a task that one of the pair cannot do, bad prompts, a name twice,
-            a twin that is not among the others.
+        CannotDoTask: no task is left that both models of the pair do.
+        ValueError: no tasks, bad prompts, a name twice, a twin that is not among the others, text
+            in one tokenizer's tokens for models of several, or a model whose numbers are not
+            finite.
     """
     config = config or DiscoverConfig()
     if not tasks:
@@ -86,9 +96,8 @@ def compare(
         raise ValueError(f"the twin {unknown[0]!r} is not among the other models")
     pair = {side: models[side] for side in SIDES}
     labels: dict[str, str] = dict(zip(SIDES, names, strict=True))
-    if text is None and all(_knows_corpus(model) for model in models.values()):
-        context = min(CONTEXT, *(model.cfg.n_ctx for model in models.values()))
-        text = CorpusStream(dense.tokenizer, context=context).held_out("selection", N_SEQUENCES)
+    read_as = {side: tokenizer_fingerprint(tokenizer_of(one)) for side, one in models.items()}
+    texts = _texts(models, read_as, text)
     # All prompts are built first: bad ones are refused before anything long is run.
     prompts = {
         task.name: {
@@ -102,11 +111,23 @@ def compare(
         }
         for task in tasks
     }
+    facts = {}
+    for side, model in models.items():
+        shown, first = labels.get(side, side), prompts[tasks[0].name][side].heldout
+        facts[side] = _model_facts(model, shown, texts.get(side), first, read_as[side])
+        on_step(f"{side} cross-entropy and density")
+    refused = {
+        task.name: _why_not(models, task, prompts[task.name], config.ablation) for task in tasks
+    }
+    _check_some_left(refused)
     discoveries: dict[str, dict[str, Discovery]] = {}
-    refused: dict[str, dict[str, str]] = {}
     for task in tasks:
-        discoveries[task.name], refused[task.name] = {}, {}
+        if any(side in refused[task.name] for side in SIDES):
+            continue
+        discoveries[task.name] = {}
         for side, model in models.items():
+            if side in refused[task.name]:
+                continue
 
             def step(what: str, side: str = side) -> None:
                 on_step(f"{side} {what}")
@@ -115,27 +136,20 @@ def compare(
                 discoveries[task.name][side] = discover(
                     model, task, config, prompts=prompts[task.name][side], on_step=step
                 )
-            except CannotDoTask as error:
-                if side in SIDES:
-                    raise ValueError(f"{side} model, task {task.name}: {error}") from error
-                refused[task.name][side] = str(error)
             except ValueError as error:
                 raise ValueError(f"{side} model, task {task.name}: {error}") from error
-    facts = {}
-    for side, model in models.items():
-        shown = labels.get(side, side)
-        facts[side] = _model_facts(model, shown, text, prompts[tasks[0].name][side].heldout)
-        on_step(f"{side} cross-entropy and density")
+    done = [task for task in tasks if task.name in discoveries]
+    same_tokens = read_as["dense"] == read_as["sparse"]
     transfers: list[Transfer] = []
     roles: list[HeadRole] = []
-    for task in tasks:
+    for task in done:
         heldout = {side: prompts[task.name][side].heldout for side in SIDES}
         found = {side: discoveries[task.name][side] for side in SIDES}
         if graph_of(dense).mask.shape == graph_of(sparse).mask.shape:
             transfers += transfer(pair, heldout, task, found)
-        roles += head_roles(
-            pair, heldout, {side: _heads(one) for side, one in found.items()}, task.name
-        )
+        if same_tokens:
+            heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
+            roles += head_roles(pair, heldout, heads, task.name)
         on_step(f"{task.name}: transfer and roles")
     return Comparison(
         models=facts,
@@ -143,9 +157,12 @@ def compare(
         examples={
             task.name: tuple(
                 _example(pair, task, prompts[task.name], row)
-                for row in _shown_rows(prompts[task.name]["dense"].heldout.templates)
+                for row in _shown_rows(
+                    prompts[task.name]["dense"].heldout.templates, discoveries[task.name]
+                )
             )
-            for task in tasks
+            for task in done
+            if same_tokens
         },
         transfers=tuple(transfers),
         roles=tuple(roles),
@@ -205,13 +222,75 @@ def _heads(found: Discovery) -> list[str]:
     return first.circuit.heads
 
 
+def _texts(
+    models: Mapping[str, HookedTransformer],
+    read_as: Mapping[str, str],
+    text: Tensor | Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """The held-out text in each model's own tokens; nothing if there is none for all of them."""
+    if text is None:
+        if not all(_knows_corpus(model) for model in models.values()):
+            return {}
+        context = min(CONTEXT, *(model.cfg.n_ctx for model in models.values()))
+        return {
+            side: CorpusStream(model.tokenizer, context=context).held_out("selection", N_SEQUENCES)
+            for side, model in models.items()
+        }
+    if isinstance(text, Tensor):
+        others = [side for side in models if read_as[side] != read_as["dense"]]
+        if others:
+            raise ValueError(
+                f"text is given as one model's tokens, but the tokenizers of dense and {others[0]} "
+                f"differ; give it by model, as {{'dense': tokens, {others[0]!r}: tokens, ...}}"
+            )
+        return dict.fromkeys(models, text)
+    if set(text) != set(models):
+        raise ValueError(
+            f"text is given for {', '.join(text)}; give it for {', '.join(models)}, each in its "
+            "own tokens"
+        )
+    return dict(text)
+
+
+def _why_not(
+    models: Mapping[str, HookedTransformer],
+    task: Task,
+    prompts: Mapping[str, TaskPrompts],
+    ablation: str,
+) -> dict[str, str]:
+    """Why models have no circuit for a task, by model; only those that do not do it."""
+    found = {}
+    for side, model in models.items():
+        try:
+            heldout = prompts[side].heldout
+            check_does_task(
+                prepare_experiment(model, heldout, metric=task.metric, ablation=ablation)
+            )
+        except CannotDoTask as error:
+            found[side] = str(error)
+        except ValueError as error:
+            raise ValueError(f"{side} model, task {task.name}: {error}") from error
+    return found
+
+
+def _check_some_left(refused: Mapping[str, Mapping[str, str]]) -> None:
+    reasons = {
+        task: f"task {task}: {side} model: {why[side]}"
+        for task, why in refused.items()
+        for side in reversed(SIDES)
+        if side in why
+    }
+    if len(reasons) == len(refused):
+        raise CannotDoTask("nothing is left to compare; " + "; ".join(reasons.values()))
+
+
 def _knows_corpus(model: HookedTransformer) -> bool:
     tokenizer = tokenizer_of(model)
     return all(is_single_token(tokenizer, word) for word in words())
 
 
 def _model_facts(
-    model: HookedTransformer, name: str, text: Tensor | None, prompts: Prompts
+    model: HookedTransformer, name: str, text: Tensor | None, prompts: Prompts, tokenizer: str
 ) -> ModelFacts:
     """Cross-entropy and density on `text`; without it, density on the prompts alone."""
     ce = None
@@ -219,6 +298,12 @@ def _model_facts(
     tokens = tokens.to(model.W_E.device)
     if text is not None:
         ce, density = evaluate(model, tokens)
+        if not math.isfinite(ce):
+            raise ValueError(
+                f"the model {name!r} has a cross-entropy of {ce} on held-out text of "
+                f"{tokens.shape[1]} tokens; look for NaN or infinity in its weights, such as those "
+                "of late positions, which no prompt reaches"
+            )
     elif is_gated(model) or is_top_k(model):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
@@ -233,14 +318,36 @@ def _model_facts(
         density_per_head=tuple(tuple(heads) for heads in density.per_head.tolist()),
         context=density.context,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        tokenizer=tokenizer,
     )
 
 
-def _shown_rows(templates: Sequence[str]) -> list[int]:
-    """A few prompts to look at, of as many templates as there are."""
+def _shown_rows(templates: Sequence[str], found: Mapping[str, Discovery]) -> list[int]:
+    """A few prompts to look at, the most usual one first, of as many templates as there are."""
+    usual = _usual_template(found)
     firsts = [row for row, name in enumerate(templates) if name not in templates[:row]]
+    firsts.sort(key=lambda row: templates[row] != usual)
     others = [row for row in range(len(templates)) if row not in firsts]
     return [*firsts, *others][:N_EXAMPLES]
+
+
+def _usual_template(found: Mapping[str, Discovery]) -> str | None:
+    """The template whose ratio of attention edges, dense / sparse, is nearest the mean sizes'.
+
+    None where attention edges were not looked for, or no template needs some in both models.
+    """
+    if any("attention_edge" not in found[side].found for side in SIDES):
+        return None
+    dense, sparse = (found[side].found["attention_edge"] for side in SIDES)
+    ratios = {
+        template: math.log(size / sparse.template_sizes[template])
+        for template, size in dense.template_sizes.items()
+        if size > 0 and sparse.template_sizes.get(template, 0) > 0
+    }
+    if not ratios or not (dense.size > 0 and sparse.size > 0):
+        return None
+    mean = math.log(dense.size / sparse.size)
+    return min(ratios, key=lambda template: abs(ratios[template] - mean))
 
 
 @torch.no_grad()

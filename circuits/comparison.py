@@ -41,6 +41,8 @@ class ModelFacts:
         density_per_head: The same for each head of each layer.
         context: Tokens in each sequence that `ce` and `density` were measured on.
         n_parameters: Number of weights.
+        tokenizer: Fingerprint of its tokenizer. Cross-entropies can be compared between models of
+            the same one only.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelFacts:
     density_per_head: tuple[tuple[float, ...], ...]
     context: int
     n_parameters: int
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,12 @@ class Comparison:
     Attributes:
         models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
         discoveries: What was found, by task, then by model. Another model that does not do a
-            task has no entry.
+            task has no entry; a task that one of the pair does not do has none at all.
         examples: A few held-out prompts of each task, by task.
         transfers: Each of the pair's circuits, run in the other model.
         roles: What the heads of the pair attend to, by task.
         twins: Which of the others are sparse twins too, from other training seeds.
-        refused: Why another model has no circuit, by task, then by model.
+        refused: Why a model has no circuit, by task, then by model.
         run: How it was made: command, versions, seed, device, seconds.
     """
 
@@ -116,6 +119,7 @@ class Comparison:
                     "ce": self.models[side].ce,
                     "density": self.models[side].density,
                     "context": self.models[side].context,
+                    "tokenizer": self.models[side].tokenizer,
                 }
                 for task, found in self.discoveries.items()
                 for side, discovery in found.items()
@@ -127,7 +131,8 @@ class Comparison:
 
         `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
         paired bootstrap's p-value of equal sizes. The interval from `templates_low` to
-        `templates_high` draws whole templates in place of prompts.
+        `templates_high` draws whole templates in place of prompts. A task that one of the pair
+        does not do has one row, and `note` says why.
         """
         rows = []
         for task, found in self.discoveries.items():
@@ -152,9 +157,25 @@ class Comparison:
                         "faithfulness_sparse": pair[1].faithfulness,
                         "target": dense.config.target,
                         "prompts": dense.n_heldout,
+                        "note": "",
                     }
                 )
+        for task, reason in self.not_compared().items():
+            rows.append({"task": task, "granularity": "", "note": reason})
         return pd.DataFrame(rows)
+
+    def not_compared(self) -> dict[str, str]:
+        """Returns the tasks that one of the pair does not do, and why."""
+        return {
+            task: "; ".join(f"{side} model: {reasons[side]}" for side in SIDES if side in reasons)
+            for task, reasons in self.refused.items()
+            if any(side in reasons for side in SIDES)
+        }
+
+    def of_other_tokenizer(self) -> list[str]:
+        """Returns the models that read text as other tokens than the dense model."""
+        own = self.models["dense"].tokenizer
+        return [name for name, facts in self.models.items() if facts.tokenizer != own]
 
     def evidence_table(self) -> pd.DataFrame:
         """Returns one row for each task, granularity and model: what stands beside the size."""

@@ -37,18 +37,44 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
     assert list(summary.columns) == [
         "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
         "p", "templates_low", "templates_high",
-        "faithfulness_dense", "faithfulness_sparse", "target", "prompts",
+        "faithfulness_dense", "faithfulness_sparse", "target", "prompts", "note",
     ]  # fmt: skip
     assert list(summary["granularity"]) == ["head", "edge"]
     assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.9).all(axis=None)
     models = pd.read_csv(out / "models.csv")
     assert list(models.columns) == [
         "model", "task", "metric", "accuracy", "ce", "density", "context",
+        "tokenizer",
     ]  # fmt: skip
     assert json.loads((out / "circuits" / "ioi.sparse.edge.json").read_text())["edges"]
     assert (out / "report.html").stat().st_size < 8e6
     assert "ratio" in printed
     assert not list(tmp_path.glob(".results*"))
+
+
+def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, tmp_path):
+    rows = [
+        f'"When {a} and {b} went to the store, {b} gave a ring to",'
+        f'"When {a} and {b} went to the store, David gave a ring to",{b},{a}'
+        for a in ("Mary", "Alice", "Anna")
+        for b in ("John", "James")
+    ]
+    pairs = tmp_path / "giver.csv"
+    pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(rows) + "\n")
+    out = tmp_path / "results"
+    arguments = ["compare", "--prompts", "3", "--granularity", "mlp", "--task", str(pairs)]
+    code, _, error = run(capsys, *arguments, "--out", str(out))
+    assert code == 1
+    assert "nothing is left to compare; task giver: dense model: the model does not do" in error
+    assert not out.exists()
+    code, printed, error = run(capsys, *arguments, "--task", "pronoun", "--out", str(out))
+    assert code == 0, error
+    assert "giver is not compared. dense model: the model does not do the task" in printed
+    summary = pd.read_csv(out / "summary.csv").set_index("task")
+    assert summary.loc["pronoun", "dense"] > 0
+    assert summary.loc["giver", "dense"] != summary.loc["giver", "dense"]
+    assert "sparse model: the model does not do the task" in summary.loc["giver", "note"]
+    assert "giver: not compared. dense model" in (out / "report.html").read_text()
 
 
 def test_discover_writes_one_file(capsys, tmp_path):

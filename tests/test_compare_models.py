@@ -1,11 +1,14 @@
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from circuits.ablate import prepare_experiment
-from circuits.compare_models import compare
+from circuits.ablate import CannotDoTask, prepare_experiment
+from circuits.compare_models import _shown_rows, compare
 from circuits.comparison import load_comparison, save_comparison
 from circuits.discovery import DiscoverConfig
 from circuits.finding import find_folder
@@ -13,7 +16,8 @@ from circuits.gate_card import GateCard
 from circuits.metrics import accuracy
 from circuits.models import load_model, tokenizer_of
 from circuits.report import headlines, report_html, warnings_of, write_results
-from circuits.tasks import get_task
+from circuits.tasks import Task, get_task
+from tests.fake_comparison import make_comparison
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +161,102 @@ def test_everything_is_saved_and_loaded(with_others, tmp_path):
 def test_another_model_needs_a_name_of_its_own(pair, name):
     with pytest.raises(ValueError, match="another model cannot be called"):
         compare(*pair, [get_task("ioi")], others={name: pair[0]})
+
+
+def test_the_first_prompt_shown_is_the_most_usual_one():
+    templates = ("flattering", "usual", "flattering", "averse", "usual")
+    sizes = {
+        "dense": {"flattering": 79.0, "usual": 30.0, "averse": 10.0},
+        "sparse": {"flattering": 15.0, "usual": 29.0, "averse": 60.0},
+    }
+    found = dict(make_comparison(tasks=("ioi",)).discoveries["ioi"])
+    for side, own in sizes.items():
+        mean = sum(own.values()) / 3
+        edges = replace(found[side].found["attention_edge"], size=mean, template_sizes=own)
+        found[side] = replace(found[side], found={"attention_edge": edges})
+    assert _shown_rows(templates, found) == [1, 0, 3, 2]
+    # Without attention edges there is nothing to choose by.
+    without = make_comparison(tasks=("ioi",), granularities=("edge",)).discoveries["ioi"]
+    assert _shown_rows(templates, without) == [0, 1, 3, 2]
+
+
+def copied(model):
+    return copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
+
+
+QUICK = DiscoverConfig(n_prompts=6, granularities=("mlp",))
+
+
+def with_exchanged_words(model, one="gave", other="went"):
+    """The same function of text with other tokens: two words have exchanged their numbers."""
+    found, old = copied(model), model.tokenizer
+    content = json.loads(old.backend_tokenizer.to_str())
+    words = content["model"]["vocab"]
+    words[one], words[other] = words[other], words[one]
+    found.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        bos_token=old.bos_token, eos_token=old.eos_token, pad_token=old.pad_token,
+        unk_token=old.unk_token,
+    )  # fmt: skip
+    ids = [words[one], words[other]]
+    with torch.no_grad():
+        found.embed.W_E[ids] = found.embed.W_E[ids[::-1]]
+        found.unembed.W_U[:, ids] = found.unembed.W_U[:, ids[::-1]]
+        found.unembed.b_U[ids] = found.unembed.b_U[ids[::-1]]
+    return found
+
+
+def test_each_model_reads_text_in_its_own_tokens(pair):
+    other = with_exchanged_words(pair[1])
+    found = compare(pair[0], other, [get_task("pronoun")], QUICK, others={"own": pair[1]})
+    facts = found.models
+    assert facts["sparse"].ce == pytest.approx(facts["own"].ce, abs=1e-5)
+    assert found.of_other_tokenizer() == ["sparse"]
+    said = warnings_of(replace(found, models=facts | {"sparse": replace(facts["sparse"], ce=9.0)}))
+    assert any(
+        "sparse. Cross-entropies are per token and cannot be compared" in one for one in said
+    )
+    assert not any("nats above" in one for one in said)
+    # What would give one model's tokens to the other is left out, and said.
+    assert found.roles == ()
+    assert found.examples == {}
+    assert any("roles of heads, and prompts with attention" in one for one in said)
+    report_html(found, _figures(found))
+
+
+def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(pair):
+    other = with_exchanged_words(pair[1])
+    tokens = torch.ones(2, 32, dtype=torch.long)
+    with pytest.raises(ValueError, match="the tokenizers of dense and sparse differ"):
+        compare(pair[0], other, [get_task("pronoun")], QUICK, text=tokens)
+    with pytest.raises(ValueError, match="text is given for dense; give it for dense, sparse"):
+        compare(*pair, [get_task("pronoun")], QUICK, text={"dense": tokens})
+
+
+def test_nan_at_late_positions_is_an_error_that_names_the_model(pair):
+    broken = copied(pair[1])
+    with torch.no_grad():
+        broken.pos_embed.W_pos[100:] = torch.nan
+    with pytest.raises(ValueError, match="'my twin' has a cross-entropy of nan"):
+        compare(pair[0], broken, [get_task("pronoun")], QUICK, names=("dense", "my twin"))
+
+
+def test_all_models_are_checked_before_any_search(pair, monkeypatch):
+    ioi = get_task("ioi")
+
+    def backwards(tokenizer, n, seed):
+        return [
+            replace(pair, answers=pair.wrong_answers, wrong_answers=pair.answers)
+            for pair in ioi.pairs(tokenizer, n, seed)
+        ]
+
+    def search(*_arguments, **_options):
+        raise AssertionError("a search began")
+
+    monkeypatch.setattr("circuits.compare_models.discover", search)
+    task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
+    with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
+        compare(*pair, [task], QUICK)
 
 
 def test_tasks_and_models_that_would_share_files_are_refused(pair):

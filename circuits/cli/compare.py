@@ -24,8 +24,8 @@ from circuits.cli.options import (
     Target,
     Tasks,
     discover_config,
+    held_out_texts,
     read_tasks,
-    text_stream,
 )
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def compare_command(
     launch = read_launch()
     with usage_errors():
         from circuits.compare_models import compare, steps_of_compare
+        from circuits.comparison import SIDES
         from circuits.models import load_model
-        from circuits.report import check_writable, write_results
+        from circuits.report import check_writable, warnings_of, write_results
         from circuits.workers import join_workers, share_prompts
 
         tasks = read_tasks(task or DEFAULT_TASKS)
@@ -85,11 +86,8 @@ def compare_command(
         device = launch.own_device(device)
         models = load_model(dense, device=device), load_model(sparse, device=device)
         others = {name: _loaded(source, device) for name, source in sources.items()}
-        sequences = None
-        if text is not None:
-            context = min(128, *(model.cfg.n_ctx for model in models))
-            stream = text_stream(text, models[0].tokenizer, context, seed)
-            sequences = stream.held_out("selection", 64)
+        every = dict(zip(SIDES, models, strict=True)) | others
+        sequences = None if text is None else held_out_texts(text, every, seed)
         workers = join_workers(models[0].W_E.device)
     beside = "".join(f", beside {name}" for name in others)
     err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
@@ -110,8 +108,13 @@ def compare_command(
     comparison.run["processes"] = launch.count
     comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
     write_results(comparison, out)
-    print_frame(comparison.models_table(), "Are the models equally good?")
+    equally_good = comparison.models_table().drop(columns="tokenizer")
+    print_frame(equally_good, "Are the models equally good?")
     print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
+    for name, why in comparison.not_compared().items():
+        out_console.print(f"{name} is not compared. {why}", markup=False, soft_wrap=True)
+    for warning in warnings_of(comparison):
+        out_console.print(warning, markup=False, soft_wrap=True)
     if others:
         title = "The dense model against each of the others"
         print_frame(_compact_others(comparison.others_table()), title)
@@ -147,6 +150,7 @@ def robustness_command(
     launch = read_launch()
     with usage_errors():
         from circuits.figures import robustness_figure
+        from circuits.figures.style import PAGE_CONFIG
         from circuits.files import check_folder, write_text
         from circuits.models import load_model
         from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
@@ -174,7 +178,7 @@ def robustness_command(
         return
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "robustness.csv", table.to_csv(index=False))
-    page = robustness_figure(table).to_html(include_plotlyjs=True, full_html=True)
+    page = robustness_figure(table).to_html(config=PAGE_CONFIG)
     write_text(out / "robustness.html", page)
     for sentence in verdicts(table):
         out_console.print(sentence, soft_wrap=True)
@@ -216,6 +220,7 @@ def _loaded(source: str, device: str) -> HookedTransformer:
 
 def _compact(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary in columns that fit a terminal; the files have all of them."""
+    summary = summary.loc[summary["note"] == ""]
     bounds = zip(summary["ratio"], summary["ratio_low"], summary["ratio_high"], strict=True)
     measured = zip(summary["faithfulness_dense"], summary["faithfulness_sparse"], strict=True)
     return summary[["task", "granularity", "dense", "sparse"]].assign(

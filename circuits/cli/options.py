@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 from circuits.seeds import SEED_RANGE, is_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from circuits.discovery import DiscoverConfig
     from circuits.sparsify.data import TokenStream
     from circuits.tasks import Task
@@ -79,6 +82,21 @@ def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStr
     from circuits.sparsify.data import TextStream
 
     return TextStream(path, tokenizer, context=context, seed=seed)
+
+
+def held_out_texts(path: Path, models: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+    """Returns held-out sequences of a text by model, each in the model's own tokens."""
+    from circuits.tokenization import tokenizer_fingerprint
+
+    context = min(128, *(model.cfg.n_ctx for model in models.values()))
+    streams: dict[str, TokenStream] = {}
+    found = {}
+    for name, model in models.items():
+        stream = streams.get(key := tokenizer_fingerprint(model.tokenizer))
+        if stream is None:
+            stream = streams[key] = text_stream(path, model.tokenizer, context, seed)
+        found[name] = stream.held_out("selection", 64)
+    return found
 
 
 def discover_config(

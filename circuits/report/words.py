@@ -25,6 +25,7 @@ def headlines(comparison: Comparison) -> list[str]:
                 f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
                 f"the sparse one{_verdict(*size_ratio(dense, sparse))}."
             )
+    sentences += [f"{task}: not compared. {why}" for task, why in comparison.not_compared().items()]
     return sentences
 
 
@@ -44,9 +45,21 @@ def warnings_of(comparison: Comparison) -> list[str]:
     """Returns what a reader must know before believing the ratios."""
     found = []
     dense, sparse = (comparison.models[side].ce for side in SIDES)
+    others = comparison.of_other_tokenizer()
+    if others:
+        found.append(
+            f"Other tokenizer than the dense model's: {', '.join(others)}. Cross-entropies are "
+            "per token and cannot be compared with the dense model's, and prompts are made of the "
+            "words that a tokenizer knows, so that they need not be the same."
+        )
+    if "sparse" in others:
+        found.append(
+            "What needs the same tokens in both models of the pair is left out: the roles of "
+            "heads, and prompts with attention."
+        )
     if dense is None or sparse is None:
         found.append("Cross-entropy was not measured: no held-out text was given.")
-    elif sparse > dense + CE_TOLERANCE:
+    elif "sparse" not in others and sparse > dense + CE_TOLERANCE:
         found.append(
             f"The sparse model is worse: its cross-entropy is {sparse - dense:.4f} nats above the "
             f"dense model's ({sparse:.4f} against {dense:.4f})."
