@@ -56,13 +56,13 @@ def test_a_comparison_without_its_run_is_refused(tmp_path):
 def test_the_columns_of_the_summary_are_promised():
     assert ",".join(make_comparison().summary_table().columns) == (
         "task,granularity,dense,sparse,ratio,ratio_low,ratio_high,p,templates_low,templates_high,"
-        "faithfulness_dense,faithfulness_sparse,target,prompts"
+        "faithfulness_dense,faithfulness_sparse,target,prompts,note"
     )
 
 
 def test_the_columns_of_the_models_table_are_promised():
     assert ",".join(make_comparison().models_table().columns) == (
-        "model,task,metric,accuracy,ce,density,context"
+        "model,task,metric,accuracy,ce,density,context,tokenizer"
     )
 
 

@@ -63,12 +63,12 @@ def test_tables_have_the_promised_columns(written):
     assert list(summary.columns) == [
         "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
         "p", "templates_low", "templates_high",
-        "faithfulness_dense", "faithfulness_sparse", "target", "prompts",
+        "faithfulness_dense", "faithfulness_sparse", "target", "prompts", "note",
     ]  # fmt: skip
     assert len(summary) == 8
     models = pd.read_csv(written / "models.csv")
     assert list(models.columns) == [
-        "model", "task", "metric", "accuracy", "ce", "density", "context",
+        "model", "task", "metric", "accuracy", "ce", "density", "context", "tokenizer",
     ]  # fmt: skip
     assert list(models["model"]) == ["dense", "sparse"] * 2
     edge = summary[(summary["task"] == "ioi") & (summary["granularity"] == "edge")].iloc[0]
