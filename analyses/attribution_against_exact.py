@@ -5,7 +5,7 @@
 Every node, edge and attention edge is ablated by itself, and the fall of the metric is compared
 with its score by each method; in the gated model for both ways of differentiating the gate.
 Reported are the rank correlation (Spearman) over the components that matter most by exact
-patching, how many edges the method's ranking needs for 90 % of the behaviour on held-out prompts,
+patching, how many edges the method's ranking needs for 90 % of the behaviour on other prompts,
 and how long scoring takes against attribution patching. Writes `DIR/against_exact.csv`; what was
 measured exactly is kept in `DIR` until it is whole, so an interrupted call goes on.
 """
@@ -45,17 +45,17 @@ def values_of(scores: Scores, granularity: str) -> torch.Tensor:
     return torch.cat([one.flatten() for _, one in sorted(scores.attention_edges.items())])
 
 
-def edges_needed(heldout: Experiment, scores: Scores) -> int:
-    """Returns how many edges of the ranking are needed for the target on held-out prompts."""
+def edges_needed(sizing: Experiment, scores: Scores) -> int:
+    """Returns how many edges of the ranking are needed for the target on other prompts."""
     ranking = rank_components(scores, "edge")
     search = find_smallest(
         lambda sizes: run_edges(
-            heldout, select_edges(heldout.graph, "edge", ranking[: int(sizes[0])])
+            sizing, select_edges(sizing.graph, "edge", ranking[: int(sizes[0])])
         ),
         n_components=torch.tensor([len(ranking)]),
-        groups=torch.zeros(len(heldout.prompts), dtype=torch.long),
-        full=heldout.full,
-        empty=heldout.empty,
+        groups=torch.zeros(len(sizing.prompts), dtype=torch.long),
+        full=sizing.full,
+        empty=sizing.empty,
         target=TARGET,
     )
     return int(search.chosen[0])
@@ -67,9 +67,10 @@ def compare_methods(
     """Yields a row for each method and granularity."""
     model, task = load_model(model_name), get_task(task_name)
     assert model.tokenizer is not None
-    prompts = task.build(model.tokenizer, n_ranking=n_prompts, n_heldout=100)
-    ranking = prepare_experiment(model, prompts.ranking, metric=task.metric)
-    heldout = prepare_experiment(model, prompts.heldout, metric=task.metric)
+    ranking, sizing = (
+        prepare_experiment(model, prompts, metric=task.metric)
+        for prompts in task.draw(model.tokenizer, n_prompts, 100)
+    )
     started = time.perf_counter()
     with Progress() as progress:
         bar = progress.add_task(f"exact patching: {model_name}, {task_name}")
@@ -89,7 +90,7 @@ def compare_methods(
                 all_scores[name, gradient] = method(ranking)
                 seconds.setdefault(name, time.perf_counter() - started)
     for (name, gradient), scores in all_scores.items():
-        needed = edges_needed(heldout, scores)
+        needed = edges_needed(sizing, scores)
         for granularity in ("node", "edge", "attention_edge"):
             truth = values_of(exact, granularity)
             strongest = truth.abs().argsort(descending=True)[:N_STRONGEST]

@@ -6,7 +6,7 @@ Runs `circuits compare` on five behaviours with controls beside the pair (the de
 without a gate; the dense model with the 4 highest scores of each query only, untrained), two sparse
 twins from other seeds, and `circuits robustness` on
 two of them, copies their tables into OUT, and writes the page beside it that is made of them
-(analyses/results_page.py). Takes less than an hour on two cores; a part that is in `--work` already
+(analyses/results_page.py). Takes some hours on two cores; a part that is in `--work` already
 is not run again.
 """
 

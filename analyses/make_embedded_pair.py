@@ -177,7 +177,7 @@ def progress_report(
     parts = [f"CE {loss_of(model, batch, torch.ones_like(batch, dtype=torch.bool)).item():.4f}"]
     for name in ("ioi", "greater_than"):
         task = get_task(name)
-        prompts = task.build(tokenizer, n_ranking=1, n_heldout=200, seed=17).heldout
+        (prompts,) = task.draw(tokenizer, 200, seed=17)
         logits = last_logits(model(prompts.clean).logits, prompts.last)
         metric = METRICS[task.metric](logits, prompts, logits).mean().item()
         correct = accuracy(logits, prompts).float().mean().item()

@@ -42,10 +42,12 @@ def page_text(tables: Path) -> str:
     real = tables / "real_text.csv"
     parts = [
         "# Does sparse attention simplify circuits?",
-        "Made by `python analyses/evidence.py --out docs/results --real-text real_text` (less than "
-        "an hour on two cores, after `python analyses/real_text.py --out real_text`) from the "
+        "Made by `python analyses/evidence.py --out docs/results --real-text real_text` (some "
+        "hours on two cores, after `python analyses/real_text.py --out real_text`) from the "
         "tables in `docs/results`; no number on this page was typed. Intervals are 95 % bootstrap "
-        "intervals over held-out prompts, paired between models. Ratios are dense over sparse: "
+        "intervals over the prompts that sizes were chosen on, paired between models; one without "
+        "width says that every resample has these whole-number sizes, not that they are certain. "
+        "Ratios are dense over sparse: "
         "above 1, the sparse model needs fewer.",
         "## The claims",
         claims(found, pd.read_csv(real) if real.is_file() else None),
@@ -54,8 +56,9 @@ def page_text(tables: Path) -> str:
         "## Sizes at the target",
         markdown(sizes(found["summary"])),
         "`templates` is the interval when whole templates are drawn in place of prompts: it asks "
-        "whether other wordings would have given the same ratio. A behaviour with one template "
-        "has none.",
+        "whether other wordings would have given the same ratio. A behaviour with fewer than five "
+        "templates has none. `faithfulness` is that of both circuits on fresh prompts, which took "
+        "no part in finding them.",
         "## Controls",
         "`dense-finetuned` took the same optimiser, schedule, batches and number of steps as the "
         "sparse twin, without a gate. `dense-top4` is the dense model with the 4 highest scores of "
@@ -70,7 +73,7 @@ def page_text(tables: Path) -> str:
         "model is the same one.",
         markdown(seeds(found["seeds"])),
         "## The same algorithm?",
-        "Each circuit run in the other model, on held-out prompts. `own` is what the circuit "
+        "Each circuit run in the other model, on fresh prompts. `own` is what the circuit "
         "found in that model itself recovers; `random` what random circuits of that size do.",
         markdown(rounded_frame(found["transfer"])),
         "Heads of the circuits by what they do (`circuits/roles.py` has the definitions):",

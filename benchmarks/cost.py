@@ -28,7 +28,7 @@ from circuits.ablate import Experiment, graph_of, prepare_experiment, run_edges
 from circuits.attribute import attribution_patching, integrated_gradients
 from circuits.metrics import logit_diff
 from circuits.models import new_model
-from circuits.search import size_grid
+from circuits.search import curve_sizes
 from circuits.tasks.prompts import Prompts
 from measure import Job, report, resident_bytes, seconds_of
 
@@ -202,7 +202,7 @@ def curve_seconds(n_prompts: int, pos: int) -> dict[str, object]:
     mask = experiment.graph.mask
     order = mask.flatten().nonzero()[:, 0][torch.randperm(int(mask.sum()))]
     started = time.perf_counter()
-    sizes = size_grid(torch.tensor([len(order)]))[:, 0].tolist()
+    sizes = curve_sizes(torch.tensor([len(order)]))[:, 0].tolist()
     for size in track(sizes, description=f"faithfulness curve, {n_prompts} prompts"):
         edges = torch.zeros_like(mask).flatten()
         edges[order[:size]] = True

@@ -104,7 +104,8 @@ def compare(
             side: task.build(
                 tokenizer_of(model),
                 n_ranking=config.n_prompts,
-                n_heldout=config.n_prompts,
+                n_sizing=config.n_prompts,
+                n_reporting=config.n_prompts,
                 seed=config.seed,
             )
             for side, model in models.items()
@@ -113,7 +114,7 @@ def compare(
     }
     facts = {}
     for side, model in models.items():
-        shown, first = labels.get(side, side), prompts[tasks[0].name][side].heldout
+        shown, first = labels.get(side, side), prompts[tasks[0].name][side].reporting
         facts[side] = _model_facts(model, shown, texts.get(side), first, read_as[side])
         on_step(f"{side} cross-entropy and density")
     refused = {
@@ -143,13 +144,13 @@ def compare(
     transfers: list[Transfer] = []
     roles: list[HeadRole] = []
     for task in done:
-        heldout = {side: prompts[task.name][side].heldout for side in SIDES}
+        reporting = {side: prompts[task.name][side].reporting for side in SIDES}
         found = {side: discoveries[task.name][side] for side in SIDES}
         if graph_of(dense).mask.shape == graph_of(sparse).mask.shape:
-            transfers += transfer(pair, heldout, task, found)
+            transfers += transfer(pair, reporting, task, found)
         if same_tokens:
             heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
-            roles += head_roles(pair, heldout, heads, task.name)
+            roles += head_roles(pair, reporting, heads, task.name)
         on_step(f"{task.name}: transfer and roles")
     return Comparison(
         models=facts,
@@ -158,7 +159,7 @@ def compare(
             task.name: tuple(
                 _example(pair, task, prompts[task.name], row)
                 for row in _shown_rows(
-                    prompts[task.name]["dense"].heldout.templates, discoveries[task.name]
+                    prompts[task.name]["dense"].reporting.templates, discoveries[task.name]
                 )
             )
             for task in done
@@ -262,10 +263,11 @@ def _why_not(
     found = {}
     for side, model in models.items():
         try:
-            heldout = prompts[side].heldout
-            check_does_task(
-                prepare_experiment(model, heldout, metric=task.metric, ablation=ablation)
-            )
+            # What `discover` asks of its prompts.
+            for part in (prompts[side].sizing, prompts[side].reporting):
+                check_does_task(
+                    prepare_experiment(model, part, metric=task.metric, ablation=ablation)
+                )
         except CannotDoTask as error:
             found[side] = str(error)
         except ValueError as error:
@@ -354,10 +356,10 @@ def _usual_template(found: Mapping[str, Discovery]) -> str | None:
 def _example(
     models: dict[str, HookedTransformer], task: Task, prompts: dict[str, TaskPrompts], row: int
 ) -> AttentionExample:
-    """One held-out prompt and where each model's heads attend on it."""
+    """One reporting prompt and where each model's heads attend on it."""
     patterns: dict[str, list[list[list[list[float]]]]] = {}
     for side, model in models.items():
-        one = prompts[side].heldout.subset([row])
+        one = prompts[side].reporting.subset([row])
         length = int(one.lengths[0])
         tokens = one.clean[:, :length].to(model.W_E.device)
         _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.endswith("hook_pattern"))
@@ -365,7 +367,7 @@ def _example(
             cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
             for layer in range(model.cfg.n_layers)
         ]
-    shown, tokenizer = prompts["dense"].heldout.subset([row]), tokenizer_of(models["dense"])
+    shown, tokenizer = prompts["dense"].reporting.subset([row]), tokenizer_of(models["dense"])
     length = int(shown.lengths[0])
     clean, corrupted = (
         tuple(str(tokenizer.decode([i])) for i in ids[0, :length].tolist())

@@ -18,7 +18,7 @@ import networkx as nx
 import pandas as pd
 
 from circuits.circuit import Circuit
-from circuits.discovery import Discovery, Found
+from circuits.discovery import FORMAT, Discovery, Found, check_format
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.intervals import paired_p_value, ratio_interval, seeds_interval
@@ -57,7 +57,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class AttentionExample:
-    """One held-out prompt as each model reads it.
+    """One reporting prompt as each model reads it.
 
     Attributes:
         task: The task's name.
@@ -85,7 +85,7 @@ class Comparison:
         models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
         discoveries: What was found, by task, then by model. Another model that does not do a
             task has no entry; a task that one of the pair does not do has none at all.
-        examples: A few held-out prompts of each task, by task.
+        examples: A few reporting prompts of each task, by task.
         transfers: Each of the pair's circuits, run in the other model.
         roles: What the heads of the pair attend to, by task.
         twins: Which of the others are sparse twins too, from other training seeds.
@@ -130,9 +130,12 @@ class Comparison:
         """Returns one row for each task and granularity: sizes, ratio with interval, faithfulness.
 
         `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
-        paired bootstrap's p-value of equal sizes. The interval from `templates_low` to
-        `templates_high` draws whole templates in place of prompts. A task that one of the pair
-        does not do has one row, and `note` says why.
+        paired bootstrap's p-value of equal sizes. `interval` says what both are drawn from, or why
+        there is none; `note` where every resample has the same two sizes. The interval from
+        `templates_low` to `templates_high` draws whole templates in place of prompts.
+        Faithfulness is of `prompts` prompts: fresh ones where `measured_on` is "reporting", those
+        that the circuits were found on where it is "sizing". A task that one of the pair does not
+        do has one row without a granularity, and `note` says why.
         """
         rows = []
         for task, found in self.discoveries.items():
@@ -151,13 +154,19 @@ class Comparison:
                         "ratio_low": low,
                         "ratio_high": high,
                         "p": paired_p_value(*(one.resampled_sizes for one in pair)),
+                        "interval": pair[0].interval,
+                        "note": _note(*pair),
                         "templates_low": templates_low,
                         "templates_high": templates_high,
                         "faithfulness_dense": pair[0].faithfulness,
+                        "faithfulness_dense_low": pair[0].faithfulness_low,
+                        "faithfulness_dense_high": pair[0].faithfulness_high,
                         "faithfulness_sparse": pair[1].faithfulness,
+                        "faithfulness_sparse_low": pair[1].faithfulness_low,
+                        "faithfulness_sparse_high": pair[1].faithfulness_high,
                         "target": dense.config.target,
-                        "prompts": dense.n_heldout,
-                        "note": "",
+                        "measured_on": pair[0].measured_on,
+                        "prompts": pair[0].n_measured,
                     }
                 )
         for task, reason in self.not_compared().items():
@@ -188,9 +197,18 @@ class Comparison:
                     "size": one.size,
                     "size_low": one.size_low,
                     "size_high": one.size_high,
+                    "interval": one.interval,
+                    "note": _note(one),
+                    "first_crossing": one.first_crossing,
                     "components": one.n_components,
                     "holding_attribution": one.n_attribution,
                     "faithfulness": one.faithfulness,
+                    "faithfulness_low": one.faithfulness_low,
+                    "faithfulness_high": one.faithfulness_high,
+                    "faithfulness_interval": one.faithfulness_interval,
+                    "measured_on": one.measured_on,
+                    "prompts": one.n_measured,
+                    "faithfulness_sizing": one.faithfulness_sizing,
                     "without_last": one.faithfulness_without_last,
                     "rest": one.faithfulness_of_rest,
                     "random_same_size": one.random_same_size,
@@ -296,6 +314,13 @@ class Comparison:
         )
 
 
+def _note(*found: Found) -> str:
+    """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
+    if not all(one.is_in_every_resample for one in found):
+        return ""
+    return "every resample has this size" if len(found) == 1 else "every resample has these sizes"
+
+
 def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
     """Returns dense size over sparse size, and its 95 % interval over shared resamples."""
     return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
@@ -350,6 +375,7 @@ def _mean(counts: list[int]) -> float:
 def save_comparison(comparison: Comparison, path: Path) -> None:
     """Writes the whole comparison as one JSON file, so that figures can be made later."""
     content = {
+        "format": FORMAT,
         "models": {side: asdict(facts) for side, facts in comparison.models.items()},
         "discoveries": {
             task: {side: discovery.to_json() for side, discovery in found.items()}
@@ -378,10 +404,11 @@ def load_comparison(path: Path) -> Comparison:
     """Returns the comparison that `save_comparison` wrote.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file is none, or of another version of the package.
     """
     try:
         content = json.loads(Path(path).read_text())
+        check_format(content, path, "discoveries", "circuits compare")
         models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {
             task: tuple(

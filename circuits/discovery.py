@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 
@@ -20,6 +20,12 @@ from circuits.files import write_json
 from circuits.notebook import table_html
 from circuits.seeds import check_seed
 from circuits.select import SELECTIONS, Selection
+
+FORMAT = 2
+"""Of saved discoveries and comparisons; a file of another format was written by another version."""
+
+MeasuredOn = Literal["reporting", "sizing"]
+"""The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class DiscoverConfig:
         method: A name in `circuits.attribute.METHODS`.
         selection: How scores order components: `absolute`, `signed` or `greedy`.
         ablation: What components outside the circuit write.
-        n_prompts: Size of the ranking set, and of the held-out set.
+        n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
         seed: Seed of prompts, random circuits and resamples.
     """
 
@@ -72,20 +78,37 @@ class Found:
 
     Attributes:
         circuit: The circuit.
-        size: Its number of components (attention edges: mean over templates).
+        size: Its number of components (attention edges: mean over templates). The smallest from
+            which every larger size tried reaches the target on the sizing prompts.
+        size_low: Lower end of the size's 95 % interval over sizing prompts; NaN without one.
+        size_high: Upper end.
+        interval: What was drawn for the size's interval: "prompts within templates", "prompts", or
+            "none: " and why.
+        first_crossing: The smallest size tried that reaches the target; less than `size` where
+            faithfulness falls under it again.
         n_components: How many components there are to choose from.
-        faithfulness: Its faithfulness on the held-out prompts.
-        faithfulness_without_last: The same without the component added last; below the target.
+        faithfulness: The circuit's faithfulness on the prompts that it is measured on.
+        faithfulness_low: Lower end of its 95 % interval over these prompts; NaN without one.
+        faithfulness_high: Upper end.
+        faithfulness_interval: What was drawn for that interval, as in `interval`.
+        faithfulness_sizing: Its faithfulness on the prompts that chose its size: at the target by
+            choice, so more than fresh prompts show.
+        measured_on: Which prompts faithfulness is measured on: "reporting", fresh ones, or
+            "sizing", the ones that the circuit was found on, where no fresh prompt shares their
+            templates. Everything below but the resampled sizes is of the same prompts.
+        n_measured: How many these are.
+        faithfulness_without_last: Faithfulness without the component added last; None for an
+            empty circuit.
         faithfulness_of_rest: The same of all components outside the circuit: what the circuit
             leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
-        size_low: Lower end of the size's 95 % interval over prompts.
-        size_high: Upper end.
-        resampled_sizes: The size in each bootstrap resample, for paired ratios.
-        resampled_templates: The size in each resample of whole templates; empty if there is one.
+        resampled_sizes: The size in each bootstrap resample, for paired ratios; none without an
+            interval.
+        resampled_templates: The size in each resample of whole templates; none where there are
+            fewer than five.
         template_sizes: The size that each template alone would need, along the same ranking.
         n_attribution: Components that hold the target's share of all absolute attribution.
         random_faithfulness: Faithfulness of random circuits of as many components.
-        curve_sizes: Sizes tried, smallest first.
+        curve_sizes: About twenty sizes from nothing to everything, and the circuit's own.
         curve_faithfulness: Faithfulness at each.
         curve_low: Lower end of the faithfulness's 95 % interval at each.
         curve_high: Upper end.
@@ -95,12 +118,20 @@ class Found:
 
     circuit: Circuit
     size: float
-    n_components: float
-    faithfulness: float
-    faithfulness_without_last: float | None
-    faithfulness_of_rest: float
     size_low: float
     size_high: float
+    interval: str
+    first_crossing: float
+    n_components: float
+    faithfulness: float
+    faithfulness_low: float
+    faithfulness_high: float
+    faithfulness_interval: str
+    faithfulness_sizing: float
+    measured_on: MeasuredOn
+    n_measured: int
+    faithfulness_without_last: float | None
+    faithfulness_of_rest: float
     resampled_sizes: tuple[float, ...]
     resampled_templates: tuple[float, ...]
     template_sizes: dict[str, float]
@@ -112,6 +143,11 @@ class Found:
     curve_high: tuple[float, ...]
     cpr: float
     cmd: float
+
+    @property
+    def is_in_every_resample(self) -> bool:
+        """Whether every resample has the same size: its interval is one number, not no width."""
+        return len(set(self.resampled_sizes)) == 1
 
     @property
     def random_same_size(self) -> float:
@@ -141,10 +177,10 @@ class Discovery:
     Attributes:
         task: The task's name.
         metric: The metric's name.
-        metric_full: The metric of the whole model on held-out prompts, mean.
+        metric_full: The metric of the whole model on the reporting prompts, mean.
         metric_empty: The metric with everything ablated, mean.
-        accuracy: Share of held-out prompts whose most likely token is a right answer.
-        n_heldout: Number of held-out prompts.
+        accuracy: Share of reporting prompts whose most likely token is a right answer.
+        n_reporting: Number of reporting prompts.
         config: How it was looked for.
         found: The circuit of each granularity.
     """
@@ -154,15 +190,16 @@ class Discovery:
     metric_full: float
     metric_empty: float
     accuracy: float
-    n_heldout: int
+    n_reporting: int
     config: DiscoverConfig
     found: dict[str, Found]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Returns one row for each granularity: size with interval, faithfulness, baselines.
+        """Returns one row for each granularity: size and faithfulness with intervals, baselines.
 
-        `rest` is the faithfulness of all components outside the circuit, `random_same_size` that
-        of random circuits, on the mean.
+        `measured_on` says which prompts faithfulness is of, as in `Found`. `rest` is the
+        faithfulness of all components outside the circuit, `random_same_size` that of random
+        circuits, on the mean.
         """
         return pd.DataFrame(
             [
@@ -171,8 +208,13 @@ class Discovery:
                     "size": one.size,
                     "size_low": one.size_low,
                     "size_high": one.size_high,
+                    "interval": one.interval,
                     "components": one.n_components,
                     "faithfulness": one.faithfulness,
+                    "faithfulness_low": one.faithfulness_low,
+                    "faithfulness_high": one.faithfulness_high,
+                    "measured_on": one.measured_on,
+                    "prompts": one.n_measured,
                     "rest": one.faithfulness_of_rest,
                     "random_same_size": one.random_same_size,
                 }
@@ -183,7 +225,7 @@ class Discovery:
     def _repr_html_(self) -> str:
         caption = (
             f"{self.task}: {self.metric} {self.metric_full:.3f} (ablated {self.metric_empty:.3f}), "
-            f"accuracy {self.accuracy:.1%} on {self.n_heldout} held-out prompts; target "
+            f"accuracy {self.accuracy:.1%} on {self.n_reporting} reporting prompts; target "
             f"{self.config.target:.0%}"
         )
         return table_html(caption, self.to_dataframe())
@@ -205,19 +247,34 @@ class Discovery:
 
     def save(self, path: str | Path) -> None:
         """Writes the discovery as JSON, beside and renamed."""
-        write_json(Path(path), self.to_json())
+        write_json(Path(path), {"format": FORMAT} | self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Discovery:
         """Returns the discovery in a file.
 
         Raises:
-            ValueError: the file is none.
+            ValueError: the file is none, or of another version of the package.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
+            content = json.loads(Path(path).read_text())
+            check_format(content, path, "found", "circuits discover")
+            return cls.from_json({k: v for k, v in content.items() if k != "format"})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is no saved discovery ({type(error).__name__}: {error}); "
                 "make one with `circuits discover`"
             ) from error
+
+
+def check_format(content: dict[str, Any], path: str | Path, mark: str, command: str) -> None:
+    """Refuses what another version of the package saved: the field `mark` tells that it did.
+
+    Raises:
+        ValueError: the file's format is not this one.
+    """
+    if mark in content and content.get("format", 1) != FORMAT:
+        raise ValueError(
+            f"{path} was saved in format {content.get('format', 1)} by another version of "
+            f"circuits; this version reads format {FORMAT}. Make it again with `{command}`"
+        )

@@ -51,8 +51,8 @@ class HandBuilt:
     edges: tuple[str, ...]
 
     def prompts(self, n: int, seed: int = 0) -> TaskPrompts:
-        """Returns `n` prompts for ranking and `n` others that are held out."""
-        return TaskPrompts(ranking=self.draw(n, 2 * seed), heldout=self.draw(n, 2 * seed + 1))
+        """Returns `n` prompts each for ranking, sizing and reporting."""
+        return TaskPrompts(*(self.draw(n, 3 * seed + number) for number in range(3)))
 
 
 def induction(*, n_distractors: int = 2, n_tokens: int = 12) -> HandBuilt:

@@ -15,6 +15,7 @@ from torch import Tensor
 from circuits.ablate import Experiment, check_does_task, faithfulness, run_edges
 from circuits.circuit import Circuit
 from circuits.exchange import check_fits
+from circuits.select import rest_of
 
 
 def faithfulness_of(experiment: Experiment, circuit: Circuit) -> float:
@@ -29,13 +30,16 @@ def faithfulness_of(experiment: Experiment, circuit: Circuit) -> float:
 
 
 def completeness_of(experiment: Experiment, circuit: Circuit) -> float:
-    """Returns F of the model without the circuit's edges: near 0 if the circuit leaves nothing out.
+    """Returns F of all components outside the circuit: near 0 if it leaves nothing out.
+
+    Of a circuit of heads, the other heads are run with all MLPs, and the reverse: what `discover`
+    reports as the rest.
 
     Raises:
         ValueError: as for `faithfulness_of`.
     """
     _check(experiment, circuit)
-    return _faithfulness(experiment, experiment.graph.mask & ~circuit.edges)
+    return _faithfulness(experiment, rest_of(circuit))
 
 
 def minimality_of(experiment: Experiment, circuit: Circuit) -> pd.DataFrame:

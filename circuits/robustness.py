@@ -22,12 +22,13 @@ from circuits.activations import Ablation
 from circuits.attribute import METHODS, Scores
 from circuits.comparison import SIDES
 from circuits.discovery import DiscoverConfig
-from circuits.intervals import ratio_interval, resample_counts, resampled_sizes
+from circuits.intervals import ratio_interval, resample_prompts, resampled_sizes
 from circuits.metrics import METRICS
 from circuits.models import tokenizer_of
 from circuits.search import find_smallest
 from circuits.select import build_circuit, rank_components, select_edges
-from circuits.tasks import Task, TaskPrompts, TooFewPrompts, check_task_names
+from circuits.tasks import Task, TooFewPrompts, check_task_names
+from circuits.tasks.prompts import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -81,9 +82,10 @@ def robustness(
     """Returns the ratio of circuit sizes, dense over sparse, for each choice.
 
     The first method, the first ablation, the task's own metric and `n_prompts` are the base; one of
-    them is varied at a time. Ratios have 95 % intervals over held-out prompts, the same prompts for
-    both models. Where a model does not do the task in a setting, or the task has too few prompts,
-    there is no size and `note` says why.
+    them is varied at a time. Components are ranked on as many prompts and sized on as many others.
+    Ratios have 95 % intervals over the sizing prompts, the same for both models; none where there
+    are fewer than ten. Where a model does not do the task in a setting, or the task has too few
+    prompts, there is no size and `note` says why.
 
     Raises:
         ValueError: an unknown choice, bad prompts, or a model whose metric or scores are not
@@ -116,7 +118,7 @@ def robustness(
     for task in tasks:
         # Too few prompts for the base is an error; for a larger number it is noted.
         for model in models.values():
-            task.build(tokenizer_of(model), n_ranking=n_prompts, n_heldout=n_prompts, seed=seed)
+            task.draw(tokenizer_of(model), n_prompts, n_prompts, seed=seed)
         for setting in (base, *(one for one in varied if one.metric != task.metric)):
             metric = setting.metric or task.metric
             found: dict[str, dict[tuple[str, float], _Sizes]] = {}
@@ -124,12 +126,8 @@ def robustness(
             for side, model in models.items():
                 on_step(f"{side} {task.name}: {_in_words(setting, metric)}")
                 try:
-                    prompts = task.build(
-                        tokenizer_of(model),
-                        n_ranking=setting.n_prompts,
-                        n_heldout=setting.n_prompts,
-                        seed=seed,
-                    )
+                    n = setting.n_prompts
+                    prompts = task.draw(tokenizer_of(model), n, n, seed=seed)
                     found[side] = _sizes_of(
                         model, metric, prompts, setting, granularities, targets, seed
                     )
@@ -205,31 +203,31 @@ def _ratio(dense: _Sizes | None = None, sparse: _Sizes | None = None) -> dict[st
 def _sizes_of(
     model: HookedTransformer,
     metric: str,
-    prompts: TaskPrompts,
+    prompts: Sequence[Prompts],
     setting: _Setting,
     granularities: Sequence[str],
     targets: Sequence[float],
     seed: int,
 ) -> dict[tuple[str, float], _Sizes]:
     """Circuit sizes by granularity and target; sizes that were run once are not run again."""
-    heldout, ranked = (
+    ranked, sizing = (
         prepare_experiment(model, part, metric=metric, ablation=setting.ablation)
-        for part in (prompts.heldout, prompts.ranking)
+        for part in prompts
     )
-    check_does_task(heldout)
+    check_does_task(sizing)
     scores = METHODS[setting.method](ranked, attention_edges=False)
-    counts = resample_counts(heldout.prompts.templates, seed=seed)
+    weights = resample_prompts(sizing.prompts.templates, seed=seed).weights
     return {
         (granularity, target): sizes
         for granularity in granularities
         for target, sizes in zip(
-            targets, _sizes_at(heldout, scores, granularity, targets, counts), strict=True
+            targets, _sizes_at(sizing, scores, granularity, targets, weights), strict=True
         )
     }
 
 
 def _sizes_at(
-    heldout: Experiment, scores: Scores, granularity: str, targets: Sequence[float], counts: Tensor
+    sizing: Experiment, scores: Scores, granularity: str, targets: Sequence[float], weights: Tensor
 ) -> list[_Sizes]:
     ranking = rank_components(scores, granularity)
     measured: dict[int, Tensor] = {}
@@ -238,8 +236,8 @@ def _sizes_at(
     def evaluate(sizes: Tensor) -> Tensor:
         size = int(sizes[0])
         if size not in measured:
-            edges = select_edges(heldout.graph, granularity, ranking[:size])
-            measured[size] = run_edges(heldout, edges)
+            edges = select_edges(sizing.graph, granularity, ranking[:size])
+            measured[size] = run_edges(sizing, edges)
             counted[size] = build_circuit(scores, granularity, ranking[:size]).size
         return measured[size]
 
@@ -248,12 +246,12 @@ def _sizes_at(
         search = find_smallest(
             evaluate,
             n_components=torch.tensor([len(ranking)]),
-            groups=torch.zeros(len(heldout.prompts), dtype=torch.long),
-            full=heldout.full,
-            empty=heldout.empty,
+            groups=torch.zeros(len(sizing.prompts), dtype=torch.long),
+            full=sizing.full,
+            empty=sizing.empty,
             target=target,
         )
         sizes = torch.tensor([[counted[int(size)]] for size in search.sizes[:, 0]])
-        resampled = resampled_sizes(search, sizes.double(), counts)
+        resampled = resampled_sizes(search, sizes.double(), weights)
         found.append(_Sizes(counted[int(search.chosen[0])], tuple(resampled.tolist())))
     return found

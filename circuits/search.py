@@ -1,10 +1,14 @@
 """The smallest faithful circuit along a ranking, by real interventions.
 
-Faithfulness is measured at about twenty sizes from nothing to everything, spaced evenly on a
-logarithmic scale; between the first size that reaches the target and the one before, the search
-halves until two neighbouring sizes lie on either side. So the circuit returned reaches the
-target, and without its last component it does not. Faithfulness need not grow with size; what
-is returned is the first crossing that this grid can see.
+Faithfulness need not grow with size: it may reach the target, fall under it again and come back. So
+two sizes are defined. The circuit that is reported has the smallest size from which faithfulness
+stays at or above the target, at every larger size that was tried; `first` is the smallest size
+tried that reaches it at all.
+
+The sizes tried are a fixed list that depends on the number of components only: every size up to 10,
+then sizes at most a tenth apart, up to everything. Between the reported size and the one before, at
+which the target is missed, the search halves until two neighbouring sizes lie on either side. So
+without its last component the circuit misses the target.
 
 Prompts may fall into groups, each with a ranking of its own (attention edges, whose positions
 mean the same only within a template). The groups are searched side by side, each at its own
@@ -20,7 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-N_GRID = 20
+EVERY_UP_TO = 10
+"""Every size up to this one is tried; above it, one in steps of a tenth at most."""
+N_CURVE = 20
 
 Evaluate = Callable[[Int[Tensor, " group"]], Float[Tensor, " batch"]]
 """How many components each group keeps -> the metric of every prompt."""
@@ -28,7 +34,7 @@ Evaluate = Callable[[Int[Tensor, " group"]], Float[Tensor, " batch"]]
 
 @dataclass(frozen=True)
 class Search:
-    """Every size that was tried, smallest first, and the smallest that is faithful.
+    """Every size that was tried, smallest first, and the size from which the target is kept.
 
     Attributes:
         sizes: Number of components kept, per trial and group.
@@ -36,7 +42,8 @@ class Search:
         groups: Which group each prompt is in.
         full: The metric of the whole model, per prompt.
         empty: The metric with everything ablated, per prompt.
-        chosen: The smallest faithful number of components, per group.
+        chosen: The smallest size from which every larger size tried is faithful, per group.
+        first: The smallest size tried that is faithful, per group.
         target: The faithfulness asked for.
     """
 
@@ -46,6 +53,7 @@ class Search:
     full: Float[Tensor, " batch"]
     empty: Float[Tensor, " batch"]
     chosen: Int[Tensor, " group"]
+    first: Int[Tensor, " group"]
     target: float
 
     def faithfulness_of_groups(self) -> Float[Tensor, "trial group"]:
@@ -70,6 +78,22 @@ def group_faithfulness(
     return ((values - empty) @ member) / gap
 
 
+def crossings(
+    faithfulness: Float[Tensor, "*more trial group"],
+    sizes: Int[Tensor, "trial group"],
+    target: float,
+) -> tuple[Int[Tensor, "*more group"], Int[Tensor, "*more group"]]:
+    """Returns the trials from which the target is kept, and those that reach it first.
+
+    Trials are in order of size within each group, and the last holds everything. That is the whole
+    model, which is faithful whatever rounding says.
+    """
+    reached = (faithfulness >= target) | (sizes == sizes[-1])
+    after = torch.arange(1, len(sizes) + 1)[:, None]
+    kept_from = torch.where(reached, 0, after).amax(dim=-2)
+    return kept_from, reached.int().argmax(dim=-2)
+
+
 def find_smallest(
     evaluate: Evaluate,
     *,
@@ -80,7 +104,7 @@ def find_smallest(
     target: float,
     on_trial: Callable[[], None] = lambda: None,
 ) -> Search:
-    """Returns the search for the smallest sizes whose faithfulness is at least `target`.
+    """Returns the search for the smallest sizes from which faithfulness stays at the target.
 
     Args:
         evaluate: Runs the model with the first so many components of each group's ranking.
@@ -88,7 +112,7 @@ def find_smallest(
         groups: Which group each prompt is in.
         full: The metric of the whole model, per prompt.
         empty: The metric with everything ablated, per prompt.
-        target: The faithfulness asked for, above 0 and at most 1.
+        target: The faithfulness asked for.
         on_trial: Called after each trial, to show progress.
 
     Raises:
@@ -111,33 +135,50 @@ def find_smallest(
         on_trial()
         return group_faithfulness(values[-1][None], full, empty, groups)[0]
 
-    grid = size_grid(n_components)
-    reached = torch.stack([try_sizes(sizes) for sizes in grid]) >= target
-    reached[-1] = True  # Everything is the whole model, up to rounding.
-    first = reached.int().argmax(dim=0)
+    grid = trial_sizes(n_components)
     columns = torch.arange(len(n_components))
-    high = grid[first, columns]
-    low = torch.where(first > 0, grid[(first - 1).clamp(min=0), columns], high - 1)
+    kept_from, _ = crossings(torch.stack([try_sizes(sizes) for sizes in grid]), grid, target)
+    high = grid[kept_from, columns]
+    low = torch.where(kept_from > 0, grid[(kept_from - 1).clamp(min=0), columns], high - 1)
     while ((high - low) > 1).any():
         middle = torch.where(high - low > 1, (high + low) // 2, high)
         faithful = try_sizes(middle) >= target
         open_ = high - low > 1
         low = torch.where(open_ & ~faithful, middle, low)
         high = torch.where(open_ & faithful, middle, high)
-    order = _sorted_trials(torch.stack(tried), torch.stack(values), groups)
-    return Search(*order, groups, full, empty, high, target)
+    sizes, metric = sorted_trials(torch.stack(tried), torch.stack(values), groups)
+    reached = group_faithfulness(metric, full, empty, groups)
+    chosen, first = (sizes[trial, columns] for trial in crossings(reached, sizes, target))
+    return Search(sizes, metric, groups, full, empty, chosen, first, target)
 
 
-def size_grid(n_components: Int[Tensor, " group"]) -> Int[Tensor, "trial group"]:
-    """Returns sizes from 0 to everything, evenly spaced in log(1 + size), for each group."""
-    steps = torch.linspace(0, 1, N_GRID, dtype=torch.float64)[:, None]
+def candidate_sizes(n_components: int) -> list[int]:
+    """Returns every size up to 10, then sizes at most a tenth apart, up to everything."""
+    sizes = list(range(min(n_components, EVERY_UP_TO) + 1))
+    while sizes[-1] < n_components:
+        sizes.append(min(n_components, sizes[-1] + sizes[-1] // EVERY_UP_TO))
+    return sizes
+
+
+def trial_sizes(n_components: Int[Tensor, " group"]) -> Int[Tensor, "trial group"]:
+    """Returns the candidate sizes of each group; the shorter lists end in everything, repeated."""
+    lists = [candidate_sizes(n) for n in n_components.tolist()]
+    longest = max(map(len, lists))
+    return torch.tensor([one + one[-1:] * (longest - len(one)) for one in lists]).T
+
+
+def curve_sizes(n_components: Int[Tensor, " group"]) -> Int[Tensor, "trial group"]:
+    """Returns about twenty sizes from 0 to everything, even in log(1 + size), for each group."""
+    steps = torch.linspace(0, 1, N_CURVE, dtype=torch.float64)[:, None]
     grid = ((1 + n_components.double()) ** steps - 1).round().long()
     return grid.unique(dim=0) if len(n_components) == 1 else grid
 
 
-def _sorted_trials(
-    sizes: Int[Tensor, "trial group"], values: Float[Tensor, "trial batch"], groups: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sorts the trials by size within each group, carrying each prompt's values along."""
+def sorted_trials(
+    sizes: Int[Tensor, "trial group"],
+    values: Float[Tensor, "trial batch"],
+    groups: Int[Tensor, " batch"],
+) -> tuple[Int[Tensor, "trial group"], Float[Tensor, "trial batch"]]:
+    """Returns the trials by size within each group, carrying each prompt's values along."""
     order = sizes.argsort(dim=0, stable=True)
     return sizes.gather(0, order), values.gather(0, order[:, groups])

@@ -52,12 +52,10 @@ def rank_components(
 
 def rank_attention_edges(
     scores: Float[Tensor, "layer head query_pos key_pos"],
-    length: int,
     selection: Selection | str = "absolute",
 ) -> Ranking:
-    """Returns the causal pairs of the first `length` positions as flat indices, strongest first."""
-    allowed = torch.zeros_like(scores, dtype=torch.bool)
-    allowed[..., :length, :length] = torch.ones(length, length).tril().bool()
+    """Returns the causal pairs of all positions as flat indices, strongest first."""
+    allowed = torch.ones_like(scores, dtype=torch.bool).tril()
     candidates = allowed.flatten().nonzero()[:, 0]
     return candidates[_order(scores.flatten()[candidates], selection)]
 
@@ -110,6 +108,19 @@ def select_edges(
     rows[graph.nodes_of_kind(_node_kind(granularity))] = False
     rows[chosen] = True
     return graph.mask & rows[:, None]
+
+
+def rest_of(circuit: Circuit) -> Bool[Tensor, "src dest"]:
+    """Returns the edges that stay when the components outside a circuit do, and no others.
+
+    The complement within the circuit's granularity: of heads, the other heads with all MLPs; of
+    MLPs, the other MLPs with all heads; of edges, the other edges.
+    """
+    graph = circuit.graph
+    if circuit.granularity == "edge":
+        return graph.mask & ~circuit.edges
+    candidates = components_of(graph, circuit.granularity)
+    return select_edges(graph, circuit.granularity, candidates[~circuit.nodes[candidates]])
 
 
 def build_circuit(scores: Scores, granularity: Granularity | str, chosen: Ranking) -> Circuit:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuits.ablate import Experiment, faithfulness, prepare_experiment, run_edges
 from circuits.discovery import Discovery
-from circuits.find_circuits import N_RANDOM
+from circuits.evidence import N_RANDOM
 from circuits.select import components_of, select_edges
 from circuits.tasks import Task
 from circuits.tasks.prompts import Prompts
@@ -33,7 +33,7 @@ class Transfer:
         granularity: Of the circuit.
         found_in: The model that the circuit was found in.
         run_in: The model that it was run in.
-        faithfulness: F of the circuit in `run_in`, on held-out prompts.
+        faithfulness: F of the circuit in `run_in`, on reporting prompts.
         random: The mean F of random circuits of as many components there.
         own: F of the circuit that was found in `run_in` itself.
     """
@@ -49,7 +49,7 @@ class Transfer:
 
 def transfer(
     models: dict[str, HookedTransformer],
-    heldout: dict[str, Prompts],
+    prompts: dict[str, Prompts],
     task: Task,
     found: dict[str, Discovery],
 ) -> list[Transfer]:
@@ -57,7 +57,7 @@ def transfer(
 
     Args:
         models: Two models with the same graph, by name.
-        heldout: The same held-out prompts for each.
+        prompts: The same reporting prompts for each.
         task: The behaviour.
         found: What was found in each model, by the same config.
     """
@@ -66,7 +66,7 @@ def transfer(
     for name, other in ((one, two), (two, one)):
         config = found[other].config
         experiment = prepare_experiment(
-            models[other], heldout[other], metric=task.metric, ablation=config.ablation
+            models[other], prompts[other], metric=task.metric, ablation=config.ablation
         )
         graph = experiment.graph
 

@@ -52,7 +52,15 @@ def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Fo
         circuit=circuit,
         size=size,
         n_components=40.0,
+        interval="prompts within templates",
+        first_crossing=size,
         faithfulness=0.92,
+        faithfulness_low=0.85,
+        faithfulness_high=0.97,
+        faithfulness_interval="prompts within templates",
+        faithfulness_sizing=0.94,
+        measured_on="reporting",
+        n_measured=20,
         faithfulness_without_last=0.8,
         faithfulness_of_rest=0.1,
         size_low=min(resampled),
@@ -85,7 +93,7 @@ def make_comparison(
                 metric_full=4.0,
                 metric_empty=-1.0,
                 accuracy=0.99,
-                n_heldout=20,
+                n_reporting=20,
                 config=DiscoverConfig(granularities=tuple(granularities)),  # type: ignore[arg-type]
                 found={
                     name: make_found(make_circuit(scores, name))  # type: ignore[misc]

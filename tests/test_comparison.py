@@ -53,10 +53,45 @@ def test_a_comparison_without_its_run_is_refused(tmp_path):
         load_comparison(path)
 
 
+@pytest.mark.parametrize("format_", [None, 1, 3])
+def test_a_comparison_of_another_version_is_refused_in_words(tmp_path, format_):
+    path = tmp_path / "a.json"
+    save_comparison(make_comparison(), path)
+    content = json.loads(path.read_text()) | {"format": format_}
+    if format_ is None:  # As before formats were numbered.
+        del content["format"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a.json was saved in format \d by another version of"):
+        load_comparison(path)
+
+
+def test_sizes_that_no_resample_changes_are_said_to_be_so():
+    comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
+    assert comparison.summary_table()["note"].tolist() == [""]
+    for discovery in comparison.discoveries["ioi"].values():
+        one = discovery.found["edge"]
+        discovery.found["edge"] = replace(one, resampled_sizes=(one.size,) * 5)
+    assert comparison.summary_table()["note"].tolist() == ["every resample has these sizes"]
+    assert comparison.evidence_table()["note"].tolist() == ["every resample has this size"] * 2
+
+
+def test_too_few_prompts_have_neither_an_interval_nor_a_p_value():
+    comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
+    for discovery in comparison.discoveries["ioi"].values():
+        few = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
+        discovery.found["edge"] = replace(discovery.found["edge"], **few)
+    row = comparison.summary_table().iloc[0]
+    assert row["ratio"] == 2
+    assert row["interval"] == "none: 6 prompts are too few"
+    assert row[["ratio_low", "ratio_high", "p"]].isna().all()
+
+
 def test_the_columns_of_the_summary_are_promised():
     assert ",".join(make_comparison().summary_table().columns) == (
-        "task,granularity,dense,sparse,ratio,ratio_low,ratio_high,p,templates_low,templates_high,"
-        "faithfulness_dense,faithfulness_sparse,target,prompts,note"
+        "task,granularity,dense,sparse,ratio,ratio_low,ratio_high,p,interval,note,templates_low,"
+        "templates_high,faithfulness_dense,faithfulness_dense_low,faithfulness_dense_high,"
+        "faithfulness_sparse,faithfulness_sparse_low,faithfulness_sparse_high,target,measured_on,"
+        "prompts"
     )
 
 

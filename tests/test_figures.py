@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import plotly.io as pio
@@ -87,6 +88,30 @@ def test_density_is_in_percent_and_a_closed_layer_says_0():
     assert "dense 100 %, sparse 0.6 %" in figure.layout.title.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "95 % interval 5 to 8"),
+        ({"resampled_sizes": (6.0, 6.0)}, "the same in every resample"),
+        (
+            {
+                "size_low": math.nan,
+                "size_high": math.nan,
+                "interval": "none: 6 prompts are too few",
+            },
+            "no interval (6 prompts are too few)",
+        ),
+    ],
+    ids=["interval", "one size", "too few"],
+)
+def test_a_size_says_what_its_interval_is(changes, words):
+    comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
+    found = comparison.discoveries["ioi"]["dense"].found
+    found["edge"] = replace(found["edge"], **changes)
+    (bars,) = traces(sizes_figure(comparison), type="bar", name="dense")
+    assert list(bars.customdata[0]) == [40.0, words]
+
+
 def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():
     figure = sizes_figure(make_comparison(granularities=("edge",)))
     assert figure.layout.barmode == "group"
@@ -124,7 +149,7 @@ def test_faithfulness_is_drawn_against_size_plus_1_with_band_target_and_random_c
     assert list(band.x) == [1, 7, 41, 41, 7, 1]
     assert list(band.y) == [0, 0.97, 1, 1, 0.85, 0]
     assert band.mode == "lines"  # plotly would mark the corners of a short band
-    (chosen,) = traces(figure, name="dense, at the target")
+    (chosen,) = traces(figure, name="dense, the circuit")
     assert (list(chosen.x), list(chosen.y)) == ([7], [0.92])
     (crosses,) = traces(figure, name="dense, random of that size")
     assert (list(crosses.x), list(crosses.y)) == ([7, 7, 7], [0, 0.1, -0.1])

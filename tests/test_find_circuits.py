@@ -1,5 +1,6 @@
 """Discovery from end to end, on a circuit written by hand and on random models."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,21 +44,22 @@ def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
             templates=("one", "two") * (n // 2),
         )
 
-    return TaskPrompts(ranking=draw(), heldout=draw())
+    return TaskPrompts(ranking=draw(), sizing=draw(), reporting=draw())
 
 
 @pytest.mark.parametrize(
     ("target", "ablation"), [(0.5, "corrupted"), (0.9, "corrupted"), (0.9, "mean"), (0.9, "zero")]
 )
-def test_every_circuit_of_a_random_model_is_faithful_and_not_without_its_last(target, ablation):
+def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_it(target, ablation):
     model = make_tiny_model()
     config = DiscoverConfig(target=target, ablation=ablation)
     prompts = made_up_prompts(model, ablation=ablation)
     found = discover(model, TASK, config, prompts=prompts).found
     assert tuple(found) == GRANULARITIES
     for one in found.values():
-        assert one.faithfulness >= target
-        assert one.faithfulness_without_last is None or one.faithfulness_without_last < target
+        assert one.faithfulness_sizing >= target
+        assert one.first_crossing <= one.size
+        assert one.measured_on == "reporting"
 
 
 def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures():
@@ -65,10 +67,56 @@ def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures()
     prompts = made_up_prompts(model)
     config = DiscoverConfig(granularities=("edge",))
     found = discover(model, TASK, config, prompts=prompts).found["edge"]
-    experiment = prepare_experiment(model, prompts.heldout, metric="logit_diff")
-    values = run_edges(experiment, found.circuit.edges)
-    measured = float(faithfulness(values, experiment.full, experiment.empty))
-    assert measured == pytest.approx(found.faithfulness, abs=1e-4)
+    for part, said in (
+        (prompts.sizing, found.faithfulness_sizing),
+        (prompts.reporting, found.faithfulness),
+    ):
+        experiment = prepare_experiment(model, part, metric="logit_diff")
+        values = run_edges(experiment, found.circuit.edges)
+        measured = float(faithfulness(values, experiment.full, experiment.empty))
+        assert measured == pytest.approx(said, abs=1e-4)
+
+
+def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
+    model = make_tiny_model()
+    one, other = made_up_prompts(model), made_up_prompts(model)
+    other = TaskPrompts(one.ranking, one.sizing, other.reporting)
+    first, second = (discover(model, TASK, prompts=prompts).found for prompts in (one, other))
+    for granularity in GRANULARITIES:
+        pair = first[granularity], second[granularity]
+        for name in ("size", "resampled_sizes", "faithfulness_sizing", "first_crossing"):
+            assert getattr(pair[0], name) == getattr(pair[1], name)
+        assert pair[0].faithfulness != pair[1].faithfulness
+
+
+def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model, n=40)
+    config = DiscoverConfig(granularities=("edge",))
+    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    experiment = prepare_experiment(model, prompts.reporting, metric="logit_diff")
+    gain = (run_edges(experiment, found.circuit.edges) - experiment.empty).double()
+    gap = (experiment.full - experiment.empty).double()
+    # The delta method's standard error of a ratio of means, the templates' means taken out.
+    left = (gain - found.faithfulness * gap) / gap.mean()
+    strata = [left[start::2] for start in (0, 1)]
+    error = sum(one.var().item() / len(one) for one in strata) ** 0.5 / 2
+    width = found.faithfulness_high - found.faithfulness_low
+    assert found.faithfulness_interval == "prompts within templates"
+    assert width == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert found.faithfulness_low < found.faithfulness < found.faithfulness_high
+
+
+@pytest.mark.parametrize(
+    ("n", "drawn"),
+    [(12, "prompts within templates"), (8, "none: 8 prompts are too few")],
+)
+def test_few_prompts_have_no_interval(n, drawn):
+    model = make_tiny_model()
+    config = DiscoverConfig(granularities=("head",))
+    found = discover(model, TASK, config, prompts=made_up_prompts(model, n=n)).found["head"]
+    assert found.interval == found.faithfulness_interval == drawn
+    assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
 
 
 def test_two_runs_with_one_seed_are_equal():
@@ -91,13 +139,13 @@ def test_progress_is_told_about_as_often_as_foreseen():
     config = DiscoverConfig(granularities=("head", "edge"))
     told = []
     discover(INDUCTION.model, TASK, config, prompts=known_prompts(), on_step=told.append)
-    assert 0.4 * steps_of(config) < len(told) < 1.3 * steps_of(config)
+    assert 0.3 * steps_of(config) < len(told) < 1.3 * steps_of(config)
 
 
 def test_a_model_that_cannot_do_the_task_is_refused():
     swapped = [
         replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
-        for prompts in (INDUCTION.draw(12, 0), INDUCTION.draw(12, 1))
+        for prompts in (INDUCTION.draw(12, seed) for seed in range(3))
     ]
     with pytest.raises(ValueError, match="the model does not do the task"):
         discover(INDUCTION.model, TASK, prompts=TaskPrompts(*swapped))
@@ -143,7 +191,7 @@ def test_selection_changes_the_order_in_which_components_are_taken():
     for selection in ("absolute", "signed", "greedy"):
         config = DiscoverConfig(granularities=("edge",), selection=selection)
         found = discover(model, TASK, config, prompts=prompts).found["edge"]
-        assert found.faithfulness >= config.target
+        assert found.faithfulness_sizing >= config.target
         assert found.circuit.found["selection"] == selection
         curves.add(found.curve_faithfulness)
     assert len(curves) > 1

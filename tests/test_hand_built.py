@@ -37,7 +37,7 @@ def found_by(built, granularity, **options):
     return found.found[granularity]
 
 
-@pytest.mark.parametrize("part", ["ranking", "heldout"])
+@pytest.mark.parametrize("part", ["ranking", "sizing", "reporting"])
 def test_the_models_do_their_tasks_and_not_when_corrupted(built, part):
     experiment = experiment_of(built, part)
     assert accuracy(experiment.clean_logits, experiment.prompts).all()
@@ -45,7 +45,7 @@ def test_the_models_do_their_tasks_and_not_when_corrupted(built, part):
     assert (experiment.empty < 0.1).all()
 
 
-@pytest.mark.parametrize("part", ["ranking", "heldout"])
+@pytest.mark.parametrize("part", ["ranking", "sizing", "reporting"])
 def test_exactly_the_known_edges_have_an_effect(built, part):
     experiment = experiment_of(built, part)
     edges = experiment.graph.mask.nonzero().tolist()
@@ -90,7 +90,7 @@ def test_scores_rank_every_known_edge_above_all_others(built):
 
 
 def test_the_known_circuit_is_faithful_complete_and_minimal(built):
-    experiment = experiment_of(built, "heldout")
+    experiment = experiment_of(built, "reporting")
     circuit = found_by(built, "edge").circuit
     assert faithfulness_of(experiment, circuit) == pytest.approx(1, abs=1e-4)
     assert completeness_of(experiment, circuit) == pytest.approx(0, abs=1e-4)
@@ -132,4 +132,4 @@ def test_the_whole_graph_is_as_faithful_as_the_known_circuit(built):
 
 def test_text_prompts_are_refused(built):
     with pytest.raises(ValueError, match="has no text; pass `prompts=`"):
-        built.task.build(None, n_ranking=1, n_heldout=1)
+        built.task.build(None)

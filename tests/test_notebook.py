@@ -66,13 +66,18 @@ def test_a_discovery_has_one_row_for_each_granularity():
     frame = discovery.to_dataframe()
     assert frame["granularity"].tolist() == ["head", "mlp", "edge", "attention_edge"]
     edge = frame.set_index("granularity").loc["edge"]
-    assert edge.to_dict() == pytest.approx(
+    words = {"interval": "prompts within templates", "measured_on": "reporting"}
+    assert edge[list(words)].to_dict() == words
+    assert edge.drop(list(words)).to_dict() == pytest.approx(
         {
             "size": 6,
             "size_low": 5,
             "size_high": 8,
             "components": 40,
             "faithfulness": 0.92,
+            "faithfulness_low": 0.85,
+            "faithfulness_high": 0.97,
+            "prompts": 20,
             "rest": 0.1,
             "random_same_size": 0.0,
         }
@@ -83,7 +88,7 @@ def test_a_discovery_shows_its_task_escaped():
     discovery = replace(make_comparison().discoveries["ioi"]["dense"], task=SCRIPT)
     shown = discovery._repr_html_()
     assert "<script>" not in shown
-    assert "logit_diff 4.000 (ablated -1.000), accuracy 99.0% on 20 held-out prompts" in shown
+    assert "logit_diff 4.000 (ablated -1.000), accuracy 99.0% on 20 reporting prompts" in shown
 
 
 def test_a_comparison_shows_both_tables_escaped():

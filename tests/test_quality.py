@@ -5,8 +5,11 @@ import torch
 
 from circuits.ablate import faithfulness, prepare_experiment, run_edges
 from circuits.attribute import attribution_patching
+from circuits.discovery import DiscoverConfig
+from circuits.find_circuits import discover
 from circuits.quality import completeness_of, faithfulness_of, minimality_of
 from circuits.select import build_circuit, rank_components
+from circuits.tasks import Task, TaskPrompts
 from tests.helpers import make_prompts, make_tiny_model
 
 
@@ -32,6 +35,56 @@ def test_completeness_is_the_faithfulness_of_the_complement(experiment):
     rest = experiment.graph.mask & ~circuit.edges
     expected = faithfulness(run_edges(experiment, rest), experiment.full, experiment.empty)
     assert completeness_of(experiment, circuit) == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(("granularity", "size"), [("head", 2), ("mlp", 1)])
+def test_completeness_leaves_the_other_kind_of_component_intact(experiment, granularity, size):
+    """What the chosen nodes write is put back from the corrupted run, with hooks of this test."""
+    model, prompts = experiment.model, experiment.prompts
+    circuit = circuit_of(experiment, granularity, size)
+    chosen = circuit.heads if granularity == "head" else circuit.mlps
+    _, gone = model.run_with_cache(prompts.corrupted)
+
+    def replace_mlp(act, hook):
+        return gone[hook.name]
+
+    def replace_heads(z, hook):
+        z = z.clone()
+        for name in chosen:
+            layer, head = (int(part[1:]) for part in name.split("."))
+            if layer == hook.layer():
+                z[:, :, head] = gone[hook.name][:, :, head]
+        return z
+
+    if granularity == "mlp":
+        hooks = [(f"blocks.{name[1:]}.hook_mlp_out", replace_mlp) for name in chosen]
+    else:
+        hooks = [(f"blocks.{layer}.attn.hook_z", replace_heads) for layer in range(2)]
+
+    def logit_diff(logits):
+        last = logits[torch.arange(len(prompts)), prompts.lengths - 1]
+        right, wrong = (last.gather(1, ids) for ids in (prompts.answers, prompts.wrong_answers))
+        return (right - wrong).mean().item()
+
+    with torch.no_grad():
+        full, empty = logit_diff(model(prompts.clean)), logit_diff(model(prompts.corrupted))
+        rest = logit_diff(model.run_with_hooks(prompts.clean, fwd_hooks=hooks))
+    expected = (rest - empty) / (full - empty)
+    assert completeness_of(experiment, circuit) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["head", "mlp", "edge"])
+def test_completeness_is_what_discovery_reports_as_the_rest(granularity):
+    model = make_tiny_model(n_layers=3)
+    sets = [make_prompts(model, batch=12, seed=seed) for seed in (1, 2, 3)]
+    task = Task("made_up", "prompts are given", "logit_diff", lambda *_: [])
+    config = DiscoverConfig(target=0.3, granularities=(granularity,))
+    found = discover(model, task, config, prompts=TaskPrompts(*sets)).found[granularity]
+    assert 0 < found.size < found.n_components
+    reporting = prepare_experiment(model, sets[2], metric="logit_diff")
+    assert completeness_of(reporting, found.circuit) == pytest.approx(
+        found.faithfulness_of_rest, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(("granularity", "size"), [("edge", 12), ("head", 3), ("mlp", 2)])

@@ -62,8 +62,10 @@ def test_tables_have_the_promised_columns(written):
     summary = pd.read_csv(written / "summary.csv")
     assert list(summary.columns) == [
         "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
-        "p", "templates_low", "templates_high",
-        "faithfulness_dense", "faithfulness_sparse", "target", "prompts", "note",
+        "p", "interval", "note", "templates_low", "templates_high",
+        "faithfulness_dense", "faithfulness_dense_low", "faithfulness_dense_high",
+        "faithfulness_sparse", "faithfulness_sparse_low", "faithfulness_sparse_high",
+        "target", "measured_on", "prompts",
     ]  # fmt: skip
     assert len(summary) == 8
     models = pd.read_csv(written / "models.csv")
@@ -164,6 +166,44 @@ def test_the_headline_on_edges_comes_first_within_its_task():
 def test_a_headline_says_when_the_interval_includes_1():
     (sentence,) = headlines(with_resampled(one_task(), "sparse", (2.0, 5.0, 7.0, 9.0)))
     assert sentence.endswith("; no clear difference: the interval includes 1.")
+
+
+def with_evidence(comparison, **changes):
+    """The comparison of edges in one task, with changed evidence for both models."""
+    sides = {
+        side: replace(discovery, found={"edge": replace(discovery.found["edge"], **changes)})
+        for side, discovery in comparison.discoveries["ioi"].items()
+    }
+    return replace(comparison, discoveries={"ioi": sides})
+
+
+def test_a_headline_says_why_there_is_no_interval():
+    none = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
+    (sentence,) = headlines(with_evidence(one_task(), **none))
+    assert "(ratio 2, no interval: 6 prompts are too few); no clear difference" in sentence
+
+
+def test_a_circuit_that_misses_the_target_on_fresh_prompts_is_named():
+    assert not [one for one in warnings_of(one_task()) if "recovers" in one]
+    missed = {"faithfulness": 0.85, "faithfulness_low": 0.8, "faithfulness_high": 0.89}
+    named = [one for one in warnings_of(with_evidence(one_task(), **missed)) if "recovers" in one]
+    assert named[0] == (
+        "The dense model's circuit of ioi (edges) was sized at 0.940 of the behaviour, but "
+        "recovers 0.850 [0.800, 0.890] on 20 fresh prompts."
+    )
+    assert len(named) == 2
+
+
+def test_a_circuit_that_no_fresh_prompt_can_show_is_named():
+    (dense, _) = [
+        one
+        for one in warnings_of(with_evidence(one_task(), measured_on="sizing", n_measured=7))
+        if "recovers" in one
+    ]
+    assert dense.endswith(
+        "0.920 [0.850, 0.970] on the 7 prompts that it was found on: no fresh prompt shares "
+        "their templates."
+    )
 
 
 def test_a_headline_says_when_the_sparse_model_needs_more():

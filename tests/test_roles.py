@@ -10,7 +10,7 @@ skip_file_without_hooked_transformer()
 
 def roles_of(built, other=None):
     models = {"dense": built.model, "sparse": built.model if other is None else other}
-    prompts = built.prompts(16).heldout
+    prompts = built.prompts(16).reporting
     found = head_roles(
         models, dict.fromkeys(models, prompts), dict.fromkeys(models, ("a0.h0",)), "a task"
     )
@@ -22,7 +22,7 @@ def test_prompts_of_other_tokens_are_refused():
     models = {"dense": built.model, "sparse": built.model}
     prompts = built.prompts(16)
     heads = dict.fromkeys(models, ())
-    both = {"dense": prompts.heldout, "sparse": prompts.ranking}
+    both = {"dense": prompts.reporting, "sparse": prompts.ranking}
     with pytest.raises(ValueError, match="prompts of dense and sparse are not the same tokens"):
         head_roles(models, both, heads, "a task")
 
@@ -66,7 +66,7 @@ def test_a_known_duplicate_token_head_is_found():
 
 def test_direct_contributions_add_up_to_the_logit_difference():
     built = induction()
-    prompts = built.prompts(16).heldout
+    prompts = built.prompts(16).reporting
     total = sum(one.direct for one in roles_of(built).values() if one.model == "dense")
     logits = built.model(prompts.clean)[torch.arange(16), prompts.last]
     answer, wrong = (

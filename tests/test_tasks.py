@@ -1,5 +1,6 @@
 import re
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from circuits.sparsify.corpus import corpus_tokenizer
 from circuits.tasks import (
     PromptPair,
     Task,
+    TaskPrompts,
     TooFewPrompts,
     brackets,
     get_task,
@@ -31,7 +33,7 @@ def tokenizer():
 
 @pytest.mark.parametrize("name", ["ioi", "ioi_swap"])
 def test_ioi_corrupts_just_the_second_mention(tokenizer, name):
-    prompts = get_task(name).build(tokenizer, n_ranking=20, n_heldout=20).ranking
+    (prompts,) = get_task(name).draw(tokenizer, 20)
     changed = prompts.clean != prompts.corrupted
     assert (changed.sum(dim=1) == 1).all()
     mentions = (prompts.clean == prompts.wrong_answers).int()
@@ -41,15 +43,15 @@ def test_ioi_corrupts_just_the_second_mention(tokenizer, name):
 
 
 def test_ioi_swap_puts_the_answer_in_and_ioi_a_third_name(tokenizer):
-    third = get_task("ioi").build(tokenizer, n_ranking=20, n_heldout=1).ranking
-    swapped = get_task("ioi_swap").build(tokenizer, n_ranking=20, n_heldout=1).ranking
+    (third,) = get_task("ioi").draw(tokenizer, 20)
+    (swapped,) = get_task("ioi_swap").draw(tokenizer, 20)
     assert ((swapped.corrupted == swapped.answers).sum(dim=1) == 2).all()
     assert ((third.corrupted == third.answers).sum(dim=1) == 1).all()
     assert ((third.corrupted == third.wrong_answers).sum(dim=1) == 1).all()
 
 
 def test_ioi_has_every_template_in_both_orders_equally_often(tokenizer):
-    prompts = get_task("ioi").build(tokenizer, n_ranking=40, n_heldout=40).heldout
+    _, prompts = get_task("ioi").draw(tokenizer, 40, 40)
     groups = prompts.groups()
     assert len(groups) == 2 * len(TEMPLATES)
     assert {len(rows) for rows in groups.values()} == {4}
@@ -60,7 +62,7 @@ def test_ioi_has_every_template_in_both_orders_equally_often(tokenizer):
 
 
 def test_subject_verb_exchanges_both_numbers_and_the_near_noun_misleads(tokenizer):
-    prompts = get_task("subject_verb").build(tokenizer, n_ranking=40, n_heldout=40).ranking
+    (prompts,) = get_task("subject_verb").draw(tokenizer, 40)
     assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 2).all()
     assert len(prompts.groups()) == 2
     texts = [tokenizer.decode(row) for row in prompts.clean.tolist()]
@@ -71,7 +73,7 @@ def test_subject_verb_exchanges_both_numbers_and_the_near_noun_misleads(tokenize
 
 
 def test_pronoun_changes_the_name_alone_and_asks_for_both_genders(tokenizer):
-    prompts = get_task("pronoun").build(tokenizer, n_ranking=30, n_heldout=30).ranking
+    (prompts,) = get_task("pronoun").draw(tokenizer, 30)
     assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 1).all()
     assert (prompts.answers != prompts.wrong_answers).all()
     she = tokenizer.convert_tokens_to_ids("she")
@@ -93,7 +95,11 @@ def names_in_sentences():
 def test_pronoun_takes_names_that_are_one_token_where_they_stand(names_in_sentences):
     assert len(names_in_sentences.encode(" Mary")) == 1
     assert len(names_in_sentences.encode("Mary")) > 1
-    prompts = get_task("pronoun").build(names_in_sentences, n_ranking=40, n_heldout=40).ranking
+    prompts = (
+        get_task("pronoun")
+        .build(names_in_sentences, n_ranking=40, n_sizing=20, n_reporting=20)
+        .ranking
+    )
     assert ((prompts.clean != prompts.corrupted).sum(dim=1) == 1).all()
     # No prompt begins with a name, and both pronouns are asked for in each of the others.
     assert set(prompts.templates) == {"2", "3"}
@@ -114,7 +120,7 @@ def code_tokenizer():
 
 
 def test_brackets_changes_the_open_bracket_alone_and_asks_for_both_kinds(code_tokenizer):
-    prompts = get_task("brackets").build(code_tokenizer, n_ranking=48, n_heldout=48).ranking
+    (prompts,) = get_task("brackets").draw(code_tokenizer, 48)
     changed = prompts.clean != prompts.corrupted
     assert (changed.sum(dim=1) == 1).all()
     opened = [code_tokenizer.decode(token) for token in prompts.clean[changed]]
@@ -134,7 +140,7 @@ def test_brackets_are_refused_by_a_tokenizer_that_has_read_no_code(tokenizer):
 
 
 def test_induction_exchanges_the_next_word_and_a_later_one(tokenizer):
-    prompts = get_task("induction").build(tokenizer, n_ranking=30, n_heldout=30).ranking
+    (prompts,) = get_task("induction").draw(tokenizer, 30)
     for row in range(30):
         clean, corrupted = prompts.clean[row], prompts.corrupted[row]
         places = (clean != corrupted).nonzero()[:, 0].tolist()
@@ -163,19 +169,44 @@ def test_the_answers_to_a_war_of_1732_are_33_to_99(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["ioi", "ioi_swap", "greater_than"])
-def test_ranking_and_heldout_share_no_prompt_and_follow_the_seed(tokenizer, name):
+def test_the_three_sets_share_no_prompt_and_follow_the_seed(tokenizer, name):
     task = get_task(name)
     one, same, other = (
-        task.build(tokenizer, n_ranking=50, n_heldout=50, seed=s) for s in (1, 1, 2)
+        task.build(tokenizer, n_ranking=50, n_sizing=40, n_reporting=30, seed=s) for s in (1, 1, 2)
     )
-    assert torch.equal(one.heldout.clean, same.heldout.clean)
-    assert not torch.equal(one.heldout.clean, other.heldout.clean)
-    ranking = {tuple(row) for row in one.ranking.clean.tolist()}
-    assert not ranking & {tuple(row) for row in one.heldout.clean.tolist()}
+    assert torch.equal(one.reporting.clean, same.reporting.clean)
+    assert not torch.equal(one.reporting.clean, other.reporting.clean)
+    sets = [one.ranking, one.sizing, one.reporting]
+    assert [len(prompts) for prompts in sets] == [50, 40, 30]
+    rows = [tuple(row) for prompts in sets for row in prompts.clean.tolist()]
+    # Padded to different widths, two rows could differ for no other reason.
+    assert len({prompts.clean.shape[1] for prompts in sets}) == 1
+    assert len(set(rows)) == 120
+
+
+@pytest.mark.parametrize(
+    "name", ["ioi", "ioi_swap", "greater_than", "induction", "pronoun", "subject_verb"]
+)
+def test_every_task_has_prompts_for_three_sets_of_the_default_size(tokenizer, name):
+    prompts = get_task(name).build(tokenizer)
+    assert [len(getattr(prompts, part)) for part in ("ranking", "sizing", "reporting")] == [100] * 3
+
+
+def test_brackets_have_prompts_for_three_sets_of_the_default_size(code_tokenizer):
+    assert len(get_task("brackets").build(code_tokenizer).reporting) == 100
+
+
+def test_a_template_must_be_of_one_length_in_all_sets(tokenizer):
+    (prompts,) = get_task("ioi").draw(tokenizer, 10)
+    longer = replace(prompts, lengths=prompts.lengths + (torch.arange(10) == 3))
+    with pytest.raises(
+        ValueError, match=r"template '2 BABA' has prompts of \d+ tokens in the rank"
+    ):
+        TaskPrompts(ranking=prompts, sizing=prompts, reporting=longer)
 
 
 def test_prompts_begin_with_the_separator_and_are_padded_on_the_right(tokenizer):
-    prompts = get_task("ioi").build(tokenizer, n_ranking=10, n_heldout=1).ranking
+    (prompts,) = get_task("ioi").draw(tokenizer, 10)
     assert (prompts.clean[:, 0] == tokenizer.bos_token_id).all()
     for row, length in zip(prompts.clean, prompts.lengths, strict=True):
         assert (row[length:] == tokenizer.pad_token_id).all()
@@ -225,7 +256,7 @@ def test_no_pairs_are_refused():
 def test_more_prompts_than_can_be_run_are_refused_at_once(tokenizer, name, n):
     started = time.perf_counter()
     with pytest.raises(TooFewPrompts, match="different prompts are needed.* ask for fewer prompts"):
-        get_task(name).build(tokenizer, n_ranking=n, n_heldout=n)
+        get_task(name).build(tokenizer, n_ranking=n, n_sizing=n, n_reporting=n)
     assert time.perf_counter() - started < 5
 
 
@@ -242,9 +273,14 @@ def test_a_draw_ends_soon_after_the_last_prompt_is_found(tokenizer):
 
 
 def test_more_prompts_than_there_are_is_an_error(tokenizer):
-    with pytest.raises(TooFewPrompts, match="ask for fewer prompts"):
-        get_task("greater_than").build(tokenizer, n_ranking=20_000, n_heldout=1)
-    with pytest.raises(ValueError, match="both must be at least 1"):
+    with pytest.raises(
+        TooFewPrompts,
+        match=r"are needed \(20000 \+ 100 \+ 100, a set each\); ask for at most \d+ prompts",
+    ):
+        get_task("greater_than").build(tokenizer, n_ranking=20_000)
+    with pytest.raises(
+        ValueError, match=r"asked for 0 \+ 100 \+ 100 prompts; every set must have at least 1"
+    ):
         get_task("ioi").build(tokenizer, n_ranking=0)
 
 

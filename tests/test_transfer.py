@@ -20,8 +20,8 @@ def rows_of(built, other_model):
     prompts = built.prompts(16)
     found = {"dense": discover(built.model, built.task, config, prompts=prompts)}
     found["sparse"] = found["dense"]
-    heldout = dict.fromkeys(models, prompts.heldout)
-    return transfer(models, heldout, built.task, found)
+    reporting = dict.fromkeys(models, prompts.reporting)
+    return transfer(models, reporting, built.task, found)
 
 
 def test_a_circuit_does_in_the_same_model_what_it_did(built):

@@ -30,7 +30,7 @@ from circuits.attribute.responses import (
     source_chunks,
 )
 from circuits.attribute.scores import Scores
-from circuits.attribute.totals import sums_like
+from circuits.attribute.totals import of_length, sums_like
 from circuits.files import write_bytes
 from circuits.graph import READS
 from circuits.metrics import METRICS
@@ -158,7 +158,7 @@ def exact_patching(
         graph=graph,
         edges=sums["edges"].cpu() / len(prompts),
         attention_edges={
-            template: total.cpu() / len(members)
+            template: of_length(total, int(prompts.lengths[members[0]])).cpu() / len(members)
             for (template, members), total in zip(
                 groups.items(), sums.get("attention_edges", []), strict=attention_edges
             )

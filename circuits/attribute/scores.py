@@ -29,7 +29,7 @@ class Scores:
         graph: The graph that the scores are of.
         edges: Score of each edge, zero where there is none.
         attention_edges: Score of each attention edge (layer, head, query, key) for each
-            template, padded with zeros to the longest prompt.
+            template, as wide as its own prompts are long.
         method: The name of the method in `circuits.attribute.METHODS`.
         ablation: What the ablated component would have written.
         n_prompts: How many prompts the scores are means over.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits.ablate import Experiment
@@ -60,17 +61,25 @@ class Totals:
         edges, attention = self.edges.clone(), self._attention.clone()
         prompt_workers().add_up([edges, attention] if self._groups else [edges])
         n_prompts = len(self._experiment.prompts)
+        lengths = self._experiment.prompts.lengths
         return Scores(
             graph=self._experiment.graph,
             edges=edges.cpu() / n_prompts,
             attention_edges={
-                template: total.cpu() / len(rows)
+                template: of_length(total, int(lengths[rows[0]])).cpu() / len(rows)
                 for (template, rows), total in zip(self._groups.items(), attention, strict=True)
             },
             method=method,
             ablation=self._experiment.ablation,
             n_prompts=n_prompts,
         ).check_finite()
+
+
+def of_length(
+    total: Float[Tensor, "layer head query_pos key_pos"], length: int
+) -> Float[Tensor, "layer head length length"]:
+    """Returns the scores of the first `length` positions: those that prompts so long have."""
+    return total[..., :length, :length]
 
 
 def sums_like(act: Tensor, shape: torch.Size) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -121,9 +122,9 @@ def compare_command(
     if twin:
         title = "Over training seeds (geometric mean, with its 95 % interval)"
         print_frame(comparison.seeds_table(), title)
+    for line in _legend(comparison.summary_table()):
+        out_console.print(line, soft_wrap=True)
     out_console.print(
-        "ratio: dense / sparse, with its 95 % interval over held-out prompts; faithful: the\n"
-        "circuit's faithfulness, dense and sparse\n"
         f"{comparison.run['seconds']} s, seed {seed}, {device}. Open {out / 'report.html'}"
     )
 
@@ -220,24 +221,49 @@ def _loaded(source: str, device: str) -> HookedTransformer:
 
 def _compact(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary in columns that fit a terminal; the files have all of them."""
-    summary = summary.loc[summary["note"] == ""]
-    bounds = zip(summary["ratio"], summary["ratio_low"], summary["ratio_high"], strict=True)
-    measured = zip(summary["faithfulness_dense"], summary["faithfulness_sparse"], strict=True)
+    summary = summary.loc[summary["granularity"] != ""]
+    rows = [row for _, row in summary.iterrows()]
     return summary[["task", "granularity", "dense", "sparse"]].assign(
         **{
-            "ratio [95 %]": [f"{one:.2f} [{low:.2f}, {high:.2f}]" for one, low, high in bounds],
-            "faithful": [f"{dense:.3f}, {sparse:.3f}" for dense, sparse in measured],
+            "ratio [95 %]": [_ratio_cell(row) + ("=" if row["note"] else "") for row in rows],
+            "faithful": [_faithful_cell(row) for row in rows],
         }
     )
+
+
+def _ratio_cell(row: Any) -> str:
+    if math.isnan(row["ratio_low"]):
+        return f"{row['ratio']:.2f} (no interval)"
+    return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+
+
+def _faithful_cell(row: Any) -> str:
+    mark = "" if row["measured_on"] == "reporting" else "*"
+    return f"{row['faithfulness_dense']:.3f}, {row['faithfulness_sparse']:.3f}{mark}"
+
+
+def _legend(summary: pd.DataFrame) -> list[str]:
+    """What the columns of the table mean, and its marks, where it has them."""
+    drawn = " / ".join(dict.fromkeys(summary["interval"]))
+    rows: list[Any] = [row for _, row in summary.iterrows()]
+    fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
+    lines = [
+        f"ratio: dense / sparse, with its 95 % interval over the prompts that sizes were chosen on "
+        f"(drawn: {drawn})",
+        "faithful: the circuits' faithfulness, dense and sparse"
+        + (f", on {fresh[0]} fresh prompts" if len(fresh) else ""),
+    ]
+    if any(row["note"] for row in rows):
+        lines.append("=  every resample has these sizes: they are whole numbers, not certain ones")
+    if len(fresh) < len(rows):
+        lines.append("*  on the prompts that the circuits were found on; no fresh one has their "
+                     "template")  # fmt: skip
+    return lines
 
 
 def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
-    bounds = zip(table["ratio"], table["ratio_low"], table["ratio_high"], strict=True)
-    return table[["task", "granularity", "model", "size"]].assign(
-        **{
-            "ratio [95 %]": [
-                "does not do the task" if ratio != ratio else f"{ratio:.2f} [{low:.2f}, {high:.2f}]"
-                for ratio, low, high in bounds
-            ]
-        }
-    )
+    rows: list[Any] = [row for _, row in table.iterrows()]
+    cells = [
+        "does not do the task" if math.isnan(row["size"]) else _ratio_cell(row) for row in rows
+    ]
+    return table[["task", "granularity", "model", "size"]].assign(**{"ratio [95 %]": cells})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +22,9 @@ from circuits.cli.options import (
     discover_config,
     read_task,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def discover_command(
@@ -59,16 +63,48 @@ def discover_command(
     if not launch.is_first:
         return
     found.save(out)
-    shown = {
-        "size_low": "low",
-        "size_high": "high",
-        "components": "of",
-        "random_same_size": "random",
-    }
-    table = found.to_dataframe().drop(columns="rest").rename(columns=shown)
     out_console.print(
         f"{chosen.name}: {found.metric} {found.metric_full:.3f} (ablated "
-        f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_heldout} prompts"
+        f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts"
     )
-    print_frame(table, f"Components that recover {target:.0%}")
+    print_frame(_compact(found.to_dataframe()), f"Components that recover {target:.0%}")
+    for line in _legend(found.to_dataframe()):
+        out_console.print(line, soft_wrap=True)
     out_console.print(f"written to {out}")
+
+
+def _compact(table: pd.DataFrame) -> pd.DataFrame:
+    """The circuits in columns that fit a terminal; the file has all of them."""
+    rows = [row for _, row in table.iterrows()]
+    columns = {
+        "size [95 %]": [_with_bounds(row, "size", ".4g") for row in rows],
+        "of": table["components"],
+        "faithful [95 %]": [_with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
+        "random": table["random_same_size"],
+    }
+    return table[["granularity"]].assign(**columns)
+
+
+def _with_bounds(row: Any, name: str, digits: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if math.isnan(low):
+        return f"{value:{digits}} (no interval)"
+    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
+
+
+def _mark(row: Any) -> str:
+    return "" if row["measured_on"] == "reporting" else "*"
+
+
+def _legend(table: pd.DataFrame) -> list[str]:
+    """Which prompts the columns speak of."""
+    rows: list[Any] = [row for _, row in table.iterrows()]
+    fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
+    drawn = " / ".join(dict.fromkeys(table["interval"]))
+    lines = [f"size: 95 % interval over the prompts that it was chosen on (drawn: {drawn})"]
+    if len(fresh):
+        lines.append(f"faithful: on {fresh[0]} fresh prompts")
+    if len(fresh) < len(rows):
+        lines.append("faithful*: on the prompts that the circuit was found on; no fresh one has "
+                     "their template")  # fmt: skip
+    return lines

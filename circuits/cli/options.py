@@ -37,7 +37,10 @@ SelectionName = Annotated[
     str, typer.Option("--selection", help="Order of components: absolute, signed or greedy.")
 ]
 AblationName = Annotated[str, typer.Option("--ablation", help="corrupted, mean or zero.")]
-NPrompts = Annotated[int, typer.Option("--prompts", help="Prompts to rank on, and to hold out.")]
+NPrompts = Annotated[
+    int,
+    typer.Option("--prompts", help="Prompts in each of three sets: to rank, to size, to report."),
+]
 
 
 def _checked_seed(seed: int) -> int:

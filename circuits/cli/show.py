@@ -31,7 +31,7 @@ def tasks_command(
             return
         chosen = read_task(task)
         tokenizer: Any = load_model(model).tokenizer
-        chosen.build(tokenizer, n_ranking=1, n_heldout=show, seed=seed)  # The checks.
+        chosen.draw(tokenizer, show, seed=seed)  # The checks.
     for pair in chosen.pairs(tokenizer, show, seed):
         answers = ", ".join(pair.answers[:3]) + (" ..." if len(pair.answers) > 3 else "")
         out_console.print(f"clean      {pair.clean}", markup=False, highlight=False)

@@ -74,7 +74,7 @@ def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.F
         last = max(row for row, other in cells if other == column)
         figure.update_xaxes(showticklabels=True, row=last, col=column)
     figure.update_annotations(font={"size": 12})
-    title = f"{safe(task)}: attention after the gate on one held-out prompt (rows look at columns)"
+    title = f"{safe(task)}: attention after the gate on one reporting prompt (rows look at columns)"
     return styled(figure, title, 200 + n_rows * max(160, 13 * len(tokens)), legend_rows=0)
 
 

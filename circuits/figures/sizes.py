@@ -94,10 +94,18 @@ def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: b
             "arrayminus": [max(0.0, one.size - one.size_low) for one in sizes],
             "color": "#222222",
         },
-        customdata=[[one.size_low, one.size_high, one.n_components] for one in sizes],
-        hovertemplate="%{y:.4g} of %{customdata[2]:.4g} %{x}, "
-        "95 % interval %{customdata[0]:.4g} to %{customdata[1]:.4g}",
+        customdata=[[one.n_components, _interval_words(one)] for one in sizes],
+        hovertemplate="%{y:.4g} of %{customdata[0]:.4g} %{x}, %{customdata[1]}",
     )
+
+
+def _interval_words(one: Found) -> str:
+    """The interval of a size, or why there is none or none that has a width."""
+    if math.isnan(one.size_low):
+        return f"no interval ({one.interval.removeprefix('none: ')})"
+    if one.is_in_every_resample:
+        return "the same in every resample"
+    return f"95 % interval {one.size_low:.4g} to {one.size_high:.4g}"
 
 
 def _ratio_text(ratio: float, low: float, high: float) -> str:
@@ -108,7 +116,7 @@ def _ratio_text(ratio: float, low: float, high: float) -> str:
 
 
 def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
-    """Returns faithfulness against circuit size, one panel for each granularity.
+    """Returns faithfulness against circuit size on the reporting prompts, for each granularity.
 
     Sizes are drawn as size + 1, so that the empty circuit has a place on the logarithmic axis.
     """
@@ -183,7 +191,7 @@ def _curve_traces(one: Found, side: str, *, first: bool) -> list[go.Scatter]:
             x=[1 + one.size],
             y=[one.faithfulness],
             mode="markers",
-            name=f"{side}, at the target",
+            name=f"{side}, the circuit",
             showlegend=first,
             marker={
                 "color": COLOURS[side],

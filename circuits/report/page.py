@@ -36,7 +36,12 @@ TABLES = (
 )
 
 _DEFINITIONS = """
-<p><b>Faithfulness.</b> Let m be the task's metric, averaged over held-out prompts. A circuit's
+<p><b>Three sets of prompts.</b> Components are ranked on the first. The size of the circuit is the
+smallest from which every larger size tried recovers the target on the second. What the circuit
+recovers is measured on the third: fresh prompts, which took no part in finding it, so it may be
+less than the target. Attention edges of prompts that have no template in common with fresh ones are
+measured on those that they were found on; <code>measured on</code> then says sizing.</p>
+<p><b>Faithfulness.</b> Let m be the task's metric, averaged over the prompts. A circuit's
 faithfulness is (m(circuit) - m(empty)) / (m(full) - m(empty)): 1 if it does as well as the whole
 model, 0 if it does no better than the model with everything ablated. Every value comes from
 running the model with everything outside the circuit ablated, none from adding up scores.</p>
@@ -44,10 +49,14 @@ running the model with everything outside the circuit ablated, none from adding 
 corrupted twin of the prompt (<code>corrupted</code>), by its mean at that position over the
 prompts of the same template (<code>mean</code>), or by nothing (<code>zero</code>). The one used
 here stands in the table below.</p>
-<p><b>Interval.</b> The held-out prompts are drawn again with replacement many times, within each
-template; an interval holds the middle 95 % of what comes out. Both models share the draws, so the
-interval of a ratio is a paired one. It speaks of the choice of prompts only, not of how another
-training seed would have come out.</p>
+<p><b>Interval.</b> The prompts are drawn again with replacement many times; an interval holds the
+middle 95 % of what comes out. They are drawn within templates where each has five prompts or more,
+else from all prompts; the column <code>interval</code> says which, or why there is none. Both
+models share the draws, so the interval of a ratio is a paired one. Sizes are whole numbers: where
+every resample has the same size, its interval has no width, which is not certainty; the column
+<code>note</code> says so. An interval speaks of the choice of prompts only: that of a size, of the
+prompts to size on; that of faithfulness, of those to report on. None says how another training seed
+would have come out.</p>
 """
 
 
@@ -84,7 +93,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "</ul>",
         *(f'<p class="warning">{_safe(one)}</p>' for one in warnings_of(comparison)),
         "<h2>1. Are the models equally good?</h2>",
-        "<p>Accuracy and metric on held-out prompts; cross-entropy (ce) in nats per token and "
+        "<p>Accuracy and metric on the reporting prompts; cross-entropy (ce) in nats per token and "
         "density on held-out text of <code>context</code> tokens.</p>",
         _table(tables["models"]),
         "<h2>2. How sparse is the sparse one?</h2>",
@@ -95,11 +104,14 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         "<h2>3. How big are the circuits?</h2>",
         "<p>Components are ranked on one set of prompts. On another set the model is run with "
         "only the first so many of them intact and everything else ablated. The circuit is the "
-        "smallest that recovers the target. Ratio: dense over sparse.</p>",
+        "smallest from which every larger one tried recovers the target. Its faithfulness is "
+        "measured on a third set of prompts. Ratio: dense over sparse.</p>",
         _table(tables["summary"]),
         _figure(figures["sizes"]),
         *(_figure(figures[f"{task}.faithfulness"]) for task in comparison.discoveries),
-        "<p>Beside each size: its interval over prompts, how many components hold the target's "
+        "<p>Beside each size: its interval over prompts, the smallest size that reaches the target "
+        "at all (first crossing), faithfulness on the prompts that chose the size (faithfulness "
+        "sizing; all other values are of fresh prompts), how many components hold the target's "
         "share of all absolute attribution (no intervention), faithfulness without the component "
         "added last, of the rest (everything outside the circuit; near 0 if the circuit is "
         "complete) and of random circuits of the same size, and MIB's areas (cpr: under the "
@@ -119,7 +131,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     for task, (example, *_) in comparison.examples.items():
         words = " ".join(token.strip() for token in example.clean)
         parts.append(
-            f"<p>Attention on one held-out prompt of {_safe(task)}: <code>{_safe(words)}</code>, "
+            f"<p>Attention on one reporting prompt of {_safe(task)}: <code>{_safe(words)}</code>, "
             f"answer <code>{_safe(example.answer)}</code>.</p>"
         )
         parts.append(_figure(figures[f"{task}.attention"]))
@@ -128,8 +140,8 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     parts += [
         "<p>Overlap of the two circuits, components matched by name:</p>",
         _table(tables["overlap"]),
-        "<p>Each circuit, run in the other model on held-out prompts. Own: what the circuit that "
-        "was found in that model recovers; random: what random circuits of this size do.</p>",
+        "<p>Each circuit, run in the other model on the reporting prompts. Own: what the circuit "
+        "that was found in that model recovers; random: what random circuits of this size do.</p>",
         _table(tables["transfer"]),
         "<p>Shape of the circuits of edges:</p>",
         _table(tables["structure"]),

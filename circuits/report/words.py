@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from circuits.comparison import SIDES, Comparison, size_ratio
-from circuits.figures import counted, rounded
+from circuits.discovery import Found
+from circuits.figures import UNITS, counted, rounded
 
 CE_TOLERANCE = 0.01
 ACCURACY_FLOOR = 0.95
@@ -20,21 +21,24 @@ def headlines(comparison: Comparison) -> list[str]:
     for task, found in comparison.discoveries.items():
         for granularity in sorted(found["dense"].found, key=lambda name: name != "edge"):
             dense, sparse = (found[side].found[granularity] for side in SIDES)
+            verdict = _verdict(*size_ratio(dense, sparse), dense.interval)
             sentences.append(
                 f"{task}: {100 * found['dense'].config.target:.4g} % of the behaviour takes "
                 f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
-                f"the sparse one{_verdict(*size_ratio(dense, sparse))}."
+                f"the sparse one{verdict}."
             )
     sentences += [f"{task}: not compared. {why}" for task, why in comparison.not_compared().items()]
     return sentences
 
 
-def _verdict(ratio: float, low: float, high: float) -> str:
+def _verdict(ratio: float, low: float, high: float, drawn: str) -> str:
     """The ratio in words; one whose interval holds 1 is no difference, whatever it is."""
     if math.isnan(ratio):
         return "; no clear difference"
     if math.isnan(low):
-        return f" (ratio {rounded(ratio)}, no interval); no clear difference"
+        why = drawn.removeprefix("none: ") if drawn.startswith("none") else ""
+        no_interval = f"no interval: {why}" if why else "no interval"
+        return f" (ratio {rounded(ratio)}, {no_interval}); no clear difference"
     text = f" (ratio {rounded(ratio)}, 95 % interval {rounded(low)} to {rounded(high)})"
     if low <= 1 <= high:
         return f"{text}; no clear difference: the interval includes 1"
@@ -71,4 +75,30 @@ def warnings_of(comparison: Comparison) -> list[str]:
                     f"The {side} model answers {discovery.accuracy:.1%} of the {task} prompts "
                     "right; a circuit of a behaviour that is not quite there means less."
                 )
+            for granularity, one in discovery.found.items():
+                if one.faithfulness_high < discovery.config.target:
+                    found.append(
+                        f"The {side} model's circuit of {task} ({UNITS[granularity]}) was sized at "
+                        f"{one.faithfulness_sizing:.3f} of the behaviour, but recovers "
+                        f"{faithfulness_words(one)}."
+                    )
+                elif one.measured_on == "sizing":
+                    found.append(
+                        f"The {side} model's circuit of {task} ({UNITS[granularity]}) recovers "
+                        f"{faithfulness_words(one)}."
+                    )
     return found
+
+
+def faithfulness_words(one: Found) -> str:
+    """Returns a circuit's faithfulness with its interval, and the prompts that it is of."""
+    if math.isnan(one.faithfulness_low):
+        bounds = ""
+    else:
+        bounds = f" [{one.faithfulness_low:.3f}, {one.faithfulness_high:.3f}]"
+    if one.measured_on == "reporting":
+        return f"{one.faithfulness:.3f}{bounds} on {one.n_measured} fresh prompts"
+    return (
+        f"{one.faithfulness:.3f}{bounds} on the {one.n_measured} prompts that it was found on: no "
+        "fresh prompt shares their templates"
+    )

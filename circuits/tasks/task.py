@@ -4,14 +4,16 @@ To add a behaviour, write a function `(tokenizer, n, seed) -> list[PromptPair]` 
 
     register_task(Task("my_task", "what it asks for", "logit_diff", my_pairs))
 
-`Task.build` draws the pairs, checks them against the tokenizer and splits them in two: the
-`ranking` set, on which components are scored, and the `heldout` set, on which every reported
-figure is measured. No clean prompt is in both.
+`Task.build` draws the pairs, checks them against the tokenizer and splits them in three: the
+`ranking` set, on which components are scored; the `sizing` set, on which the size of the circuit is
+chosen; and the `reporting` set, on which the chosen circuit is measured. No clean prompt is in two
+of them: what chose the circuit does not also say how good it is.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,11 +35,26 @@ class TaskPrompts:
 
     Attributes:
         ranking: Prompts on which components are scored.
-        heldout: Prompts on which circuits are evaluated; none of them is in `ranking`.
+        sizing: Prompts on which the sizes of circuits are chosen.
+        reporting: Prompts on which the circuits are measured.
     """
 
     ranking: Prompts
-    heldout: Prompts
+    sizing: Prompts
+    reporting: Prompts
+
+    def __post_init__(self) -> None:
+        known: dict[str, tuple[str, int]] = {}
+        for name in ("ranking", "sizing", "reporting"):
+            prompts: Prompts = getattr(self, name)
+            for template, length in zip(prompts.templates, prompts.lengths.tolist(), strict=True):
+                where, other = known.setdefault(template, (name, length))
+                if length != other:
+                    raise ValueError(
+                        f"template {template!r} has prompts of {other} tokens in the {where} set "
+                        f"and of {length} in the {name} set; prompts of one template are aligned "
+                        "token by token, give the others a template of their own"
+                    )
 
 
 @dataclass(frozen=True)
@@ -68,32 +85,43 @@ class Task:
         tokenizer: PreTrainedTokenizerBase,
         *,
         n_ranking: int = 100,
-        n_heldout: int = 100,
+        n_sizing: int = 100,
+        n_reporting: int = 100,
         seed: int = 0,
     ) -> TaskPrompts:
-        """Returns checked ranking and held-out prompts, the same for the same seed.
+        """Returns checked ranking, sizing and reporting prompts, the same for the same seed.
 
         Raises:
             TooFewPrompts: the task has fewer different prompts for this tokenizer.
-            ValueError: sizes under 1, or pairs that `tokenize_pairs` refuses.
+            ValueError: as for `draw`, or a template whose prompts are not of one length.
         """
-        if min(n_ranking, n_heldout) < 1:
-            raise ValueError(
-                f"asked for {n_ranking} ranking and {n_heldout} held-out prompts; "
-                "both must be at least 1"
-            )
-        wanted = n_ranking + n_heldout
+        return TaskPrompts(*self.draw(tokenizer, n_ranking, n_sizing, n_reporting, seed=seed))
+
+    def draw(
+        self, tokenizer: PreTrainedTokenizerBase, *sizes: int, seed: int = 0
+    ) -> tuple[Prompts, ...]:
+        """Returns checked sets of prompts of these sizes, the same for the same seed.
+
+        Raises:
+            TooFewPrompts: the task has fewer different prompts for this tokenizer.
+            ValueError: a size under 1, or pairs that `tokenize_pairs` refuses.
+        """
+        asked = " + ".join(map(str, sizes))
+        if min(sizes) < 1:
+            raise ValueError(f"asked for {asked} prompts; every set must have at least 1")
+        wanted = sum(sizes)
         pairs = self.pairs(tokenizer, wanted, seed)
         different = len({pair.clean for pair in pairs})
         if len(pairs) < wanted or different < len(pairs):
             raise TooFewPrompts(
                 f"task {self.name!r} gave {len(pairs)} pairs with {different} different clean "
-                f"prompts for this tokenizer, {wanted} different ones are needed; "
-                "ask for fewer prompts"
+                f"prompts for this tokenizer, {wanted} different ones are needed ({asked}, a set "
+                f"each); ask for at most {different // len(sizes)} prompts a set"
             )
-        return TaskPrompts(
-            ranking=tokenize_pairs(tokenizer, pairs[:n_ranking]),
-            heldout=tokenize_pairs(tokenizer, pairs[n_ranking:wanted]),
+        ends = list(itertools.accumulate(sizes))
+        return tuple(
+            tokenize_pairs(tokenizer, pairs[end - size : end])
+            for size, end in zip(sizes, ends, strict=True)
         )
 
 
