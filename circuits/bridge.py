@@ -34,18 +34,21 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from circuits.config_file import CONFIG_FILE, check_total, hf_config
 from circuits.finding import hub_errors, hub_name
 from circuits.hf_files import (
     HFSource,
     check_same_logits,
     fitting,
-    hf_config,
     probe,
     probe_tokens,
     quiet_transformers,
+    skeleton,
     with_bos,
 )
 from circuits.hf_weights import learn_rearrangement, to_hf_tensors
+from circuits.reading import refused_as
+from circuits.weight_files import held_by
 
 # Where the Bridge names and lays out weights as HookedTransformer's checkpoints do (tests compare).
 _SAME_WEIGHTS = (
@@ -80,21 +83,24 @@ def is_bridge(model: object) -> TypeGuard[TransformerBridge]:
     return isinstance(model, TransformerBridge)
 
 
-def read_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> TransformerBridgeConfig:
+def read_config(
+    raw: dict[str, Any], dtype: torch.dtype, name: str, where: str = CONFIG_FILE
+) -> TransformerBridgeConfig:
     """Returns the config of a TransformerBridge for a Hugging Face config.
 
     Raises:
         ValueError: an architecture that has no Bridge, or a config of HookedTransformer's own that
-            is no GPT-2's.
+            is no GPT-2's; `where` names the config.
     """
-    config = _hf_config(raw, name)
+    config = _hf_config(raw, where)
     architecture = _architecture(config)
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"{name!r} has the architecture {architecture}, which TransformerLens cannot read from "
-            "a folder (it has no TransformerBridge)"
+            f"{where}: {architecture}, which TransformerLens cannot read from a folder (it has no "
+            "TransformerBridge)"
         )
-    return build_bridge_config_from_hf(config, architecture, Path(name).name, dtype)
+    with refused_as(where, "TransformerLens refuses it"):
+        return build_bridge_config_from_hf(config, architecture, Path(name).name, dtype)
 
 
 def new_model(
@@ -105,7 +111,7 @@ def new_model(
     Raises:
         ValueError: a config that is no GPT-2's.
     """
-    hf_model = AutoModelForCausalLM.from_config(_hf_config(config, "new"))
+    hf_model = AutoModelForCausalLM.from_config(_hf_config(config, "the config"))
     model = from_hf_model(hf_model.to(config.get("dtype", torch.float32)), tokenizer, "new")
     return model.to(config.get("device", "cpu"), print_details=False)
 
@@ -150,7 +156,9 @@ def from_checkpoint(
             architecture that HookedTransformer laid out differently.
     """
     read_config(raw, dtype, name)
-    config = _hf_config(raw, name)
+    config = _hf_config(raw, CONFIG_FILE)
+    n_elements = skeleton(config, tied=False).num_parameters()
+    check_total(n_elements, held_by(state, where), CONFIG_FILE)
     architecture = _architecture(config)
     if architecture not in _SAME_WEIGHTS:
         raise ValueError(
@@ -173,13 +181,21 @@ def from_checkpoint(
     return from_hf_model(hf_model.to(dtype), tokenizer, name)
 
 
-def from_hub(name: str, dtype: torch.dtype) -> TransformerBridge:
-    """Returns a model that TransformerLens knows by name, its weights unprocessed."""
+def from_hub(
+    name: str, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> TransformerBridge:
+    """Returns a model that TransformerLens knows by name, its weights unprocessed.
+
+    Raises:
+        FileNotFoundError: the hub cannot be reached, or the model's code is needed and not trusted.
+    """
     official = hub_name(name)
     with hub_errors(name), quiet_transformers():
-        config = AutoConfig.from_pretrained(official)
-        tokenizer = AutoTokenizer.from_pretrained(official)
-        hf_model = AutoModelForCausalLM.from_pretrained(official, config=config, dtype=dtype)
+        config = AutoConfig.from_pretrained(official, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(official, trust_remote_code=trust_remote_code)
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            official, config=config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
     return from_hf_model(hf_model, tokenizer, name)
 
 
@@ -269,15 +285,16 @@ def forget_activations(model: TransformerBridge) -> None:
                 vars(module)[name] = None
 
 
-def _hf_config(raw: dict[str, Any], name: str) -> PretrainedConfig:
+def _hf_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
     """The Hugging Face config; of one of HookedTransformer's own, that of the same GPT-2."""
     if "model_type" in raw:
-        return hf_config(raw)
-    missing = sorted({"d_model", "d_head", "n_layers", "n_ctx", "d_vocab"} - set(raw))
+        return hf_config(raw, where)
+    sizes = ("d_head", "d_model", "d_vocab", "n_ctx", "n_layers")
+    missing = [size for size in sizes if raw.get(size) is None]
     if missing:
         raise ValueError(
-            f"the config of {name!r} is neither a Hugging Face config (no model_type) nor one "
-            f"of HookedTransformer (lacks {missing})"
+            f"{where} is neither a Hugging Face config (no model_type) nor one of "
+            f"HookedTransformer (lacks {missing})"
         )
     n_heads = raw.get("n_heads", raw["d_model"] // raw["d_head"])
     unlike = [key for key, value in _GPT2.items() if raw.get(key, value) != value]
@@ -285,8 +302,8 @@ def _hf_config(raw: dict[str, Any], name: str) -> PretrainedConfig:
     unlike += [] if raw.get("act_fn") in ("gelu", "gelu_new", "relu") else ["act_fn"]
     if unlike:
         raise ValueError(
-            f"the config of {name!r} is HookedTransformer's own and no GPT-2's "
-            f"({', '.join(unlike)}): it needs HookedTransformer, hence transformer_lens<4"
+            f"{where} is HookedTransformer's own and not a GPT-2's ({', '.join(unlike)}): it "
+            "needs HookedTransformer, which transformer_lens<4 has"
         )
     return GPT2Config(
         vocab_size=raw["d_vocab"],

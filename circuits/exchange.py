@@ -17,6 +17,7 @@ import networkx as nx
 from circuits.circuit import Circuit
 from circuits.files import write_bytes
 from circuits.graph import LOGITS, Graph, node_kind, node_layer
+from circuits.reading import is_there, refused_as
 
 
 def to_networkx(circuit: Circuit) -> nx.MultiDiGraph:
@@ -104,13 +105,13 @@ def read_graphml(path: str | Path) -> Circuit:
     """Returns the circuit in a GraphML file.
 
     Raises:
-        ValueError: the file is no GraphML, or no graph as `to_networkx` makes it.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not GraphML, or not a graph as `to_networkx` makes it.
     """
-    try:
-        graph = nx.read_graphml(path, force_multigraph=True)
-    except (nx.NetworkXError, SyntaxError) as error:
-        raise ValueError(f"{path} is no GraphML: {error}") from error
-    return from_networkx(graph)
+    if not is_there(Path(path)):
+        raise FileNotFoundError(f"there is no GraphML file {path}")
+    with refused_as(str(path), "it is not the GraphML of a circuit"):
+        return from_networkx(nx.read_graphml(path, force_multigraph=True))
 
 
 def check_fits(circuit: Circuit, graph: Graph) -> None:

@@ -6,12 +6,16 @@ import contextlib
 import difflib
 import importlib.resources
 import os
+import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+from circuits.reading import is_there, shown
 
 EMBEDDED = (
     *("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2"),
@@ -44,6 +48,7 @@ MODEL_FILES = [
 def find_folder(name_or_path: str | Path) -> Path | None:
     """Returns the local folder of a model, or None for a name that TransformerLens fetches."""
     name = str(name_or_path)
+    said = shown(name)
     if name in EMBEDDED and not isinstance(name_or_path, Path):
         folder = Path(str(importlib.resources.files("circuits") / "assets" / name))
         if not (folder / "config.json").is_file():
@@ -52,30 +57,48 @@ def find_folder(name_or_path: str | Path) -> Path | None:
                 f"{folder}); install circuits again, or give a folder or a hub name"
             )
         return folder
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        raise ValueError(f"{name!r} is a file; give the model's folder, {str(path.parent)!r}")
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(
-                f"the folder {name!r} holds no config.json; a model folder holds config.json and "
-                f"model.safetensors (Hugging Face) or {CHECKPOINT_FILE}"
-            )
+    try:
+        path = Path(name_or_path).expanduser()
+        mode = path.stat().st_mode if os.path.lexists(path) else None
+    except (OSError, RuntimeError, ValueError) as error:  # ~nobody/x, names that are too long
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"the model {said} is not a name, and not a path on this machine ({reason}); give the "
+            "name of a model, or the path of its folder"
+        ) from error
+    if mode is not None and stat.S_ISDIR(mode):
+        _check_files(path)
         return path
+    if mode is not None:
+        raise ValueError(f"{said} is a file; give the model's folder, {shown(str(path.parent))}")
     if name.lower() in _known_names():
         return None
     is_repository = name.count("/") == 1 and all(name.split("/")) and name[0] not in "./~"
     if isinstance(name_or_path, str) and is_repository:
         with hub_errors(name):
-            return Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, CHECKPOINT_FILE]))
+            folder = Path(snapshot_download(name, allow_patterns=[*MODEL_FILES, CHECKPOINT_FILE]))
+        _check_files(folder)
+        return folder
     if "/" in name or os.sep in name or isinstance(name_or_path, Path):
-        raise FileNotFoundError(f"there is no folder {name!r}")
-    near = difflib.get_close_matches(name, [*EMBEDDED, *_known_names()], n=3)
+        raise FileNotFoundError(f"there is no folder {said}")
+    near = difflib.get_close_matches(name[:100], [*EMBEDDED, *_known_names()], n=3)
     raise ValueError(
-        f"unknown model {name!r}; the embedded models are {', '.join(EMBEDDED)}; anything else "
+        f"unknown model {said}; the embedded models are {', '.join(EMBEDDED)}; anything else "
         "is a folder or a hub name"
         + (f"; did you mean {', '.join(repr(match) for match in near)}?" if near else "")
     )
+
+
+def _check_files(folder: Path) -> None:
+    """Refuses a folder without a config, or in which something else stands in a file's place."""
+    for path in sorted(folder.iterdir()):
+        if any(path.match(pattern) for pattern in (*MODEL_FILES, CHECKPOINT_FILE)):
+            is_there(path)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"the folder {str(folder)!r} holds no config.json; a model folder holds config.json "
+            f"and model.safetensors (Hugging Face) or {CHECKPOINT_FILE}"
+        )
 
 
 def hub_name(name: str) -> str:
@@ -93,12 +116,17 @@ def _known_names() -> dict[str, str]:
 
 @contextlib.contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turns what the hub raises into one error that says what to do."""
+    """Turns what the hub raises into one error that says what to do.
+
+    Raises:
+        FileNotFoundError: in place of every OSError inside, and of a name that no hub has.
+    """
     try:
         yield
-    except OSError as error:  # transformers and huggingface_hub raise only kinds of OSError
-        reason = str(error).strip().split("\n")[0]
+    # Apart from that name, transformers and huggingface_hub raise only kinds of OSError.
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
         raise FileNotFoundError(
-            f"could not get the model {name!r} from the Hugging Face hub ({reason}); check the "
-            "name and the network, or download it elsewhere and give its folder"
+            f"could not get the model {shown(name)} from the Hugging Face hub ({reason}); check "
+            "the name and the network, or download it elsewhere and give its folder"
         ) from error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from circuits.files import write_json
+from circuits.reading import is_there, number, read_json, shown
 
 GATE_FILE = "gate.json"
 
-_CARD_NUMBERS = ("bias", "tau", "slack", "ce", "dense_ce")
+_NUMBERS = ("tau", "slack", "ce", "dense_ce")
+_OBJECTS = ("density", "training", "versions")
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,13 @@ class GateCard:
         ce: The cross-entropy reached on held-out data with the deterministic gate.
         dense_ce: The cross-entropy of the dense model on the same data.
         satisfied: Whether `ce` keeps within `tau`.
-        density: Fractions of open edges: `overall`, `per_layer`, and the `context` they hold for.
+        density: Fractions of open edges: `overall`, the `context` in tokens that it holds for, and,
+            if known, `per_layer`. None if it was not measured.
         training: Config, seed, steps and data of the post-training.
         versions: Versions of the software that made the model.
+
+    Raises:
+        ValueError: an entry that cannot be true; the error names it.
     """
 
     bias: float = 0.0
@@ -43,15 +47,13 @@ class GateCard:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses numbers that cannot be true."""
-        for name in _CARD_NUMBERS:
+        """Refuses what cannot be true."""
+        for name in ("bias", *_NUMBERS):
             value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"gate card: {name} must be finite, got {value!r}")
-        density = self.density or {}
-        for fraction in [density.get("overall", 0.0), *density.get("per_layer", [])]:
-            if not 0 <= number(fraction, "gate card: a density") <= 1:
-                raise ValueError(f"gate card: a density must be in [0, 1], got {fraction!r}")
+            if value is not None:
+                number(value, name)
+        if self.density is not None:
+            _check_density(self.density)
 
     def save(self, folder: str | Path) -> None:
         """Writes `gate.json` into `folder`."""
@@ -62,49 +64,69 @@ class GateCard:
         """Returns the card that `folder` holds.
 
         Raises:
-            ValueError: `gate.json` is no JSON object, or has unknown or impossible entries.
+            FileNotFoundError: there is no `gate.json`.
+            ValueError: `gate.json` is not a file, not a JSON object, or has unknown or impossible
+                entries.
         """
         path = Path(folder) / GATE_FILE
         values = read_json(path)
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"{path} has unknown entries {unknown}; known are {known}")
+            raise ValueError(f"{path} has unknown entries {unknown[:5]}; known are {known}")
         if "bias" not in values:
             raise ValueError(f"{path} lacks the entry 'bias', the number added to every score")
         try:
-            for name in _CARD_NUMBERS:
+            for name in ("bias", *_NUMBERS):
                 if name == "bias" or values.get(name) is not None:
-                    values[name] = number(values[name], f"gate card: {name}")
-            for name in ("density", "training", "versions"):
-                if not isinstance(values.get(name) or {}, dict):
-                    raise ValueError(f"gate card: {name} must be an object, got {values[name]!r}")
-            if values.get("satisfied") not in (None, True, False):
-                raise ValueError(
-                    f"gate card: satisfied must be true or false, got {values['satisfied']!r}"
-                )
+                    values[name] = number(values[name], name)
+            _check_kinds(values)
             return cls(**values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file.
+def find_gate_card(folder: Path) -> GateCard | None:
+    """Returns the card of a model's folder, None if it holds no `gate.json`.
 
     Raises:
-        ValueError: the file holds no JSON, or no object.
+        ValueError: something called `gate.json` that is not a card.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
+    return GateCard.load(folder) if is_there(folder / GATE_FILE) else None
 
 
-def number(value: Any, what: str) -> float:
-    """Returns a number read from a file; `what` names it in the error."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{what} must be a number, got {value!r}")
-    return float(value)
+def _check_kinds(values: dict[str, Any]) -> None:
+    """Refuses entries of the wrong kind; a null is what is not known, and is left out."""
+    for name in _OBJECTS:
+        if values.get(name, {}) is None:
+            del values[name]
+        _check_object(values.get(name, {}), name)
+    _check_object(values.get("training", {}).get("config", {}), "training: config")
+    for name, version in values.get("versions", {}).items():
+        if not isinstance(version, str):
+            raise ValueError(f"versions: {name} must be text, got {shown(version)}")
+    satisfied = values.get("satisfied")
+    if satisfied is not None and not isinstance(satisfied, bool):
+        raise ValueError(f"satisfied must be true or false, got {shown(satisfied)}")
+
+
+def _check_object(value: Any, name: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object, got {shown(value)}")
+
+
+def _check_density(density: Mapping[str, Any]) -> None:
+    fractions = density.get("per_layer", [])
+    if not isinstance(fractions, list | tuple):
+        raise ValueError(f"density: per_layer must be a list, got {shown(fractions)}")
+    for name, value in [
+        ("overall", density.get("overall")),
+        *(("per_layer", f) for f in fractions),
+    ]:
+        if not 0 <= number(value, f"density: {name}") <= 1:
+            raise ValueError(f"density: {name} must be in [0, 1], got {shown(value)}")
+    context = density.get("context")
+    if isinstance(context, bool) or not isinstance(context, int) or context < 1:
+        raise ValueError(
+            f"density: context must be a whole number of tokens, 1 or more, got {shown(context)}"
+        )

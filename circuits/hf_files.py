@@ -1,4 +1,4 @@
-"""Hugging Face configs, weights and tokenizers from folders, without any network.
+"""Hugging Face models from folders, without any network.
 
 What does not fit is named in one error. How a model computes is not decided here: that is
 circuits/hooked.py (HookedTransformer) and circuits/bridge.py (TransformerBridge).
@@ -17,19 +17,18 @@ from typing import Any
 import torch
 import transformers
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from circuits.finding import MODEL_FILES
+from circuits.config_file import CONFIG_FILE, Held, check_total
+from circuits.reading import refused_as
+from circuits.weight_files import is_weight
 
 
 @dataclass(frozen=True)
@@ -40,42 +39,26 @@ class HFSource:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def hf_config(raw: dict[str, Any]) -> PretrainedConfig:
-    """Returns the Hugging Face config with its architecture filled in."""
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ValueError(
-            f"config.json names the model_type {model_type!r}, which is no causal language model "
-            "that transformers knows"
-        )
-    values = {key: value for key, value in raw.items() if key != "model_type"}
-    config = AutoConfig.for_model(model_type, **values)
-    if not config.architectures:
-        config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]]
-    return config
-
-
-def read_weights(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def read_weights(
+    folder: Path, config: PretrainedConfig, dtype: torch.dtype, held: Held
+) -> PreTrainedModel:
     """Returns the model in a folder, every tensor of which must fit the config.
 
     Raises:
         ValueError: files that cannot be read, or do not fit.
     """
-    try:
-        with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, all at once
-            )
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the weights in {folder} cannot be read ({error}); the file is missing, cut off or "
-            "damaged: copy or download it again"
-        ) from error
+    where = str(folder / CONFIG_FILE)
+    check_total(skeleton(config, tied=is_tied(config), where=where).num_parameters(), held, where)
+    with quiet_transformers(), refused_as(str(folder), "transformers cannot read its weights"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, all at once
+        )
     hf_model, report = loaded
     misfits = [
         f"{name} is {list(got)} in the file, {list(wanted)} by the config"
@@ -83,16 +66,8 @@ def read_weights(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> 
     ]
     misfits += [f"{name} is missing from the file" for name in sorted(report["missing_keys"])]
     misfits += [f"{name} is not in the model" for name in sorted(report["unexpected_keys"])]
-    refuse_misfits(misfits, f"the weights in {folder} do not fit its config.json")
+    refuse_misfits(misfits, f"the weights in {folder} do not fit its {CONFIG_FILE}")
     return hf_model
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """Returns the tokenizer in a folder; None if there is none, the model then takes tokens."""
-    if not any((folder / name).is_file() for name in MODEL_FILES if name.startswith("tokenizer")):
-        return None
-    with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -104,35 +79,27 @@ def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         tokenizer.save_pretrained(folder)
         return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, add_bos_token=tokenizer.bos_token is not None
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            add_bos_token=tokenizer.bos_token is not None,
         )
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors in a `.pth` file; nothing in it is run.
+def skeleton(config: PretrainedConfig, *, tied: bool, where: str = CONFIG_FILE) -> PreTrainedModel:
+    """Returns the Hugging Face model of `config` without memory for its weights.
 
     Raises:
-        ValueError: a damaged file, or one that holds something else.
+        ValueError: transformers makes no model of the config; the error begins with `where`.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or an unsafe file
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path} cannot be read as plain tensors ({reason}); it is cut off, damaged, or holds "
-            "code, which is never run: copy or download it again"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f"{path} must hold a dict of tensors named as in HookedTransformer")
-    return state
-
-
-def skeleton(config: PretrainedConfig, *, tied: bool) -> PreTrainedModel:
-    """Returns the Hugging Face model of `config` without memory for its weights."""
     config = copy.deepcopy(config)
     config.tie_word_embeddings = tied
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    with (
+        refused_as(where, "transformers makes no model of it"),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def is_tied(config: PretrainedConfig) -> bool:
@@ -202,11 +169,6 @@ def fitting(
         if name not in state
     }
     return {name: state[name] if name in state else made_up[name] for name in wanted}
-
-
-def is_weight(name: str) -> bool:
-    """Returns whether a tensor of a HookedTransformer is trained: its leaf is a W, w or b."""
-    return name.rpartition(".")[2].lstrip("_").split("_")[0] in ("W", "w", "b")
 
 
 def refuse_misfits(misfits: list[str], what: str) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.loading_from_pretrained import (
+    NEED_REMOTE_CODE_MODELS,
     convert_hf_model_config,
     get_pretrained_state_dict,
 )
@@ -33,46 +34,57 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from circuits.config_file import CONFIG_FILE, hf_config
 from circuits.finding import hub_errors, hub_name
 from circuits.hf_files import (
     HFSource,
     check_same_logits,
     fitting,
-    hf_config,
     probe,
     probe_tokens,
     quiet_transformers,
     with_bos,
 )
+from circuits.reading import refused_as
+
+# TransformerLens sets trust_remote_code=True for these by itself: for the ones that it lists, and
+# for the tokenizers of Phi.
+_WITH_REMOTE_CODE = (*NEED_REMOTE_CODE_MODELS, "microsoft/phi-1")
 
 
-def read_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> HookedTransformerConfig:
+def read_config(
+    raw: dict[str, Any], dtype: torch.dtype, name: str, where: str = CONFIG_FILE
+) -> HookedTransformerConfig:
     """Returns the HookedTransformer config for a Hugging Face config, or for one of its own.
 
     TransformerLens takes a path with "llama" or "gemma" in it for that model and ignores the
     config, so it is given a copy of the config in a folder with a name that means nothing.
+
+    Raises:
+        ValueError: TransformerLens does not know the architecture, or refuses a value; `where`
+            names the config.
     """
     if "model_type" in raw:
-        config = hf_config(raw)
+        config = hf_config(raw, where)
         if config.model_type == "gpt2":
             config.n_ctx = config.n_positions  # an old name that only TransformerLens still reads
-        with tempfile.TemporaryDirectory() as neutral, quiet_transformers():
-            config.to_json_file(Path(neutral) / "config.json", use_diff=False)
-            try:
-                values = convert_hf_model_config(neutral)
-            except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{name!r} has the architecture {(config.architectures or ['?'])[0]}, which "
-                    f"TransformerLens cannot read from a folder ({error})"
-                ) from error
+        architecture = (config.architectures or ["?"])[0]
+        with (
+            tempfile.TemporaryDirectory() as neutral,
+            quiet_transformers(),
+            refused_as(where, f"{architecture}, which TransformerLens cannot read from a folder"),
+        ):
+            config.to_json_file(Path(neutral) / CONFIG_FILE, use_diff=False)
+            values = convert_hf_model_config(neutral)
     else:
         known = {f.name for f in fields(HookedTransformerConfig)}
         values = {key: value for key, value in raw.items() if key in known - {"n_params", "seed"}}
-        missing = sorted({"d_model", "d_head", "n_layers", "n_ctx", "d_vocab"} - set(values))
+        sizes = ("d_head", "d_model", "d_vocab", "n_ctx", "n_layers")
+        missing = [size for size in sizes if values.get(size) is None]
         if missing:
             raise ValueError(
-                f"the config of {name!r} is neither a Hugging Face config (no model_type) nor one "
-                f"of HookedTransformer (lacks {missing})"
+                f"{where} is neither a Hugging Face config (no model_type) nor one of "
+                f"HookedTransformer (lacks {missing})"
             )
     values |= {
         "model_name": Path(name).name,
@@ -83,10 +95,8 @@ def read_config(raw: dict[str, Any], dtype: torch.dtype, name: str) -> HookedTra
         "n_devices": 1,
         "dtype": dtype,
     }
-    try:
+    with refused_as(where, "TransformerLens refuses it"):
         return HookedTransformerConfig.from_dict(values)
-    except (AssertionError, TypeError) as error:
-        raise ValueError(f"TransformerLens refuses the config of {name!r}: {error}") from error
 
 
 def new_model(
@@ -135,25 +145,49 @@ def from_checkpoint(
     Raises:
         ValueError: weights that do not fit the config; `where` begins the sentence.
     """
-    model = _filled(read_config(raw, dtype, name), state, tokenizer, where)
+    cfg = read_config(raw, dtype, name)
+    with torch.device("meta"), _quiet():  # without memory, which a wrong config may not deserve
+        shapes = dict(HookedTransformer(cfg, move_to_device=False).named_parameters())
+    fitting(state, shapes, where)
+    model = _filled(cfg, state, tokenizer, where)
     if "model_type" in raw:
         model.hf_source = HFSource(hf_config(raw), tokenizer)  # pyright: ignore
     return model
 
 
-def from_hub(name: str, dtype: torch.dtype) -> HookedTransformer:
-    """Returns a model that TransformerLens knows by name, its weights unprocessed."""
-    with hub_errors(name), quiet_transformers(), _quiet():
+def from_hub(
+    name: str, dtype: torch.dtype, *, trust_remote_code: bool = False
+) -> HookedTransformer:
+    """Returns a model that TransformerLens knows by name, its weights unprocessed.
+
+    Raises:
+        ValueError: a model that TransformerLens loads with code from the hub, without
+            `trust_remote_code`.
+        FileNotFoundError: the hub cannot be reached.
+    """
+    official = hub_name(name)
+    if official.startswith(_WITH_REMOTE_CODE) and not trust_remote_code:
+        raise ValueError(
+            f"TransformerLens loads {official!r} with trust_remote_code=True: it would run Python "
+            "code from the model's repository on this machine. If you trust that repository, say "
+            "so with --trust-remote-code, in Python load_model(..., trust_remote_code=True); else "
+            "download the model and give its folder, from which no code is run"
+        )
+    with hub_errors(name), quiet_transformers(), _quiet(), _no_pickled_code():
         model = HookedTransformer.from_pretrained_no_processing(
-            name, device="cpu", dtype=dtype, default_prepend_bos=True
+            name,
+            device="cpu",
+            dtype=dtype,
+            default_prepend_bos=True,
+            trust_remote_code=trust_remote_code,
         )
         # Some names stand for TransformerLens' own files, which have no Hugging Face config.
         with contextlib.suppress(OSError, ValueError):
-            config = AutoConfig.from_pretrained(hub_name(name))
+            config = AutoConfig.from_pretrained(official, trust_remote_code=trust_remote_code)
             if model.cfg.positional_embedding_type == "standard":
                 # TransformerLens cuts the position table of some models.
                 config.max_position_embeddings = model.cfg.n_ctx
-            tokenizer = AutoTokenizer.from_pretrained(hub_name(name))
+            tokenizer = AutoTokenizer.from_pretrained(official, trust_remote_code=trust_remote_code)
             model.hf_source = HFSource(config, tokenizer)  # pyright: ignore
     return model
 
@@ -203,3 +237,22 @@ def _quiet() -> Iterator[None]:
             "ignore", message="HookedTransformer.* is deprecated", category=DeprecationWarning
         )
         yield
+
+
+@contextlib.contextmanager
+def _no_pickled_code() -> Iterator[None]:
+    """Lets torch.load build tensors only; TransformerLens asks it to run what a file says.
+
+    It does so for the models whose files are its own, such as `gelu-1l`. State changed, and put
+    back: an environment variable that torch reads on every load.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

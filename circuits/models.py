@@ -30,23 +30,20 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from circuits import bridge
 from circuits.bridge import is_bridge
-from circuits.finding import (
-    CHECKPOINT_FILE,
-    find_folder,
-    hub_errors,
-    hub_name,
-)
-from circuits.gate import add_gate
-from circuits.gate_card import GATE_FILE, GateCard, number, read_json
-from circuits.hf_files import (
+from circuits.config_file import (
+    CONFIG_FILE,
+    check_config,
+    check_sizes,
     hf_config,
-    is_tied,
-    is_weight,
-    read_checkpoint,
-    read_tokenizer,
-    read_weights,
-    skeleton,
+    read_config_file,
 )
+from circuits.finding import CHECKPOINT_FILE, find_folder, hub_errors, hub_name
+from circuits.gate import add_gate
+from circuits.gate_card import GateCard, find_gate_card
+from circuits.hf_files import is_tied, read_weights, skeleton
+from circuits.reading import is_there, number, refused_as
+from circuits.tokenizer_files import check_vocabulary, read_tokenizer
+from circuits.weight_files import held_by, is_weight, read_checkpoint, read_headers
 
 _HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
 _builder = importlib.import_module(
@@ -80,6 +77,7 @@ def load_model(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> HookedTransformer:
     """Returns a model in evaluation mode, gated if it is a sparse one, its weights unprocessed.
 
@@ -101,11 +99,15 @@ def load_model(
     Text is tokenized with the begin-of-sequence token in front (`default_prepend_bos` is True)
     for every architecture. Files in lower precision are converted to `dtype`.
 
+    With `trust_remote_code`, Python code from the hub's repository of a name that TransformerLens
+    knows may be run. From a folder, and from `owner/name`, no code is run in any case.
+
     Raises:
-        ValueError: an unknown name, device or dtype; files that are damaged or do not fit.
+        ValueError: an unknown name, device or dtype; files that are damaged or do not fit; a name
+            that TransformerLens loads with code from the hub, without `trust_remote_code`.
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
-    return _load(name_or_path, device, dtype, _builder)
+    return _load(name_or_path, device, dtype, trust_remote_code, _builder)
 
 
 def load_bridge(
@@ -113,6 +115,7 @@ def load_bridge(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
 ) -> TransformerBridge:
     """Returns a model as `load_model` does, as a TransformerBridge in every TransformerLens.
 
@@ -121,7 +124,7 @@ def load_bridge(
             which has no Hugging Face model to wrap.
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
-    return _load(name_or_path, device, dtype, bridge)
+    return _load(name_or_path, device, dtype, trust_remote_code, bridge)
 
 
 def new_model(
@@ -165,8 +168,10 @@ def from_hf(
     CPU, and wrapped where the result is a TransformerBridge.
 
     Raises:
-        ValueError: TransformerLens does not know the architecture, or reads it differently.
+        ValueError: TransformerLens does not know the architecture, or reads it differently; or the
+            tokenizer gives ids beyond the model's vocabulary.
     """
+    check_vocabulary(tokenizer, hf_model.config.vocab_size, f"the tokenizer given with {name!r}")
     return _builder.from_hf_model(hf_model, tokenizer, name)
 
 
@@ -219,8 +224,10 @@ def component_hooks(
                 switch(before[name])
 
 
-def model_info(name_or_path: str | Path) -> ModelInfo:
+def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelInfo:
     """Returns what the config of a model says, for every name that `load_model` takes.
+
+    With `trust_remote_code`, code in the hub's repository of a name may be run to read its config.
 
     Raises:
         ValueError: an unknown name, or a config that cannot be read.
@@ -229,22 +236,28 @@ def model_info(name_or_path: str | Path) -> ModelInfo:
     name = str(name_or_path)
     folder = find_folder(name_or_path)
     if folder is None:
+        where = f"the config of {name!r}"
         with hub_errors(name):
-            raw = AutoConfig.from_pretrained(hub_name(name)).to_dict()
+            official = hub_name(name)
+            found = AutoConfig.from_pretrained(official, trust_remote_code=trust_remote_code)
+        raw = found.to_dict()
+        check_config(raw, where)
     else:
-        raw = read_json(folder / "config.json")
-    cfg = _builder.read_config(raw, torch.float32, name)
+        where = str(folder / CONFIG_FILE)
+        raw = read_config_file(folder)
     gate = None
-    if folder is not None and (folder / CHECKPOINT_FILE).is_file():
+    if folder is not None and is_there(folder / CHECKPOINT_FILE):
         state = read_checkpoint(folder / CHECKPOINT_FILE)
+        check_sizes(raw, held_by(state, f"the weights in {folder / CHECKPOINT_FILE}"), where)
         n_parameters = sum(t.numel() for key, t in state.items() if is_weight(key))
-        bias = _published_bias(raw, name)
+        bias = _published_bias(raw, name, where)
         gate = None if bias is None else GateCard(bias=bias)
     else:
-        config = hf_config(raw)
-        n_parameters = skeleton(config, tied=is_tied(config)).num_parameters()
-    if folder is not None and (folder / GATE_FILE).is_file():
-        gate = GateCard.load(folder)
+        config = hf_config(raw, where)
+        n_parameters = skeleton(config, tied=is_tied(config), where=where).num_parameters()
+    cfg = _builder.read_config(raw, torch.float32, name, where)
+    if folder is not None:
+        gate = find_gate_card(folder) or gate
     return ModelInfo(
         name=name,
         architecture=(
@@ -301,7 +314,11 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def _load(
-    name_or_path: str | Path, device: str | torch.device, dtype: torch.dtype, build: ModuleType
+    name_or_path: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    build: ModuleType,
 ) -> Any:
     """The model as `build`, one of the modules `hooked` and `bridge`, makes it."""
     target = checked_device(device)
@@ -309,23 +326,36 @@ def _load(
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     folder, name = find_folder(name_or_path), str(name_or_path)
     if folder is None:
-        model = build.from_hub(name, dtype)
+        model = build.from_hub(name, dtype, trust_remote_code=trust_remote_code)
     else:
-        raw = read_json(folder / "config.json")
-        card = GateCard.load(folder) if (folder / GATE_FILE).is_file() else None
+        raw = read_config_file(folder)
+        card = find_gate_card(folder)
         bias = card.bias if card else None
-        if (folder / CHECKPOINT_FILE).is_file():
+        if is_there(folder / CHECKPOINT_FILE):
+            bias = bias if card else _published_bias(raw, name, str(folder / CONFIG_FILE))
             model = _load_checkpoint(folder, raw, name, dtype, build)
-            bias = bias if card else _published_bias(raw, name)
         else:
-            build.read_config(raw, dtype, name)  # refuse before reading the weights
-            hf_model = read_weights(folder, hf_config(raw), dtype)
-            model = build.from_hf_model(hf_model, read_tokenizer(folder), folder.name)
+            model = _load_hf_folder(folder, raw, name, dtype, build)
         if bias is not None:
             add_gate(model, bias)
     # By name: TransformerLens would keep the kind of a torch.device, and lose its number.
     model.to(str(target), print_details=False)
     return model.eval()
+
+
+def _load_hf_folder(
+    folder: Path, raw: dict[str, Any], name: str, dtype: torch.dtype, build: ModuleType
+) -> Any:
+    """The model in a Hugging Face folder; what is wrong is said before the weights are read."""
+    where = str(folder / CONFIG_FILE)
+    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
+    config = hf_config(raw, where)
+    held = held_by(read_headers(folder), f"the weights in {folder}")
+    check_sizes(raw, held, where)
+    tokenizer = read_tokenizer(folder, d_vocab)
+    hf_model = read_weights(folder, config, dtype, held)
+    with refused_as(where, "no model can be run by it"):
+        return build.from_hf_model(hf_model, tokenizer, folder.name)
 
 
 def _load_checkpoint(
@@ -336,23 +366,28 @@ def _load_checkpoint(
     The config is HookedTransformer's own, or a Hugging Face one; then the number of tokens is
     that of the weights, since the published GPT-2 pads its vocabulary to 50304.
     """
+    where = str(folder / CONFIG_FILE)
     state = read_checkpoint(folder / CHECKPOINT_FILE)
+    held = held_by(state, f"the weights in {folder / CHECKPOINT_FILE}")
+    check_sizes(raw, held, where)
     if "model_type" in raw and "embed.W_E" in state:
-        raw = raw | {"vocab_size": state["embed.W_E"].shape[0]}
-    tokenizer = read_tokenizer(folder)
+        raw = raw | {"vocab_size": len(state["embed.W_E"])}
+    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
+    tokenizer = read_tokenizer(folder, d_vocab)
     if tokenizer is None:
         tokenizer_name = raw.get("tokenizer_name") or raw.get("model_type")
         if tokenizer_name in ("gpt2", raw.get("tokenizer_name")) and tokenizer_name is not None:
             with hub_errors(f"{tokenizer_name} (the tokenizer of {name})"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    where = f"the weights in {folder / CHECKPOINT_FILE}"
-    return build.from_checkpoint(raw, state, tokenizer, dtype, name, where)
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, trust_remote_code=False)
+            check_vocabulary(tokenizer, d_vocab, f"the tokenizer {tokenizer_name!r} ({where})")
+    with refused_as(where, "no model can be run by it"):
+        return build.from_checkpoint(raw, state, tokenizer, dtype, name, held.where)
 
 
-def _published_bias(raw: dict[str, Any], name: str) -> float | None:
+def _published_bias(raw: dict[str, Any], name: str, where: str) -> float | None:
     """Returns the gate bias of a published checkpoint, None for a dense one; see `load_model`."""
     if raw.get("gate_bias") is not None:
-        return number(raw["gate_bias"], "the entry gate_bias of config.json")
+        return number(raw["gate_bias"], f"{where}: gate_bias")
     if "sparse_attention" in raw:
         return 0.0 if raw["sparse_attention"] else None
     if "attention_type" in raw:

@@ -156,7 +156,7 @@ def test_a_graph_without_its_attributes_is_refused():
 
 def test_what_is_no_graphml_is_refused(tmp_path):
     (tmp_path / "circuit.graphml").write_text("{}")
-    with pytest.raises(ValueError, match="is no GraphML"):
+    with pytest.raises(ValueError, match="it is not the GraphML of a circuit"):
         read_graphml(tmp_path / "circuit.graphml")
 
 

@@ -34,7 +34,9 @@ def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
         corrupted[:, 1:4] = torch.randint(model.cfg.d_vocab, (n, 3))
         with torch.no_grad():
             logits, ablated = model(clean)[:, -1], model(corrupted)[:, -1]
-        change = logits - (logits.mean(dim=0) if ablation == "mean" else ablated)
+        # With zeros everywhere the logits are those of the biases, whatever the prompt.
+        gone = {"corrupted": ablated, "mean": logits.mean(dim=0), "zero": 0}
+        change = logits - gone[ablation]
         return Prompts(
             clean=clean,
             corrupted=corrupted,

@@ -24,6 +24,7 @@ from circuits.cli.options import (
     SelectionName,
     Target,
     Tasks,
+    TrustRemoteCode,
     discover_config,
     held_out_texts,
     read_tasks,
@@ -62,6 +63,7 @@ def compare_command(
     prompts: NPrompts = 100,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     text: Annotated[
         Path | None,
         typer.Option(help="UTF-8 text on which cross-entropy and density are measured."),
@@ -76,7 +78,6 @@ def compare_command(
     with usage_errors():
         from circuits.compare_models import compare, steps_of_compare
         from circuits.comparison import SIDES
-        from circuits.models import load_model
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.workers import join_workers, share_prompts
 
@@ -85,8 +86,10 @@ def compare_command(
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)
-        models = load_model(dense, device=device), load_model(sparse, device=device)
-        others = {name: _loaded(source, device) for name, source in sources.items()}
+        models = _loaded_pair(dense, sparse, device, trust_remote_code)
+        others = {
+            name: _loaded(source, device, trust_remote_code) for name, source in sources.items()
+        }
         every = dict(zip(SIDES, models, strict=True)) | others
         sequences = None if text is None else held_out_texts(text, every, seed)
         workers = join_workers(models[0].W_E.device)
@@ -142,6 +145,7 @@ def robustness_command(
     prompts: NPrompts = 50,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("robustness"),
 ) -> None:
     """See whether the ratio of sizes holds under other methods, ablations and targets.
@@ -153,7 +157,6 @@ def robustness_command(
         from circuits.figures import robustness_figure
         from circuits.figures.style import PAGE_CONFIG
         from circuits.files import check_folder, write_text
-        from circuits.models import load_model
         from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
         from circuits.workers import join_workers, share_prompts
 
@@ -161,7 +164,7 @@ def robustness_command(
         methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
         check_folder(out)
         device = launch.own_device(device)
-        models = load_model(dense, device=device), load_model(sparse, device=device)
+        models = _loaded_pair(dense, sparse, device, trust_remote_code)
         workers = join_workers(models[0].W_E.device)
     err_console.print(f"trying {dense} and {sparse} on {device}, seed {seed}")
     steps = n_steps(len(tasks), methods)
@@ -208,21 +211,32 @@ def _named_models(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _loaded(source: str, device: str) -> HookedTransformer:
+def _loaded_pair(
+    dense: str, sparse: str, device: str, trust_remote_code: bool
+) -> tuple[HookedTransformer, HookedTransformer]:
+    from circuits.models import load_model
+
+    return (
+        load_model(dense, device=device, trust_remote_code=trust_remote_code),
+        load_model(sparse, device=device, trust_remote_code=trust_remote_code),
+    )
+
+
+def _loaded(source: str, device: str, trust_remote_code: bool) -> HookedTransformer:
     """A model by name or folder; `MODEL@top4` keeps the 4 highest scores of each query only."""
     from circuits.models import load_model
     from circuits.top_k import add_top_k
 
     found = re.fullmatch(r"(.+)@top(\d+)", source)
-    if found is None:
-        return load_model(source, device=device)
-    return add_top_k(load_model(found[1], device=device), int(found[2]))
+    name = source if found is None else found[1]
+    model = load_model(name, device=device, trust_remote_code=trust_remote_code)
+    return model if found is None else add_top_k(model, int(found[2]))
 
 
 def _compact(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary in columns that fit a terminal; the files have all of them."""
     summary = summary.loc[summary["granularity"] != ""]
-    rows = [row for _, row in summary.iterrows()]
+    rows: list[Any] = [row for _, row in summary.iterrows()]
     return summary[["task", "granularity", "dense", "sparse"]].assign(
         **{
             "ratio [95 %]": [_ratio_cell(row) + ("=" if row["note"] else "") for row in rows],
@@ -244,6 +258,7 @@ def _faithful_cell(row: Any) -> str:
 
 def _legend(summary: pd.DataFrame) -> list[str]:
     """What the columns of the table mean, and its marks, where it has them."""
+    summary = summary.loc[summary["granularity"] != ""]
     drawn = " / ".join(dict.fromkeys(summary["interval"]))
     rows: list[Any] = [row for _, row in summary.iterrows()]
     fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]

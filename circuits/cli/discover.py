@@ -19,6 +19,7 @@ from circuits.cli.options import (
     Seed,
     SelectionName,
     Target,
+    TrustRemoteCode,
     discover_config,
     read_task,
 )
@@ -38,6 +39,7 @@ def discover_command(
     prompts: NPrompts = 100,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("discovery.json"),
 ) -> None:
     """Find the circuits of one model for one task.
@@ -55,7 +57,7 @@ def discover_command(
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
         check_file(out)
         device = launch.own_device(device)
-        loaded = load_model(model, device=device)
+        loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
     err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {seed}")
     with progress_bar(steps_of(config)) as step, share_prompts(workers):
@@ -75,7 +77,7 @@ def discover_command(
 
 def _compact(table: pd.DataFrame) -> pd.DataFrame:
     """The circuits in columns that fit a terminal; the file has all of them."""
-    rows = [row for _, row in table.iterrows()]
+    rows: list[Any] = [row for _, row in table.iterrows()]
     columns = {
         "size [95 %]": [_with_bounds(row, "size", ".4g") for row in rows],
         "of": table["components"],

@@ -54,6 +54,12 @@ Seed = Annotated[
     typer.Option(callback=_checked_seed, help="Seed of prompts, random circuits and resamples."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code from the hub, for names that load with it."
+    ),
+]
 
 DEFAULT_TASKS = ["ioi", "greater_than"]
 

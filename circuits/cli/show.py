@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from circuits.cli.console import out_console, usage_errors
-from circuits.cli.options import Seed, read_task
+from circuits.cli.options import Seed, TrustRemoteCode, read_task
 
 
 def tasks_command(
@@ -17,6 +17,7 @@ def tasks_command(
     model: Annotated[str, typer.Option(help="Model whose tokenizer to use.")] = "dense",
     show: Annotated[int, typer.Option(help="How many prompts.")] = 5,
     seed: Seed = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List the tasks, or show prompts of one."""
     with usage_errors():
@@ -30,7 +31,7 @@ def tasks_command(
             out_console.print(table)
             return
         chosen = read_task(task)
-        tokenizer: Any = load_model(model).tokenizer
+        tokenizer: Any = load_model(model, trust_remote_code=trust_remote_code).tokenizer
         chosen.draw(tokenizer, show, seed=seed)  # The checks.
     for pair in chosen.pairs(tokenizer, show, seed):
         answers = ", ".join(pair.answers[:3]) + (" ..." if len(pair.answers) > 3 else "")
@@ -41,13 +42,15 @@ def tasks_command(
 
 def models_command(
     model: Annotated[str | None, typer.Argument(help="Inspect this name or folder.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """List the embedded models, or inspect one model without loading its weights."""
     with usage_errors():
         from circuits.finding import EMBEDDED
         from circuits.models import model_info
 
-        infos = [model_info(name) for name in ([model] if model else EMBEDDED)]
+        names = EMBEDDED if model is None else [model]
+        infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
     table = Table("model", "architecture", "layers", "heads", "d_model", "parameters", "gate")
     for info in infos:
         density = (info.gate.density or {}) if info.gate else {}

@@ -13,7 +13,7 @@ import typer
 
 from circuits.cli.console import err_console, out_console, say, usage_errors
 from circuits.cli.launch import read_launch
-from circuits.cli.options import Device, Seed, text_stream
+from circuits.cli.options import Device, Seed, TrustRemoteCode, text_stream
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -105,6 +105,7 @@ def train_command(
     ] = 1,
     seed: Seed = 0,
     device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make attention sparse: train a dense model into its sparse twin.
 
@@ -163,7 +164,9 @@ def train_command(
             from circuits.models import load_model
 
             # A model to shard may be too big for one GPU.
-            dense = load_model(model, device="cpu" if shard else device)
+            dense = load_model(
+                model, device="cpu" if shard else device, trust_remote_code=trust_remote_code
+            )
             streams = [
                 _stream(text, data, data_subset, data_split, data_column, dense, context, one.seed)
                 for one in configs

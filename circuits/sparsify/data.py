@@ -122,7 +122,9 @@ class TextStream:
             held_out_fraction: fraction of the documents kept for the two held-out sets together.
 
         Raises:
-            ValueError: no text, no UTF-8, too few documents, or a part that fills no sequence.
+            FileNotFoundError: there is no such file.
+            ValueError: a folder, no text, no UTF-8, too few documents, or a part that fills no
+                sequence.
             OSError: the file cannot be read.
         """
         check_context(context)
@@ -133,10 +135,10 @@ class TextStream:
         self._held_out_fraction = held_out_fraction
         self._tokenizer = tokenizer
         separator = separator_of(tokenizer)
-        content = Path(path).read_bytes()
+        content = _read_text_file(Path(path))
         self._digest = hashlib.sha256(content).hexdigest()
         texts = _split_documents(content, str(path), tokenizer.convert_ids_to_tokens(separator))
-        parts = _split_parts(texts, seed, held_out_fraction)
+        parts = _split_parts(texts, seed, held_out_fraction, str(path))
         self._parts = {
             part: self._pack(part, token_ids_of(tokenizer, separator, parts[part]), str(path))
             for part in _PARTS
@@ -189,6 +191,15 @@ class TextStream:
         return torch.randperm(n_rows, generator=generator)
 
 
+def _read_text_file(path: Path) -> bytes:
+    """The bytes of a file, or of a pipe such as a shell's `<(zcat text.gz)`."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give one UTF-8 text file")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no text file {path}")
+    return path.read_bytes()
+
+
 def _split_documents(content: bytes, path: str, separator: str) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
@@ -203,11 +214,13 @@ def _split_documents(content: bytes, path: str, separator: str) -> list[str]:
     return found
 
 
-def _split_parts(texts: list[str], seed: int, held_out_fraction: float) -> dict[str, list[str]]:
+def _split_parts(
+    texts: list[str], seed: int, held_out_fraction: float, path: str
+) -> dict[str, list[str]]:
     ranked = sorted(set(texts), key=lambda text: number_of(f"{seed}/{text}"))
     if len(ranked) < 3:
         raise ValueError(
-            f"the text has {len(ranked)} different documents; training, control and selection "
+            f"{path} has {len(ranked)} different documents; training, control and selection "
             "need at least one each: set documents apart by blank lines"
         )
     n_held_out = min(max(2, round(held_out_fraction * len(ranked))), len(ranked) - 1)
