@@ -32,8 +32,8 @@ from torch import Tensor
 
 from circuits.figures import patterns_figure
 from circuits.files import write_text
-from circuits.gate import is_gated
-from circuits.models import new_model
+from circuits.gate.gate import is_gated
+from circuits.models.load import new_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import evaluate, evaluate_ce, post_train
 

@@ -22,14 +22,14 @@ import pandas as pd
 import torch
 from rich.progress import Progress
 
-from circuits.ablate import Experiment, prepare_experiment, run_edges
 from circuits.attribute import METHODS, Scores
 from circuits.attribute.exact_patching import exact_patching
+from circuits.discovery.rank import rank_components, select_edges
+from circuits.discovery.search import find_smallest
 from circuits.files import write_text
-from circuits.gate import gate_gradient, is_gated
-from circuits.models import load_model
-from circuits.search import find_smallest
-from circuits.select import rank_components, select_edges
+from circuits.gate.gate import gate_gradient, is_gated
+from circuits.intervene.ablate import Experiment, prepare_experiment, run_edges
+from circuits.models.load import load_model
 from circuits.tasks import get_task
 
 N_STRONGEST = 200

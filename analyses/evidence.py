@@ -25,7 +25,7 @@ from results_page import write_page
 from circuits.cli import main as circuits
 from circuits.figures import frontier_figure, save_figure
 from circuits.files import write_text
-from circuits.models import load_model, tokenizer_of
+from circuits.models.load import load_model, tokenizer_of
 from circuits.tasks.ioi import THINGS
 
 TASKS = ("ioi", "greater_than", "induction", "pronoun", "subject_verb")

@@ -22,11 +22,11 @@ from real_text import new_dense, trained
 from rich.console import Console
 
 from circuits.files import write_text
-from circuits.models import load_model, versions
-from circuits.saving import save_model
+from circuits.models.load import load_model, versions
+from circuits.models.saving import save_model
 from circuits.sparsify.config import TrainConfig
-from circuits.sparsify.corpus import corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
+from circuits.tasks.corpus import corpus_tokenizer
 
 CONTEXT, HEAD_WIDTH = 128, 16
 WIDTHS = (64, 128)

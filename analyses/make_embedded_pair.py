@@ -5,7 +5,7 @@
 Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and beside them
 twins from other seeds (`sparse-seed1`, `sparse-seed2`) and the dense model trained on for as long
 without a gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic
-corpus of `circuits.sparsify.corpus` at a context of 128 tokens. Whole heads are dropped from
+corpus of `circuits.tasks.corpus` at a context of 128 tokens. Whole heads are dropped from
 training sequences, so that no head can be the only one to do a thing and the work spreads, as it
 does in large language models. The dense model is judged by its accuracy and by how many heads and
 edges its circuits have, before any sparse training is looked at. The twins and the control then
@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
-from circuits.discovery import DiscoverConfig
-from circuits.find_circuits import discover
+from circuits.discovery.find_circuits import discover
 from circuits.metrics import METRICS, accuracy, last_logits
-from circuits.models import load_model
+from circuits.models.load import load_model
+from circuits.results.discovery import DiscoverConfig
 from circuits.sparsify.config import TrainConfig
-from circuits.sparsify.corpus import LIST_WORDS, NAMES, corpus_tokenizer
 from circuits.sparsify.data import CorpusStream
 from circuits.tasks import get_task
+from circuits.tasks.corpus import LIST_WORDS, NAMES, corpus_tokenizer
 
 CONTEXT = 128
 BATCH = 16

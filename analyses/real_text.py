@@ -40,15 +40,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
 from circuits.files import write_text
-from circuits.intervals import interval, resample_templates
-from circuits.models import load_model, versions
-from circuits.saving import frozen_parameters, save_model
+from circuits.gate.top_k import add_top_k
+from circuits.models.load import load_model, versions
+from circuits.models.saving import frozen_parameters, save_model
+from circuits.results.intervals import interval, resample_templates
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream
 from circuits.sparsify.evaluation import evaluate
 from circuits.sparsify.train import TrainResult, post_train
-from circuits.top_k import add_top_k
 
 LEFT_OUT = ("site-packages", "test", "tests", "idle_test", "__pycache__")
 VOCABULARY = 2048

@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 
 from circuits.files import write_text
-from circuits.models import load_model, versions
-from circuits.saving import frozen_parameters
+from circuits.models.load import load_model, versions
+from circuits.models.saving import frozen_parameters
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import post_train

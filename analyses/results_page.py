@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from circuits.comparison.robustness import verdicts
 from circuits.figures import UNITS
 from circuits.files import write_text
-from circuits.robustness import verdicts
 
 PAPER = "arXiv 2512.05865"
 DENSITY = (0.002, 0.004)  # the paper's, at equal cross-entropy
@@ -76,7 +76,7 @@ def page_text(tables: Path) -> str:
         "Each circuit run in the other model, on fresh prompts. `own` is what the circuit "
         "found in that model itself recovers; `random` what random circuits of that size do.",
         markdown(rounded_frame(found["transfer"])),
-        "Heads of the circuits by what they do (`circuits/roles.py` has the definitions):",
+        "Heads of the circuits by what they do (`circuits/comparison/roles.py` defines the roles):",
         markdown(role_counts(found["roles"])),
         "## What `subject_verb` is in these models",
         "The logit of *are* minus that of *is* after prompts of all four kinds. The task's "

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 import torch
 from rich.progress import track
 
-from circuits.ablate import Experiment, graph_of, prepare_experiment, run_edges
 from circuits.attribute import attribution_patching, integrated_gradients
+from circuits.discovery.search import curve_sizes
+from circuits.intervene.ablate import Experiment, graph_of, prepare_experiment, run_edges
 from circuits.metrics import logit_diff
-from circuits.models import new_model
-from circuits.search import curve_sizes
-from circuits.tasks.prompts import Prompts
+from circuits.models.load import new_model
+from circuits.prompts import Prompts
 from measure import Job, report, resident_bytes, seconds_of
 
 if TYPE_CHECKING:

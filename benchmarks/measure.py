@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from circuits.files import write_text
-from circuits.models import versions
+from circuits.models.load import versions
 
 Job = Callable[[], object]
 

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from rich.progress import track
 from torch import Tensor, nn
 
-from circuits.models import copy_model, new_model
+from circuits.models.load import copy_model, new_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.run import Run

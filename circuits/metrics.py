@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from circuits.tasks.prompts import Prompts
+    from circuits.prompts import Prompts
 
 Logits = Float[Tensor, "batch d_vocab"]
 PerPrompt = Float[Tensor, " batch"]

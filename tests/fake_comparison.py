@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from circuits.circuit import AttentionEdge, Circuit
-from circuits.comparison import AttentionExample, Comparison, ModelFacts
-from circuits.discovery import DiscoverConfig, Discovery, Found
 from circuits.graph import Graph
+from circuits.results.circuit import AttentionEdge, Circuit
+from circuits.results.comparison import AttentionExample, Comparison, ModelFacts
+from circuits.results.discovery import DiscoverConfig, Discovery, Found
 
 GRAPH = Graph(2, 2)
 TOKENS = ("<|endoftext|>", " When", " <script>alert(1)</script>", ' "quoted"', "\n")

@@ -17,11 +17,11 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from circuits.bridge import is_bridge
-from circuits.models import named_weights, new_model
+from circuits.models.bridge import is_bridge
+from circuits.models.load import named_weights, new_model
+from circuits.prompts import Prompts
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.loss import cross_entropy
-from circuits.tasks.prompts import Prompts
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -12,10 +12,10 @@ import json
 import sys
 
 import torch
-
-from circuits.fused.kernels import uniform_kernel
-from circuits.fused.triton_attention import TritonAttention, check_triton
 from tests.test_fused import plain
+
+from circuits.gate.fused.kernels import uniform_kernel
+from circuits.gate.fused.triton_attention import TritonAttention, check_triton
 
 N_PAIRS, N_POS, D_HEAD, SEED = 2, 70, 24, 5
 

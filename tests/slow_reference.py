@@ -25,9 +25,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-from circuits.gate import is_gated
+from circuits.gate.gate import is_gated
 from circuits.metrics import METRICS
-from circuits.tasks.prompts import Prompts
+from circuits.prompts import Prompts
 
 Stream = Float[Tensor, "batch pos d_model"]
 Written = dict[str, Stream]

@@ -146,7 +146,7 @@ def no_models(monkeypatch):
     def load(*_arguments, **_options):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("circuits.models.load_model", load)
+    monkeypatch.setattr("circuits.models.load.load_model", load)
 
 
 @pytest.mark.usefixtures("no_models")
@@ -220,7 +220,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatc
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("circuits.compare_models.compare", interrupted)
+    monkeypatch.setattr("circuits.comparison.compare_models.compare", interrupted)
     code, _, error = run(capsys, "compare", "--out", str(tmp_path / "results"))
     assert code == 130
     assert "interrupted" in error

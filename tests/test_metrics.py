@@ -1,7 +1,7 @@
 import torch
 
 from circuits.metrics import accuracy, kl_div, last_logits, logit_diff, prob_diff
-from circuits.tasks.prompts import Prompts
+from circuits.prompts import Prompts
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, 0.0, 0.0, 3.0]])
 

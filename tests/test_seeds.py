@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuits.cli import main
-from circuits.discovery import DiscoverConfig
+from circuits.results.discovery import DiscoverConfig
 from circuits.seeds import MAX_SEED, check_seed, sub_seed
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.low_rank import add_low_rank

@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-from circuits.ablate import Experiment
 from circuits.attribute.activation_path import integrated_activations
 from circuits.attribute.attribution_patching import attribution_patching
 from circuits.attribute.exact_patching import (
@@ -14,6 +13,7 @@ from circuits.attribute.exact_patching import (
 from circuits.attribute.input_path import gradient_average, integrated_gradients
 from circuits.attribute.local_patching import local_patching
 from circuits.attribute.scores import GRANULARITIES, Granularity, Scores
+from circuits.intervene.ablate import Experiment
 
 
 class Method(Protocol):

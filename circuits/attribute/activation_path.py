@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuits.ablate import Experiment
-from circuits.activations import noting_changes, own_batches, with_arguments
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
+from circuits.intervene.ablate import Experiment
+from circuits.intervene.activations import noting_changes, own_batches, with_arguments
 
 
 def integrated_activations(

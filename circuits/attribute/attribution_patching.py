@@ -7,9 +7,9 @@ softmax are differentiated, not frozen.
 
 from __future__ import annotations
 
-from circuits.ablate import Experiment
 from circuits.attribute.input_path import score_along_inputs
 from circuits.attribute.scores import Scores
+from circuits.intervene.ablate import Experiment
 
 
 def attribution_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:

@@ -17,8 +17,6 @@ from jaxtyping import Float, Int
 from safetensors.torch import load, save
 from torch import Tensor
 
-from circuits.ablate import Experiment, run_attention_edges, run_edges
-from circuits.activations import Hooks, attended_value, logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
 from circuits.attribute.local_patching import logit_effects
 from circuits.attribute.responses import (
@@ -33,6 +31,14 @@ from circuits.attribute.scores import Scores
 from circuits.attribute.totals import of_length, sums_like
 from circuits.files import write_bytes
 from circuits.graph import READS
+from circuits.intervene.ablate import Experiment, run_attention_edges, run_edges
+from circuits.intervene.activations import (
+    Hooks,
+    attended_value,
+    logits_after,
+    noting_changes,
+    own_batches,
+)
 from circuits.metrics import METRICS
 from circuits.workers import prompt_workers
 

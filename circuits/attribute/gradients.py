@@ -18,11 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.ablate import Experiment
-from circuits.activations import Hooks, attended_value, logits_after, run_to_final, with_arguments
 from circuits.graph import READS
+from circuits.intervene.ablate import Experiment
+from circuits.intervene.activations import (
+    Hooks,
+    attended_value,
+    logits_after,
+    run_to_final,
+    with_arguments,
+)
 from circuits.metrics import METRICS
-from circuits.models import component_hooks
+from circuits.models.load import component_hooks
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuits.ablate import Experiment
-from circuits.activations import Hooks, noting_changes, own_batches
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
+from circuits.intervene.ablate import Experiment
+from circuits.intervene.activations import Hooks, noting_changes, own_batches
 
 
 def integrated_gradients(

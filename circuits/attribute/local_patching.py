@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import torch
 
-from circuits.ablate import Experiment
-from circuits.activations import logits_after, noting_changes, own_batches
 from circuits.attribute.gradients import Run, check_differentiable, run_backward
 from circuits.attribute.responses import (
     Changes,
@@ -26,6 +24,8 @@ from circuits.attribute.responses import (
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.graph import READS
+from circuits.intervene.ablate import Experiment
+from circuits.intervene.activations import logits_after, noting_changes, own_batches
 from circuits.metrics import METRICS
 
 

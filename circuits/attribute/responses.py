@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.ablate import Experiment
-from circuits.activations import Hooks, run_to_final
 from circuits.attribute.gradients import Run
-from circuits.bridge import is_bridge
 from circuits.graph import READS
-from circuits.models import component_hooks
+from circuits.intervene.ablate import Experiment
+from circuits.intervene.activations import Hooks, run_to_final
+from circuits.models.bridge import is_bridge
+from circuits.models.load import component_hooks
 
 Changes = Float[Tensor, "src batch pos d_model"]
 

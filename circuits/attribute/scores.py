@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.activations import Ablation
 from circuits.graph import Graph
+from circuits.intervene.activations import Ablation
 
 Granularity = Literal["head", "mlp", "edge", "attention_edge"]
 """The kinds of component that circuits are made of and counted in."""

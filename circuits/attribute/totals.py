@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.ablate import Experiment
 from circuits.attribute.gradients import Run, attention_edge_scores
 from circuits.attribute.scores import Scores
+from circuits.intervene.ablate import Experiment
 from circuits.workers import prompt_workers
 
 

@@ -76,9 +76,9 @@ def compare_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.compare_models import compare, steps_of_compare
-        from circuits.comparison import SIDES
+        from circuits.comparison.compare_models import compare, steps_of_compare
         from circuits.report import check_writable, warnings_of, write_results
+        from circuits.results.comparison import SIDES
         from circuits.workers import join_workers, share_prompts
 
         tasks = read_tasks(task or DEFAULT_TASKS)
@@ -154,10 +154,16 @@ def robustness_command(
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.comparison.robustness import (
+            FAST_METHODS,
+            GRANULARITIES,
+            n_steps,
+            robustness,
+            verdicts,
+        )
         from circuits.figures import robustness_figure
         from circuits.figures.style import PAGE_CONFIG
         from circuits.files import check_folder, write_text
-        from circuits.robustness import FAST_METHODS, GRANULARITIES, n_steps, robustness, verdicts
         from circuits.workers import join_workers, share_prompts
 
         tasks = read_tasks(task or DEFAULT_TASKS)
@@ -195,7 +201,7 @@ def _named_models(given: list[str]) -> dict[str, str]:
     Raises:
         ValueError: one is not of that form, or a name is taken.
     """
-    from circuits.compare_models import check_model_names
+    from circuits.comparison.compare_models import check_model_names
 
     found: dict[str, str] = {}
     for text in given:
@@ -214,7 +220,7 @@ def _named_models(given: list[str]) -> dict[str, str]:
 def _loaded_pair(
     dense: str, sparse: str, device: str, trust_remote_code: bool
 ) -> tuple[HookedTransformer, HookedTransformer]:
-    from circuits.models import load_model
+    from circuits.models.load import load_model
 
     return (
         load_model(dense, device=device, trust_remote_code=trust_remote_code),
@@ -224,8 +230,8 @@ def _loaded_pair(
 
 def _loaded(source: str, device: str, trust_remote_code: bool) -> HookedTransformer:
     """A model by name or folder; `MODEL@top4` keeps the 4 highest scores of each query only."""
-    from circuits.models import load_model
-    from circuits.top_k import add_top_k
+    from circuits.gate.top_k import add_top_k
+    from circuits.models.load import load_model
 
     found = re.fullmatch(r"(.+)@top(\d+)", source)
     name = source if found is None else found[1]

@@ -48,9 +48,9 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.discovery.find_circuits import discover, steps_of
         from circuits.files import check_file
-        from circuits.find_circuits import discover, steps_of
-        from circuits.models import load_model
+        from circuits.models.load import load_model
         from circuits.workers import join_workers, share_prompts
 
         chosen = read_task(task)

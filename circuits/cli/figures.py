@@ -20,10 +20,10 @@ def figures_command(
 ) -> None:
     """Write the figures of a comparison for print: vector graphics as wide as a column."""
     with usage_errors():
-        from circuits.comparison import load_comparison
         from circuits.figures.export import FORMATS, PRINT_WIDTHS, fits, one_browser, save_figure
         from circuits.files import check_folder, file_name_of
         from circuits.report import figures_of
+        from circuits.results.comparison import load_comparison
 
         if f".{format}" not in FORMATS:
             known = ", ".join(one[1:] for one in FORMATS)

@@ -13,7 +13,7 @@ from circuits.seeds import SEED_RANGE, is_seed
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuits.discovery import DiscoverConfig
+    from circuits.results.discovery import DiscoverConfig
     from circuits.sparsify.data import TokenStream
     from circuits.tasks import Task
 
@@ -95,7 +95,7 @@ def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStr
 
 def held_out_texts(path: Path, models: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """Returns held-out sequences of a text by model, each in the model's own tokens."""
-    from circuits.tokenization import tokenizer_fingerprint
+    from circuits.models.tokenization import tokenizer_fingerprint
 
     context = min(128, *(model.cfg.n_ctx for model in models.values()))
     streams: dict[str, TokenStream] = {}
@@ -119,7 +119,7 @@ def discover_config(
 ) -> DiscoverConfig:
     """Returns the configuration that the options say."""
     from circuits.attribute import GRANULARITIES
-    from circuits.discovery import DiscoverConfig
+    from circuits.results.discovery import DiscoverConfig
 
     names = [name.replace("-", "_") for name in granularity or GRANULARITIES]
     return DiscoverConfig(

@@ -21,7 +21,7 @@ def tasks_command(
 ) -> None:
     """List the tasks, or show prompts of one."""
     with usage_errors():
-        from circuits.models import load_model
+        from circuits.models.load import load_model
         from circuits.tasks import get_task, task_names
 
         if task is None:
@@ -46,8 +46,8 @@ def models_command(
 ) -> None:
     """List the embedded models, or inspect one model without loading its weights."""
     with usage_errors():
-        from circuits.finding import EMBEDDED
-        from circuits.models import model_info
+        from circuits.models.load import model_info
+        from circuits.models.names import EMBEDDED
 
         names = EMBEDDED if model is None else [model]
         infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
@@ -78,7 +78,7 @@ def push_command(
 ) -> None:
     """Put a model on the Hugging Face hub, with a card that says how it was made."""
     with usage_errors():
-        from circuits.hub import push_to_hub
+        from circuits.models.hub import push_to_hub
 
         url = push_to_hub(model, repository, private=private)
     out_console.print(f"uploaded to {url}", soft_wrap=True)

@@ -113,10 +113,10 @@ def train_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.folder_lock import locked_folder
-        from circuits.models import checked_device
+        from circuits.models.load import checked_device
         from circuits.sparsify.checkpoint import check_folder
         from circuits.sparsify.config import TrainConfig
+        from circuits.sparsify.folder_lock import locked_folder
         from circuits.sparsify.sharding import why_not_sharded
         from circuits.sparsify.trackers import check_tracker
 
@@ -161,7 +161,7 @@ def train_command(
     # From here on, so that a second command waits for no model before it is refused.
     with locked_folder(out) if launch.is_first else nullcontext(), _said_warnings():
         with usage_errors():
-            from circuits.models import load_model
+            from circuits.models.load import load_model
 
             # A model to shard may be too big for one GPU.
             dense = load_model(
@@ -240,7 +240,7 @@ def _make_model(
     shard_on: str | None,
 ) -> list[str]:
     """Trains a model and saves it; returns why it is not a success, if so."""
-    from circuits.saving import save_model
+    from circuits.models.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
     from circuits.sparsify.train import TrainingInterrupted, post_train
 

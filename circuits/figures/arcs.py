@@ -7,10 +7,10 @@ from collections import Counter
 
 import plotly.graph_objects as go
 
-from circuits.circuit import AttentionEdge
-from circuits.comparison import SIDES, Comparison
 from circuits.figures.attention import short_label
 from circuits.figures.style import COLOURS, counted, safe, styled
+from circuits.results.circuit import AttentionEdge
+from circuits.results.comparison import SIDES, Comparison
 
 MAX_ARCS = 200
 _POINTS = 21

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.comparison import SIDES, Comparison
 from circuits.figures.style import COLOURS, safe, styled
+from circuits.results.comparison import SIDES, Comparison
 
 MAX_HEADS = 8
 IN_ROW = 4

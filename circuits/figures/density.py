@@ -6,8 +6,8 @@ import math
 
 import plotly.graph_objects as go
 
-from circuits.comparison import SIDES, Comparison
 from circuits.figures.style import COLOURS, safe, styled
+from circuits.results.comparison import SIDES, Comparison
 
 
 def density_figure(comparison: Comparison) -> go.Figure:

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.circuit import Circuit
-from circuits.comparison import SIDES, Comparison
 from circuits.figures.style import (
     ABSENT,
     COLOURS,
@@ -22,6 +20,8 @@ from circuits.figures.style import (
     styled,
 )
 from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
+from circuits.results.circuit import Circuit
+from circuits.results.comparison import SIDES, Comparison
 
 MAX_EDGES = 400
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "": "solid"}

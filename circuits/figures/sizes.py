@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.comparison import SIDES, Comparison, size_ratio
-from circuits.discovery import Found
 from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
+from circuits.results.comparison import SIDES, Comparison, size_ratio
+from circuits.results.discovery import Found
 
 IN_ROW = 2
 

@@ -12,9 +12,9 @@ import html
 import json
 from typing import Any
 
-from circuits.comparison import SIDES, AttentionExample, Comparison
 from circuits.figures import COLOURS, UNITS, arcs_figure, circuit_figure, token_labels
 from circuits.figures.style import PAGE_CONFIG
+from circuits.results.comparison import SIDES, AttentionExample, Comparison
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""

@@ -16,7 +16,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from circuits.comparison import SIDES, Comparison
 from circuits.figures import (
     arcs_figure,
     attention_figure,
@@ -29,6 +28,7 @@ from circuits.figures import (
 from circuits.figures.style import PAGE_CONFIG
 from circuits.report.explorer import explorer_html
 from circuits.report.words import headlines, warnings_of
+from circuits.results.comparison import SIDES, Comparison
 
 TABLES = (
     *("summary", "models", "others", "seeds", "evidence"),

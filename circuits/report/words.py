@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from circuits.comparison import SIDES, Comparison, size_ratio
-from circuits.discovery import Found
 from circuits.figures import UNITS, counted, rounded
+from circuits.results.comparison import SIDES, Comparison, size_ratio
+from circuits.results.discovery import Found
 
 CE_TOLERANCE = 0.01
 ACCURACY_FLOOR = 0.95

@@ -11,10 +11,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from circuits.comparison import Comparison, save_comparison
 from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, write_text
 from circuits.report.page import TABLES, figures_of, report_html, tables_of
+from circuits.results.comparison import Comparison, save_comparison
 
 MARKER = "comparison.json"
 _WRITTEN = {MARKER, "report.html", "circuits", "figures", *(f"{name}.csv" for name in TABLES)}

@@ -1,1 +1,11 @@
-"""Sparse post-training: a dense model in, its sparse twin out (arXiv 2512.05865)."""
+"""Sparse post-training: a dense model in, its sparse twin out (arXiv 2512.05865).
+
+The number of open attention edges is pushed down while the cross-entropy on held-out text stays
+under a bound, the dense model's own. `config` is the recipe, `data` and `dataset_stream` the text,
+`loss` the Lagrangian and its multiplier, `run` one run with its steps and checkpoints, `train` the
+loop around it, `result` what comes of it: the sparsest state that kept the bound.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -30,8 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from circuits.files import write_text
-from circuits.folder_lock import LOCK_FILES, check_free
-from circuits.gate_card import read_json
+from circuits.gate.card import read_json
+from circuits.sparsify.folder_lock import LOCK_FILES, check_free
 from circuits.sparsify.sharding import whole
 
 RUN_FILE = "run.json"

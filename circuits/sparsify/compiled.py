@@ -1,8 +1,8 @@
 """Compiled MLPs and norms: torch.compile on what holds most of a block's weights and no gate.
 
-Attention stays as it is: it is one call already (circuits/fused), and around it TransformerLens
-runs Python that the compiler would break at. Blocks of one shape share their code, so a deep model
-takes no longer to compile than a shallow one.
+Attention stays as it is: it is one call already (circuits/gate/fused), and around it
+TransformerLens runs Python that the compiler would break at. Blocks of one shape share their code,
+so a deep model takes no longer to compile than a shallow one.
 """
 
 from __future__ import annotations

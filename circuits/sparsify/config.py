@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from circuits.fused import AttentionPath
+from circuits.gate.fused import AttentionPath
 from circuits.seeds import SEED_RANGE, is_seed
 from circuits.sparsify.loss import EdgePenalty
 from circuits.sparsify.low_rank import LowRankTargets

@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.seeds import number_of
-from circuits.sparsify.corpus import documents
+from circuits.tasks.corpus import documents
 
 HeldOut = Literal["control", "selection"]
 """Which held-out set."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.gate import is_gated
-from circuits.open_edges import Density, dense_density, density_of, record_open_edges
+from circuits.gate.density import Density, dense_density, density_of, record_open_edges
+from circuits.gate.gate import is_gated
+from circuits.gate.top_k import is_top_k
 from circuits.sparsify.loss import cross_entropy
-from circuits.top_k import is_top_k
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

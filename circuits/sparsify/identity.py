@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from circuits.fused import choose_path
+from circuits.gate.fused import choose_path
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.sharding import Sharding
@@ -25,7 +25,7 @@ def attention_path(
     """Returns how gated attention is computed in the run.
 
     Raises:
-        ValueError: the way that the config asks for does not work; see `circuits.fused`.
+        ValueError: the way that the config asks for does not work; see `circuits.gate.fused`.
     """
     if not config.gate:
         return "hooks"

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from circuits.bridge import is_bridge, is_spare
+from circuits.models.bridge import is_bridge, is_spare
 from circuits.seeds import sub_seed
 
 LowRankTargets = Literal["all", "attention", "mlp"]

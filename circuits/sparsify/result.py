@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from circuits.gate_card import GateCard
-from circuits.models import versions
-from circuits.open_edges import Density
+from circuits.gate.card import GateCard
+from circuits.gate.density import Density
+from circuits.models.load import versions
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 

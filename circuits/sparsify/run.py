@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.files import write_json
-from circuits.fused import fused_attention
-from circuits.gate import add_gate
-from circuits.gate_card import read_json
-from circuits.models import copy_model
-from circuits.open_edges import OpenEdges, record_open_edges
+from circuits.gate.card import read_json
+from circuits.gate.density import OpenEdges, record_open_edges
+from circuits.gate.fused import fused_attention
+from circuits.gate.gate import add_gate
+from circuits.models.load import copy_model
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,

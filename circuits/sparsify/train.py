@@ -32,20 +32,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from circuits.folder_lock import locked_folder
-from circuits.gate import is_gated
-from circuits.saving import check_trainable, frozen_parameters
+from circuits.gate.gate import is_gated
+from circuits.gate.top_k import is_top_k
+from circuits.models.saving import check_trainable, frozen_parameters
 from circuits.sparsify.checkpoint import check_folder
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.folder_lock import locked_folder
 from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, why_not_sharded
 from circuits.sparsify.stopping import TrainingInterrupted, stop_requests
 from circuits.sparsify.trackers import check_tracker, open_tracker
-from circuits.top_k import is_top_k
 from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.open_edges import Density
+from circuits.gate.density import Density
 
 MANY_UNKNOWN = 0.05
 """The share of unknown tokens from which on a run warns."""

@@ -1,8 +1,8 @@
 """Behaviours as prompt pairs: IOI, greater-than and others, and those that users bring."""
 
+from circuits.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 from circuits.tasks import brackets, greater_than, induction, ioi, pronoun, subject_verb
 from circuits.tasks.from_file import task_from_file
-from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 from circuits.tasks.task import (
     Task,
     TaskPrompts,

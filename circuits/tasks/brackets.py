@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from circuits.prompts import PromptPair, is_single_token
 from circuits.tasks.draw import draw_pairs
-from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from circuits.tasks.prompts import PromptPair, TooFewPrompts
+from circuits.prompts import PromptPair, TooFewPrompts
 
 MOST_PAIRS = 20_000
 """Pairs that one draw gives at most; more would take hours to run even in a small model."""

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuits.prompts import PromptPair
 from circuits.reading import is_there, parse_json, read_text, shown
-from circuits.tasks.prompts import PromptPair
 from circuits.tasks.task import Task, task_names
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from circuits.tasks.prompts import PromptPair, is_single_token, token_ids
+from circuits.prompts import PromptPair, is_single_token, token_ids
 from circuits.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING
 
+from circuits.prompts import PromptPair, is_single_token
 from circuits.tasks.draw import draw_pairs
-from circuits.tasks.prompts import PromptPair, is_single_token
 from circuits.tasks.task import Task
 
 if TYPE_CHECKING:

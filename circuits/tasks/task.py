@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from circuits.files import file_name_of
 from circuits.metrics import METRICS
-from circuits.tasks.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
+from circuits.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

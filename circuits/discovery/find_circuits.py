@@ -1,0 +1,145 @@
+"""From a model and a task to its circuits: score, rank, search, and measure how sure we are.
+
+Three sets of prompts are used, each for one thing. Components are scored on the ranking prompts.
+The size from which the circuit keeps the target is searched on the sizing prompts by real
+interventions, for each granularity. What the circuit does is measured on the reporting prompts,
+beside random circuits of the same size and the number of components that hold the same share of
+all absolute attribution (no intervention; the paper's count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from circuits.attribute import METHODS, Scores
+from circuits.discovery.evidence import N_RANDOM, gather_evidence
+from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents
+from circuits.discovery.search import N_CURVE, find_smallest
+from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
+from circuits.metrics import accuracy
+from circuits.models.load import tokenizer_of
+from circuits.prompts import Prompts
+from circuits.results.discovery import DiscoverConfig, Discovery, Found
+from circuits.tasks import Task, TaskPrompts
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+_TRIALS = {"head": 35, "mlp": 12, "edge": 90, "attention_edge": 90}
+"""About how many sizes the search tries in a model of a few thousand edges."""
+
+
+def discover(
+    model: HookedTransformer,
+    task: Task,
+    config: DiscoverConfig | None = None,
+    *,
+    prompts: TaskPrompts | None = None,
+    on_step: Callable[[str], None] = lambda _what: None,
+) -> Discovery:
+    """Returns the smallest faithful circuits of a model for a task, one for each granularity.
+
+    Args:
+        model: The model, dense or gated; put into evaluation mode.
+        task: The behaviour.
+        config: How to look; the defaults if left out.
+        prompts: Prompts made before, in place of those drawn from the task.
+        on_step: Called with a few words after each forward run of the search.
+
+    Raises:
+        ValueError: bad prompts, or a model that does not do the task.
+    """
+    config = config or DiscoverConfig()
+    n = config.n_prompts
+    if prompts is None:
+        prompts = task.build(
+            tokenizer_of(model), n_ranking=n, n_sizing=n, n_reporting=n, seed=config.seed
+        )
+
+    def experiment_on(part: Prompts) -> Experiment:
+        return prepare_experiment(model, part, metric=task.metric, ablation=config.ablation)
+
+    sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)
+    for experiment in (sizing, reporting):
+        check_does_task(experiment)
+    scores = _scores(experiment_on, prompts, config)
+    on_step(f"{task.name}: scored")
+    found: dict[str, Found] = {}
+    for granularity in config.granularities:
+
+        def step(what: str = f"{task.name}: {granularity}") -> None:
+            on_step(what)
+
+        ranked: Ranked = (
+            RankedAttentionEdges.of(scores, prompts.sizing, config.selection)
+            if granularity == "attention_edge"
+            else RankedComponents.of(scores, granularity, config.selection)
+        )
+        found[granularity] = _find(ranked, sizing, reporting, config, step)
+    return Discovery(
+        task=task.name,
+        metric=task.metric,
+        metric_full=reporting.full.mean().item(),
+        metric_empty=reporting.empty.mean().item(),
+        accuracy=accuracy(reporting.clean_logits, reporting.prompts).float().mean().item(),
+        n_reporting=len(reporting.prompts),
+        config=config,
+        found=found,
+    )
+
+
+def steps_of(config: DiscoverConfig) -> int:
+    """Returns about how many times `discover` calls `on_step`."""
+    measured = N_CURVE + N_RANDOM + 1
+    return 1 + sum(_TRIALS[granularity] + measured for granularity in config.granularities)
+
+
+def _scores(
+    experiment_on: Callable[[Prompts], Experiment], prompts: TaskPrompts, config: DiscoverConfig
+) -> Scores:
+    """Scores on the ranking prompts, and attention edges of every template to be sized.
+
+    A template that the ranking prompts lack (each row of a file without templates) can only be
+    ranked on its own sizing prompts: the positions of others mean something else.
+    """
+    wanted = "attention_edge" in config.granularities
+    method = METHODS[config.method]
+    scores = method(experiment_on(prompts.ranking), attention_edges=wanted)
+    templates = prompts.sizing.templates
+    lone = [i for i, name in enumerate(templates) if name not in scores.attention_edges]
+    if not wanted or not lone:
+        return scores
+    own = method(experiment_on(prompts.sizing.subset(lone)))
+    return replace(scores, attention_edges=scores.attention_edges | own.attention_edges)
+
+
+def _find(
+    ranked: Ranked,
+    sizing: Experiment,
+    reporting: Experiment,
+    config: DiscoverConfig,
+    on_step: Callable[[], None],
+) -> Found:
+    orders = ranked.orders
+
+    def evaluate(sizes: Tensor) -> Tensor:
+        firsts = [order[: int(size)] for order, size in zip(orders, sizes, strict=True)]
+        return ranked.run(sizing, firsts)
+
+    search = find_smallest(
+        evaluate,
+        n_components=torch.tensor([len(order) for order in orders]),
+        groups=ranked.groups(sizing.prompts),
+        full=sizing.full,
+        empty=sizing.empty,
+        target=config.target,
+        on_trial=on_step,
+    )
+    return gather_evidence(
+        ranked, search, sizing=sizing, reporting=reporting, config=config, on_step=on_step
+    )

@@ -1,0 +1,162 @@
+"""Components in the order in which a circuit takes them, and what running the first of them does.
+
+Heads, MLPs and edges have one order for all prompts. Attention edges have one for each template,
+whose prompts share the meaning of their positions: a prompt of another template has no circuit
+here. Both kinds have the same methods, so they are searched and measured in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from circuits.attribute import Scores
+from circuits.discovery.rank import (
+    Ranking,
+    Selection,
+    build_attention_circuit,
+    build_circuit,
+    n_holding,
+    rank_attention_edges,
+    rank_components,
+    rest_of,
+    select_edges,
+)
+from circuits.intervene.ablate import Experiment, run_attention_edges, run_edges
+from circuits.prompts import Prompts
+from circuits.results.circuit import Circuit
+
+
+@dataclass(frozen=True)
+class RankedComponents:
+    """Heads, MLPs or edges, in one order for all prompts."""
+
+    scores: Scores
+    granularity: str
+    order: Ranking
+
+    @classmethod
+    def of(cls, scores: Scores, granularity: str, selection: Selection | str) -> RankedComponents:
+        """Returns the components of a granularity, ranked by their scores."""
+        return cls(scores, granularity, rank_components(scores, granularity, selection))
+
+    @property
+    def orders(self) -> list[Tensor]:
+        """The one order."""
+        return [self.order]
+
+    def groups(self, prompts: Prompts) -> Int[Tensor, " batch"]:
+        """Returns the one group for every prompt."""
+        return torch.zeros(len(prompts), dtype=torch.long)
+
+    def run(self, experiment: Experiment, chosen: Sequence[Tensor]) -> Float[Tensor, " batch"]:
+        """Returns the metric of every prompt, with only the chosen components intact."""
+        return run_edges(experiment, select_edges(self.scores.graph, self.granularity, chosen[0]))
+
+    def run_rest(
+        self, experiment: Experiment, sizes: Int[Tensor, " group"]
+    ) -> Float[Tensor, " batch"]:
+        """Returns the metric with everything but the circuit intact."""
+        return run_edges(experiment, rest_of(self.circuit(sizes)))
+
+    def circuit(self, sizes: Int[Tensor, " group"]) -> Circuit:
+        """Returns the circuit of the first components, without what is not connected."""
+        return build_circuit(self.scores, self.granularity, self.order[: int(sizes[0])])
+
+    def counted(self, sizes: Int[Tensor, "trial group"]) -> Float[Tensor, "trial group"]:
+        """Returns the sizes of the circuits."""
+        return torch.tensor([[float(self.circuit(one).size)] for one in sizes]).double()
+
+    def n_attribution(self, share: float) -> float:
+        """Returns how many components hold `share` of all absolute attribution."""
+        scores = self.scores
+        is_edge = self.granularity == "edge"
+        values = scores.edges[scores.graph.mask] if is_edge else scores.nodes[self.order]
+        return n_holding(values, share)
+
+
+@dataclass(frozen=True)
+class RankedAttentionEdges:
+    """Attention edges, in an order of its own for each template."""
+
+    scores: Scores
+    by_template: Mapping[str, Tensor]
+
+    @classmethod
+    def of(
+        cls, scores: Scores, prompts: Prompts, selection: Selection | str
+    ) -> RankedAttentionEdges:
+        """Returns the attention edges of the prompts' templates, ranked by their scores."""
+        ranked = {
+            template: rank_attention_edges(scores.attention_edges[template], selection)
+            for template in prompts.groups()
+        }
+        return cls(scores, ranked)
+
+    @property
+    def orders(self) -> list[Tensor]:
+        """The order of each template."""
+        return list(self.by_template.values())
+
+    def groups(self, prompts: Prompts) -> Int[Tensor, " batch"]:
+        """Returns the number of each prompt's template; -1 where it is not among them."""
+        number = {template: index for index, template in enumerate(self.by_template)}
+        return torch.tensor([number.get(template, -1) for template in prompts.templates])
+
+    def run(self, experiment: Experiment, chosen: Sequence[Tensor]) -> Float[Tensor, " batch"]:
+        """Returns the metric of every prompt, with only its template's chosen edges intact."""
+        return run_attention_edges(experiment, self._kept(experiment.prompts, chosen))
+
+    def run_rest(
+        self, experiment: Experiment, sizes: Int[Tensor, " group"]
+    ) -> Float[Tensor, " batch"]:
+        """Returns the metric with only the attention edges outside the circuit intact."""
+        rest = [order[int(size) :] for order, size in zip(self.orders, sizes, strict=True)]
+        return self.run(experiment, rest)
+
+    def circuit(self, sizes: Int[Tensor, " group"]) -> Circuit:
+        """Returns the circuit of the first attention edges of each template."""
+        chosen = {
+            template: order[: int(size)]
+            for (template, order), size in zip(self.by_template.items(), sizes, strict=True)
+        }
+        return build_attention_circuit(self.scores, chosen)
+
+    def counted(self, sizes: Int[Tensor, "trial group"]) -> Float[Tensor, "trial group"]:
+        """Returns the sizes: every attention edge counts."""
+        return sizes.double()
+
+    def n_attribution(self, share: float) -> float:
+        """Returns how many attention edges hold `share` of the attribution, mean of templates."""
+        held = [
+            n_holding(self.scores.attention_edges[name].flatten(), share)
+            for name in self.by_template
+        ]
+        return sum(held) / len(held)
+
+    def _kept(
+        self, prompts: Prompts, chosen: Sequence[Tensor]
+    ) -> Bool[Tensor, "batch layer head query_pos key_pos"]:
+        """The chosen attention edges at every prompt's own positions; no others."""
+        graph, (batch, pos) = self.scores.graph, prompts.clean.shape
+        device = prompts.clean.device
+        kept = torch.zeros(
+            batch, graph.n_layers, graph.n_heads, pos, pos, dtype=torch.bool, device=device
+        )
+        numbers = self.groups(prompts)
+        for number, (template, order) in enumerate(zip(self.by_template, chosen, strict=True)):
+            scores = self.scores.attention_edges[template]
+            own = torch.zeros(scores.shape, dtype=torch.bool)
+            own.view(-1)[order] = True
+            length = scores.shape[-1]
+            for row in (numbers == number).nonzero()[:, 0].tolist():
+                kept[row, ..., :length, :length] = own.to(device)
+        return kept
+
+
+Ranked = RankedComponents | RankedAttentionEdges
+"""Components of one granularity in order, for each group of prompts."""

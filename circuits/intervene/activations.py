@@ -1,0 +1,419 @@
+"""Activations of a run, and what stands in for them when a component is ablated.
+
+`record_activations` runs a model once and keeps, for every source, what it wrote to the residual
+stream, for every destination, what it read, and for every head its attention terms A_ij P_ij v_j.
+`ablated_activations` gives the same for the three kinds of ablation: the corrupted run, the mean
+over the clean prompts of the same template per position, or zero.
+
+What a head writes is kept as `z`, before `W_O`: its output is `d_model / d_head` times as large,
+and is computed only where a difference between two runs is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.graph import Graph
+from circuits.models.load import component_hooks
+from circuits.prompts import Prompts, TooFewPrompts
+from circuits.workers import prompt_workers
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+Ablation = Literal["corrupted", "mean", "zero"]
+"""What a component outside the circuit writes: its value in the corrupted run; its mean over the
+clean prompts of the same template, per position; or nothing at all."""
+
+MOST_PROMPTS = 64
+"""Prompts run at once at most."""
+MOST_NUMBERS = 2**27
+"""Numbers held at once for the changes of all sources; half a gigabyte in float32."""
+
+Hooks = list[tuple[Any, Any]]
+"""Names of hook points, each with the function `(act, hook) -> act or None` to run there."""
+
+
+@dataclass(frozen=True)
+class AttentionTerms:
+    """The terms A_ij P_ij v_j of every attention edge, as pattern times value.
+
+    Attributes:
+        pattern: Attention after the gate, A_ij P_ij.
+        value: Value vectors, one for each query head.
+    """
+
+    pattern: Float[Tensor, "layer batch head query_pos key_pos"]
+    value: Float[Tensor, "layer batch key_pos head d_head"]
+
+    def add_up(
+        self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
+    ) -> Float[Tensor, "batch query_pos head d_head"]:
+        """Returns the weighted sum over keys of a layer's terms, for some prompts."""
+        weighted = weight * self.pattern[layer, rows]
+        return torch.einsum("bhqk,bkhe->bqhe", weighted, self.value[layer, rows])
+
+    def dot(
+        self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
+    ) -> Float[Tensor, "batch head query_pos key_pos"]:
+        """Returns each term's dot product with the `direction` of its query and head."""
+        value = self.value[layer, rows]
+        return self.pattern[layer, rows] * torch.einsum("bqhe,bkhe->bhqk", direction, value)
+
+    def terms(
+        self, layer: int, head: int, query: int, keys: slice, rows: slice
+    ) -> Float[Tensor, "batch key_pos d_head"]:
+        """Returns the terms of one head and query position, for some prompts."""
+        value = self.value[layer, rows, keys, head]
+        return self.pattern[layer, rows, head, query, keys, None] * value
+
+
+@dataclass(frozen=True)
+class MeanTerms(AttentionTerms):
+    """The terms of every attention edge, each the mean over the prompts of the same template.
+
+    The mean of a product is not the product of the means, so a mean term is a vector for each query
+    and key. They are never held for more than one template and layer at a time, but made of the
+    clean runs (`pattern`, `value`) where they are asked for.
+
+    Attributes:
+        templates: The prompts of each template.
+    """
+
+    templates: tuple[Int[Tensor, " _"], ...]  # of as many prompts as each template has
+
+    def add_up(
+        self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
+    ) -> Float[Tensor, "batch query_pos head d_head"]:
+        """Returns the weighted sum over keys of a layer's terms, for some prompts."""
+        batch, n_heads, pos, _ = weight.shape
+        found = weight.new_empty(batch, pos, n_heads, self.value.shape[-1])
+        for inside, members in self._present(rows):
+            means = self._means(layer, members)
+            found[inside] = torch.einsum("bhqk,qkhe->bqhe", weight[inside], means)
+        return found
+
+    def dot(
+        self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
+    ) -> Float[Tensor, "batch head query_pos key_pos"]:
+        """Returns each term's dot product with the `direction` of its query and head."""
+        batch, pos, n_heads, _ = direction.shape
+        found = direction.new_empty(batch, n_heads, pos, pos)
+        for inside, members in self._present(rows):
+            means = self._means(layer, members)
+            found[inside] = torch.einsum("bqhe,qkhe->bhqk", direction[inside], means)
+        return found
+
+    def terms(
+        self, layer: int, head: int, query: int, keys: slice, rows: slice
+    ) -> Float[Tensor, "batch key_pos d_head"]:
+        """Returns the terms of one head and query position, for some prompts."""
+        every = super().terms(layer, head, query, keys, slice(None))
+        found = every.new_empty(every[rows].shape)
+        for inside, members in self._present(rows):
+            found[inside] = every[members].mean(dim=0)
+        return found
+
+    def _means(
+        self, layer: int, members: Int[Tensor, " member"]
+    ) -> Float[Tensor, "query_pos key_pos head d_head"]:
+        pattern, value = self.pattern[layer, members], self.value[layer, members]
+        return torch.einsum("bhqk,bkhe->qkhe", pattern, value) / len(members)
+
+    def _present(
+        self, rows: slice
+    ) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " member"]]]:
+        """Yields which of `rows` are of a template, counted from the first, and its prompts."""
+        first, end, _ = rows.indices(self.pattern.shape[1])
+        for members in self.templates:
+            inside = members[(members >= first) & (members < end)] - first
+            if len(inside):
+                yield inside, members
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the sources wrote and what the destinations read in one run.
+
+    Attributes:
+        embed: What the input writes.
+        z: What each head attends to, before W_O.
+        mlp_out: What each MLP writes.
+        resid_pre: The input of each block's heads.
+        resid_mid: The input of each block's MLP (zeros where that is `resid_pre`).
+        resid_final: The input of the last layer norm, hence of the logits.
+        attention: The terms of all attention edges.
+    """
+
+    embed: Float[Tensor, "batch pos d_model"]
+    z: Float[Tensor, "layer batch pos head d_head"]
+    mlp_out: Float[Tensor, "layer batch pos d_model"]
+    resid_pre: Float[Tensor, "layer batch pos d_model"]
+    resid_mid: Float[Tensor, "layer batch pos d_model"]
+    resid_final: Float[Tensor, "batch pos d_model"]
+    attention: AttentionTerms
+
+
+def attended_value(model: HookedTransformer, value: Tensor) -> Tensor:
+    """Returns what heads attend to of an activation at `hook_v`; some models clip it later."""
+    limit = getattr(model.cfg, "clip_qkv", None)
+    return value if limit is None else value.clamp(-limit, limit)
+
+
+def with_arguments(function: Callable[..., object], **fixed: object) -> Callable:
+    """Returns `function` with arguments fixed, callable as TransformerLens calls its hooks."""
+
+    def hook_function(act: Tensor, hook: object) -> object:
+        return function(act, hook, **fixed)
+
+    return hook_function
+
+
+def head_outputs(
+    model: HookedTransformer, layer: int, z: Float[Tensor, "batch pos head d_head"]
+) -> Float[Tensor, "head batch pos d_model"]:
+    """Returns what each head adds to the residual stream, without the shared bias b_O."""
+    batch, pos = z.shape[:2]
+    w_o = model.blocks[layer].attn.W_O
+    return torch.bmm(z.permute(2, 0, 1, 3).flatten(1, 2), w_o).unflatten(1, (batch, pos))
+
+
+def source_outputs(
+    model: HookedTransformer, graph: Graph, acts: Activations
+) -> Float[Tensor, "src batch pos d_model"]:
+    """Returns what every source added to the residual stream."""
+    outputs = [acts.embed[None]]
+    for layer in range(graph.n_layers):
+        outputs.append(head_outputs(model, layer, acts.z[layer]))
+        outputs += [acts.mlp_out[layer][None]] if graph.has_mlps else []
+    return torch.cat(outputs)
+
+
+def noting_changes(
+    model: HookedTransformer, graph: Graph, ablated: Activations, rows: slice
+) -> tuple[Float[Tensor, "src batch pos d_model"], Hooks]:
+    """Returns a tensor, and the hooks that fill it as a run goes on.
+
+    It holds what each source writes in that run minus what it writes ablated.
+    """
+    embed = ablated.embed[rows]
+    change = embed.new_empty(graph.n_sources, *embed.shape)
+
+    def note_input(act: Tensor, hook: object) -> None:
+        change[0] = act.detach() - embed
+
+    def note_heads(z: Tensor, hook: object, *, layer: int) -> None:
+        gone = ablated.z[layer, rows]
+        change[graph.head_sources(layer)] = head_outputs(model, layer, z.detach() - gone)
+
+    def note_mlp(act: Tensor, hook: object, *, layer: int) -> None:
+        change[graph.mlp_source(layer)] = act.detach() - ablated.mlp_out[layer, rows]
+
+    hooks: Hooks = [("blocks.0.hook_resid_pre", note_input)]
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        hooks.append((f"{block}.attn.hook_z", with_arguments(note_heads, layer=layer)))
+        if graph.has_mlps:
+            hooks.append((f"{block}.hook_mlp_out", with_arguments(note_mlp, layer=layer)))
+    return change, hooks
+
+
+def record_activations(
+    model: HookedTransformer, graph: Graph, tokens: Int[Tensor, "batch pos"]
+) -> Activations:
+    """Returns what every source wrote and every destination read on `tokens`."""
+    batch, pos = tokens.shape
+    cfg = model.cfg
+
+    def new(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=model.W_E.dtype, device=model.W_E.device)
+
+    stream = (graph.n_layers, batch, pos, cfg.d_model)
+    found = Activations(
+        embed=new(*stream[1:]),
+        z=new(graph.n_layers, batch, pos, cfg.n_heads, cfg.d_head),
+        mlp_out=new(*stream),
+        resid_pre=new(*stream),
+        resid_mid=new(*stream),
+        resid_final=new(*stream[1:]),
+        attention=AttentionTerms(
+            pattern=new(graph.n_layers, batch, cfg.n_heads, pos, pos),
+            value=new(graph.n_layers, batch, pos, cfg.n_heads, cfg.d_head),
+        ),
+    )
+    places = {f"blocks.{graph.n_layers - 1}.hook_resid_post": found.resid_final}
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        places[f"{block}.hook_resid_pre"] = found.resid_pre[layer]
+        places[f"{block}.attn.hook_pattern"] = found.attention.pattern[layer]
+        places[f"{block}.attn.hook_v"] = found.attention.value[layer]
+        places[f"{block}.attn.hook_z"] = found.z[layer]
+        if graph.has_mlps:
+            places[f"{block}.hook_mlp_out"] = found.mlp_out[layer]
+        if graph.has_mlps and not graph.parallel_attn_mlp:
+            places[f"{block}.hook_resid_mid"] = found.resid_mid[layer]
+
+    def keep(act: Tensor, hook: object, *, place: Tensor) -> None:
+        place.copy_(act)
+
+    hooks: Hooks = [(name, with_arguments(keep, place=place)) for name, place in places.items()]
+    with component_hooks(model, split_heads=False), torch.no_grad():
+        run_to_final(model, tokens, hooks)
+    found.embed.copy_(found.resid_pre[0])
+    found.attention.value.copy_(attended_value(model, found.attention.value))
+    return found
+
+
+def run_to_final(
+    model: HookedTransformer | TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    hooks: Hooks,
+    *,
+    n_layers: int | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """Returns the residual stream after `n_layers` (all) layers of a run with hooks.
+
+    Nobody reads that run's logits.
+    """
+    found: list[Tensor] = []
+    n_layers = n_layers or model.cfg.n_layers
+    last: Hooks = [(f"blocks.{n_layers - 1}.hook_resid_post", lambda act, hook: found.append(act))]
+    # A TransformerBridge that is to stop after its last layer runs to the end all the same; what it
+    # returns is not looked at.
+    model.run_with_hooks(tokens, fwd_hooks=[*hooks, *last], stop_at_layer=n_layers)
+    return found[0]
+
+
+def logits_after(
+    model: HookedTransformer,
+    resid_final: Float[Tensor, "batch pos d_model"],
+    last: Int[Tensor, " batch"],
+) -> Float[Tensor, "batch d_vocab"]:
+    """Returns the logits at each prompt's `last` position only, from the final residual stream."""
+    ends = resid_final[torch.arange(len(last), device=resid_final.device), last][:, None]
+    if model.cfg.normalization_type is not None:
+        ends = model.ln_final(ends)
+    logits = model.unembed(ends)[:, 0]
+    cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
+    return cap * (logits / cap).tanh() if cap > 0 else logits
+
+
+def row_batches(graph: Graph, prompts: Prompts, d_model: int, n_workers: int = 1) -> list[slice]:
+    """Returns the prompts cut into batches that bound the memory of a change at every source.
+
+    There are at least as many batches as workers, if there are as many prompts.
+    """
+    per_prompt = graph.n_sources * prompts.clean.shape[1] * d_model
+    size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt), -(-len(prompts) // n_workers))
+    return [slice(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+
+
+def own_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
+    """Returns the batches that this process runs: its share, inside `share_prompts`, else all."""
+    workers = prompt_workers()
+    batches = row_batches(graph, prompts, d_model, workers.count)
+    return [rows for _, rows in workers.own(batches)]
+
+
+def ablated_activations(
+    model: HookedTransformer, graph: Graph, prompts: Prompts, ablation: Ablation | str
+) -> Activations:
+    """Returns what components outside a circuit write, for every prompt.
+
+    Raises:
+        TooFewPrompts: a mean over templates that have one prompt only.
+        ValueError: an unknown ablation.
+    """
+    if ablation not in get_args(Ablation):
+        raise ValueError(
+            f"unknown ablation {ablation!r}; choose one of {', '.join(get_args(Ablation))}"
+        )
+    tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
+    found = _joined(
+        [
+            record_activations(model, graph, tokens[rows])
+            for rows in row_batches(graph, prompts, model.cfg.d_model)
+        ]
+    )
+    if ablation == "corrupted":
+        return found
+    return _averaged(found, prompts) if ablation == "mean" else _zeroed(model, graph, found)
+
+
+def _joined(parts: list[Activations]) -> Activations:
+    if len(parts) == 1:
+        return parts[0]
+
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=1)
+
+    return Activations(
+        embed=torch.cat([part.embed for part in parts]),
+        z=join("z"),
+        mlp_out=join("mlp_out"),
+        resid_pre=join("resid_pre"),
+        resid_mid=join("resid_mid"),
+        resid_final=torch.cat([part.resid_final for part in parts]),
+        attention=AttentionTerms(
+            pattern=torch.cat([part.attention.pattern for part in parts], dim=1),
+            value=torch.cat([part.attention.value for part in parts], dim=1),
+        ),
+    )
+
+
+def _averaged(clean: Activations, prompts: Prompts) -> Activations:
+    """Every prompt's activations replaced by the mean over its template, per position."""
+    groups = prompts.groups()
+    alone = [template for template, rows in groups.items() if len(rows) < 2]
+    if alone:
+        raise TooFewPrompts(
+            f"mean ablation needs at least 2 prompts of each template, {alone[0]!r} has one; "
+            "ask for more prompts, give aligned prompts the same template, or choose the "
+            "ablation 'corrupted'"
+        )
+
+    members = tuple(torch.tensor(rows, device=clean.embed.device) for rows in groups.values())
+
+    def mean(acts: Tensor, dim: int) -> Tensor:
+        result = torch.empty_like(acts)
+        for index in members:
+            average = acts.index_select(dim, index).mean(dim=dim, keepdim=True)
+            result.index_copy_(dim, index, average.expand_as(acts.index_select(dim, index)))
+        return result
+
+    return Activations(
+        embed=mean(clean.embed, 0),
+        z=mean(clean.z, 1),
+        mlp_out=mean(clean.mlp_out, 1),
+        resid_pre=mean(clean.resid_pre, 1),
+        resid_mid=mean(clean.resid_mid, 1),
+        resid_final=mean(clean.resid_final, 0),
+        attention=MeanTerms(clean.attention.pattern, clean.attention.value, members),
+    )
+
+
+def _zeroed(model: HookedTransformer, graph: Graph, clean: Activations) -> Activations:
+    """No source writes; destinations read what is left: the constants of the residual stream."""
+    written = clean.embed.clone()
+    resid_pre, resid_mid = [], []
+    for layer in range(graph.n_layers):
+        resid_pre.append(clean.resid_pre[layer] - written)
+        written += head_outputs(model, layer, clean.z[layer]).sum(dim=0)
+        resid_mid.append(clean.resid_mid[layer] - written)
+        written += clean.mlp_out[layer]
+    return Activations(
+        embed=torch.zeros_like(clean.embed),
+        z=torch.zeros_like(clean.z),
+        mlp_out=torch.zeros_like(clean.mlp_out),
+        resid_pre=torch.stack(resid_pre),
+        resid_mid=torch.stack(resid_mid),
+        resid_final=clean.resid_final - written,
+        attention=replace(clean.attention, pattern=torch.zeros_like(clean.attention.pattern)),
+    )

@@ -1,0 +1,395 @@
+"""Models: loading, and the hook flags that attribution needs.
+
+This is the one place that turns a name into a hooked model. It is a HookedTransformer, or with
+TransformerLens 4, which has none, a TransformerBridge. A model on disk is an ordinary Hugging Face
+folder; a sparse one has a `gate.json` beside it, read here as a `GateCard`. Weights are never
+folded or centred: a loaded model computes what its file says, and what it computes can be saved
+again (circuits/models/saving.py).
+
+A model remembers the Hugging Face config and tokenizer it came from in `model.hf_source`; without
+one (a model built by hand, a checkpoint with a config of HookedTransformer's own) it runs but
+cannot be saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from circuits.gate.card import GateCard, find_gate_card
+from circuits.gate.gate import add_gate
+from circuits.models import bridge
+from circuits.models.bridge import is_bridge
+from circuits.models.config_file import (
+    CONFIG_FILE,
+    check_config,
+    check_sizes,
+    hf_config,
+    read_config_file,
+)
+from circuits.models.hf_files import is_tied, read_weights, skeleton
+from circuits.models.names import CHECKPOINT_FILE, find_folder, hub_errors, hub_name
+from circuits.models.tokenizer_files import check_vocabulary, read_tokenizer
+from circuits.models.weight_files import held_by, is_weight, read_checkpoint, read_headers
+from circuits.reading import is_there, number, refused_as
+
+_HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
+_builder = importlib.import_module(
+    "circuits.models.hooked" if _HAS_HOOKED_TRANSFORMER else "circuits.models.bridge"
+)
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading its weights."""
+
+    name: str
+    architecture: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_vocab: int
+    n_ctx: int
+    n_parameters: int
+    gate: GateCard | None
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> HookedTransformer:
+    """Returns a model in evaluation mode, gated if it is a sparse one, its weights unprocessed.
+
+    It is a HookedTransformer, or with TransformerLens 4 a TransformerBridge.
+
+    `name_or_path` is read in this order:
+
+    - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
+      `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
+      `./dense` for a folder of that name);
+    - a Hugging Face folder: read without any network;
+    - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
+      weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
+      `sparse_attention` or `attention_type`); else gated with bias 0, unless the name of its
+      folder or hub repository begins with "dense";
+    - a name that TransformerLens knows, such as `gpt2`;
+    - a hub repository `owner/name` with either kind of files.
+
+    Text is tokenized with the begin-of-sequence token in front (`default_prepend_bos` is True)
+    for every architecture. Files in lower precision are converted to `dtype`.
+
+    With `trust_remote_code`, Python code from the hub's repository of a name that TransformerLens
+    knows may be run. From a folder, and from `owner/name`, no code is run in any case.
+
+    Raises:
+        ValueError: an unknown name, device or dtype; files that are damaged or do not fit; a name
+            that TransformerLens loads with code from the hub, without `trust_remote_code`.
+        FileNotFoundError: no such folder, or a hub that cannot be reached.
+    """
+    return _load(name_or_path, device, dtype, trust_remote_code, _builder)
+
+
+def load_bridge(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Returns a model as `load_model` does, as a TransformerBridge in every TransformerLens.
+
+    Raises:
+        ValueError: as `load_model`; also a checkpoint with a config of HookedTransformer's own,
+            which has no Hugging Face model to wrap.
+        FileNotFoundError: no such folder, or a hub that cannot be reached.
+    """
+    return _load(name_or_path, device, dtype, trust_remote_code, bridge)
+
+
+def new_model(
+    config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
+) -> HookedTransformer:
+    """Returns a model with random weights, for a dict of TransformerLens' own config."""
+    return _builder.new_model(config, tokenizer).eval()
+
+
+def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns a model's weights under HookedTransformer's names, to look at or to write into."""
+    held: Any = model
+    return dict(held.tl_named_parameters() if is_bridge(model) else model.named_parameters())
+
+
+def tokenizer_of(model: HookedTransformer | TransformerBridge) -> PreTrainedTokenizerBase:
+    """Returns the model's tokenizer.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    if model.tokenizer is None:
+        raise ValueError(
+            f"the model {model.cfg.model_name!r} has no tokenizer, so no prompts can be made for "
+            "it; put the tokenizer's files into its folder, or call model.set_tokenizer(...)"
+        )
+    return model.tokenizer
+
+
+def from_hf(
+    hf_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    name: str = "custom",
+) -> HookedTransformer:
+    """Returns the HookedTransformer with the weights of a Hugging Face model, unprocessed.
+
+    It is in the model's own dtype and in evaluation mode. TransformerLens reads some configs
+    wrongly without a word (a rotary base it does not know), so both models are run on a few
+    tokens and must agree. State changed: `hf_model` is put on the
+    CPU, and wrapped where the result is a TransformerBridge.
+
+    Raises:
+        ValueError: TransformerLens does not know the architecture, or reads it differently; or the
+            tokenizer gives ids beyond the model's vocabulary.
+    """
+    check_vocabulary(tokenizer, hf_model.config.vocab_size, f"the tokenizer given with {name!r}")
+    return _builder.from_hf_model(hf_model, tokenizer, name)
+
+
+def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
+    """Returns a copy with weights of its own; the tokenizer and `hf_source` are shared.
+
+    With `share_weights` it has parameters of its own, but they lie in the memory of the model's.
+    """
+    if is_bridge(model):
+        bridge.forget_activations(model)
+    shared: list[Any] = [getattr(model, "tokenizer", None), getattr(model, "hf_source", None)]
+    instead: dict[int, Any] = {id(value): value for value in shared}
+    if share_weights:
+        for weight in model.parameters():
+            instead[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
+    return copy.deepcopy(model, instead)
+
+
+@contextlib.contextmanager
+def component_hooks(
+    model: HookedTransformer | TransformerBridge, *, split_heads: bool = True
+) -> Iterator[None]:
+    """Gives every head its own q, k and v and every MLP its `hook_mlp_in`.
+
+    Grouped keys and values are handed out to the heads that share them. With `split_heads` every
+    head also has its own `hook_q_input`, `hook_k_input` and `hook_v_input`, which costs a copy of
+    the residual stream and a layer norm for each. The flags return to what they were, also after
+    an exception.
+
+    Raises:
+        ValueError: a TransformerBridge whose shared keys cannot be handed out.
+    """
+    grouped = model.cfg.n_key_value_heads not in (None, model.cfg.n_heads)
+    flags: dict[str, Callable[[bool], None]] = {}
+    if split_heads:
+        flags["use_split_qkv_input"] = model.set_use_split_qkv_input
+    if not model.cfg.attn_only:
+        flags["use_hook_mlp_in"] = model.set_use_hook_mlp_in
+    if grouped and not is_bridge(model):
+        flags["ungroup_grouped_query_attention"] = model.set_ungroup_grouped_query_attention
+    before = {name: getattr(model.cfg, name) for name in flags}
+    handed_out = bridge.own_keys_and_values(model) if is_bridge(model) else contextlib.nullcontext()
+    with handed_out:
+        try:
+            for switch in flags.values():
+                switch(True)
+            yield
+        finally:
+            for name, switch in flags.items():
+                switch(before[name])
+
+
+def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelInfo:
+    """Returns what the config of a model says, for every name that `load_model` takes.
+
+    With `trust_remote_code`, code in the hub's repository of a name may be run to read its config.
+
+    Raises:
+        ValueError: an unknown name, or a config that cannot be read.
+        FileNotFoundError: no such folder, or a hub that cannot be reached.
+    """
+    name = str(name_or_path)
+    folder = find_folder(name_or_path)
+    if folder is None:
+        where = f"the config of {name!r}"
+        with hub_errors(name):
+            official = hub_name(name)
+            found = AutoConfig.from_pretrained(official, trust_remote_code=trust_remote_code)
+        raw = found.to_dict()
+        check_config(raw, where)
+    else:
+        where = str(folder / CONFIG_FILE)
+        raw = read_config_file(folder)
+    gate = None
+    if folder is not None and is_there(folder / CHECKPOINT_FILE):
+        state = read_checkpoint(folder / CHECKPOINT_FILE)
+        check_sizes(raw, held_by(state, f"the weights in {folder / CHECKPOINT_FILE}"), where)
+        n_parameters = sum(t.numel() for key, t in state.items() if is_weight(key))
+        bias = _published_bias(raw, name, where)
+        gate = None if bias is None else GateCard(bias=bias)
+    else:
+        config = hf_config(raw, where)
+        n_parameters = skeleton(config, tied=is_tied(config), where=where).num_parameters()
+    cfg = _builder.read_config(raw, torch.float32, name, where)
+    if folder is not None:
+        gate = find_gate_card(folder) or gate
+    return ModelInfo(
+        name=name,
+        architecture=(
+            raw.get("architectures") or [cfg.original_architecture or "HookedTransformer"]
+        )[0],
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        d_model=cfg.d_model,
+        d_vocab=cfg.d_vocab,
+        n_ctx=cfg.n_ctx,
+        n_parameters=n_parameters,
+        gate=gate,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that decide a result: Python and the packages below and including us."""
+    distributions = {
+        "torch": "torch",
+        "transformer_lens": "transformer-lens",
+        "transformers": "transformers",
+        "circuits": "sparse-circuits",
+    }
+    found = {"python": platform.python_version()}
+    for package, distribution in distributions.items():
+        try:
+            found[package] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout, not installed
+            found[package] = "0"
+    return found
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Returns a device that is here.
+
+    Raises:
+        ValueError: there is none of that name; the text lists those that there are.
+    """
+    available = ["cpu"]
+    available += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    available += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        target = None
+    if target is None or not any(
+        str(target) in (name, name.partition(":")[0]) for name in available
+    ):
+        raise ValueError(f"device {str(device)!r} is not available; available: {available}")
+    return target
+
+
+# ---- loading -------------------------------------------------------------------------------
+
+
+def _load(
+    name_or_path: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    build: ModuleType,
+) -> Any:
+    """The model as `build`, one of the modules `hooked` and `bridge`, makes it."""
+    target = checked_device(device)
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    folder, name = find_folder(name_or_path), str(name_or_path)
+    if folder is None:
+        model = build.from_hub(name, dtype, trust_remote_code=trust_remote_code)
+    else:
+        raw = read_config_file(folder)
+        card = find_gate_card(folder)
+        bias = card.bias if card else None
+        if is_there(folder / CHECKPOINT_FILE):
+            bias = bias if card else _published_bias(raw, name, str(folder / CONFIG_FILE))
+            model = _load_checkpoint(folder, raw, name, dtype, build)
+        else:
+            model = _load_hf_folder(folder, raw, name, dtype, build)
+        if bias is not None:
+            add_gate(model, bias)
+    # By name: TransformerLens would keep the kind of a torch.device, and lose its number.
+    model.to(str(target), print_details=False)
+    return model.eval()
+
+
+def _load_hf_folder(
+    folder: Path, raw: dict[str, Any], name: str, dtype: torch.dtype, build: ModuleType
+) -> Any:
+    """The model in a Hugging Face folder; what is wrong is said before the weights are read."""
+    where = str(folder / CONFIG_FILE)
+    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
+    config = hf_config(raw, where)
+    held = held_by(read_headers(folder), f"the weights in {folder}")
+    check_sizes(raw, held, where)
+    tokenizer = read_tokenizer(folder, d_vocab)
+    hf_model = read_weights(folder, config, dtype, held)
+    with refused_as(where, "no model can be run by it"):
+        return build.from_hf_model(hf_model, tokenizer, folder.name)
+
+
+def _load_checkpoint(
+    folder: Path, raw: dict[str, Any], name: str, dtype: torch.dtype, build: ModuleType
+) -> Any:
+    """The model in a folder of `config.json` and `final.pth`.
+
+    The config is HookedTransformer's own, or a Hugging Face one; then the number of tokens is
+    that of the weights, since the published GPT-2 pads its vocabulary to 50304.
+    """
+    where = str(folder / CONFIG_FILE)
+    state = read_checkpoint(folder / CHECKPOINT_FILE)
+    held = held_by(state, f"the weights in {folder / CHECKPOINT_FILE}")
+    check_sizes(raw, held, where)
+    if "model_type" in raw and "embed.W_E" in state:
+        raw = raw | {"vocab_size": len(state["embed.W_E"])}
+    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
+    tokenizer = read_tokenizer(folder, d_vocab)
+    if tokenizer is None:
+        tokenizer_name = raw.get("tokenizer_name") or raw.get("model_type")
+        if tokenizer_name in ("gpt2", raw.get("tokenizer_name")) and tokenizer_name is not None:
+            with hub_errors(f"{tokenizer_name} (the tokenizer of {name})"):
+                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, trust_remote_code=False)
+            check_vocabulary(tokenizer, d_vocab, f"the tokenizer {tokenizer_name!r} ({where})")
+    with refused_as(where, "no model can be run by it"):
+        return build.from_checkpoint(raw, state, tokenizer, dtype, name, held.where)
+
+
+def _published_bias(raw: dict[str, Any], name: str, where: str) -> float | None:
+    """Returns the gate bias of a published checkpoint, None for a dense one; see `load_model`."""
+    if raw.get("gate_bias") is not None:
+        return number(raw["gate_bias"], f"{where}: gate_bias")
+    if "sparse_attention" in raw:
+        return 0.0 if raw["sparse_attention"] else None
+    if "attention_type" in raw:
+        return 0.0 if "sparse" in str(raw["attention_type"]).lower() else None
+    return None if Path(name).name.lower().startswith("dense") else 0.0

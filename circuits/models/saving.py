@@ -1,0 +1,193 @@
+"""Saving: a hooked model as an ordinary Hugging Face folder, with `gate.json` beside if gated.
+
+What a model computes is saved as it is: weights are neither folded nor centred, and every one goes
+back to the place in the Hugging Face model that it came from (circuits/models/hf_weights.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from circuits.gate.card import GateCard
+from circuits.gate.gate import gate_bias, is_gated
+from circuits.gate.top_k import is_top_k
+from circuits.models import bridge, hf_weights
+from circuits.models.bridge import is_bridge
+from circuits.models.hf_files import HFSource, is_tied, quiet_transformers
+from circuits.models.load import versions
+from circuits.models.names import MODEL_FILES
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+    from transformer_lens.model_bridge import TransformerBridge
+
+
+def check_saveable(model: HookedTransformer | TransformerBridge) -> None:
+    """Checks that `save_model` can write this model; call it before a long training.
+
+    Raises:
+        ValueError: the model has no Hugging Face counterpart, or there is no way back to it.
+    """
+    _layout(model)
+
+
+def frozen_parameters(model: HookedTransformer | TransformerBridge) -> set[str]:
+    """Returns the names of parameters that must not be trained.
+
+    Those of a HookedTransformer that hold constants and have no place in a Hugging Face model
+    (GPT-2's zero `unembed.b_U`, the zero biases of Llama; `save_model` refuses a model in which
+    they moved), and those of a TransformerBridge that are not used.
+    """
+    parameters, layout = _layout(model)
+    unused = {name for name, _ in model.named_parameters()} - set(parameters)
+    return set(layout.constants) | unused
+
+
+def check_trainable(
+    model: HookedTransformer | TransformerBridge, frozen: Collection[str] = ()
+) -> None:
+    """Checks that `save_model` can write this model after all but the frozen parameters moved.
+
+    Raises:
+        ValueError: it cannot (see `check_saveable`); or one that must keep its value is not frozen.
+    """
+    _, layout = _layout(model)
+    moved = sorted(set(layout.constants) - set(frozen))
+    if moved:
+        raise ValueError(
+            f"{len(moved)} parameters would be trained that have no place in a Hugging Face model, "
+            f"so that the result could not be saved: {', '.join(moved[:5])}; freeze "
+            "frozen_parameters(model)"
+        )
+
+
+def save_model(
+    model: HookedTransformer | TransformerBridge,
+    folder: str | Path,
+    *,
+    gate: GateCard | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes `model` as a Hugging Face folder that any tool opens, with `gate.json` if gated.
+
+    The folder is written beside its place and renamed, so a crash leaves no half-written one. An
+    existing folder is replaced only if it holds nothing but a model. Word embeddings that were
+    tied and have drifted apart in training are saved untied. In float32, loading gives back the
+    same logits to the bit.
+
+    Raises:
+        ValueError: the model cannot be saved (see `check_saveable`), the card does not fit the
+            model, or `folder` holds other things.
+    """
+    folder = Path(folder)
+    gate = _checked_card(model, gate)
+    _check_replaceable(folder)
+    source = _source(model)
+    hf_model = hf_weights.to_hf_model(*_layout(model), source.config, dtype=dtype)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        with quiet_transformers():
+            hf_model.save_pretrained(beside)
+            if source.tokenizer is not None:
+                source.tokenizer.save_pretrained(beside)
+        if gate is not None:
+            gate.save(beside)
+        _put_in_place(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _source(model: HookedTransformer | TransformerBridge) -> HFSource:
+    source = getattr(model, "hf_source", None)
+    if source is None:
+        raise ValueError(
+            f"the model {model.cfg.model_name!r} has no Hugging Face counterpart and cannot be "
+            "saved; start from a Hugging Face model, with load_model or from_hf"
+        )
+    return source
+
+
+def _layout(
+    model: HookedTransformer | TransformerBridge,
+) -> tuple[dict[str, nn.Parameter], hf_weights.Rearrangement]:
+    """The parameters that are saved, and where they lie in the Hugging Face model."""
+    config = _source(model).config
+    if is_bridge(model):
+        parameters = bridge.trained_parameters(model)
+        layout = hf_weights.learn_rearrangement(
+            config, parameters, bridge.named_weights, tied=is_tied(config)
+        )
+        return parameters, layout
+    import circuits.models.hooked as hooked  # of TransformerLens 3, as such a model is
+
+    parameters, cfg = dict(model.named_parameters()), cast(Any, model.cfg)
+
+    def convert(hf_model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        return hooked.converted(hf_model, cfg, torch.float64)
+
+    return parameters, hf_weights.learn_rearrangement(config, parameters, convert, tied=False)
+
+
+def _checked_card(model: nn.Module, gate: GateCard | None) -> GateCard | None:
+    if is_top_k(model):
+        raise ValueError(
+            "the folder could not say that the model keeps its highest scores only; save the model "
+            "without add_top_k and put the mask on after loading"
+        )
+    if not is_gated(model):
+        if gate is not None:
+            raise ValueError("a gate card was given, but the model has no gate; add_gate first")
+        return None
+    if gate is None:
+        return GateCard(bias=gate_bias(model), versions=versions())
+    if gate.bias != gate_bias(model):
+        raise ValueError(
+            f"the gate card has bias {gate.bias}, the model's gate {gate_bias(model)}; they must "
+            "be the same"
+        )
+    return gate
+
+
+def _check_replaceable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file; give a folder for the model")
+    held = sorted(folder.iterdir()) if folder.is_dir() else []
+    foreign = [p.name for p in held if not any(p.match(pattern) for pattern in MODEL_FILES)]
+    if foreign or (held and not (folder / "config.json").is_file()):
+        raise ValueError(
+            f"the folder {str(folder)!r} is not replaced, because it holds more than a model "
+            f"({', '.join(foreign[:5]) or 'no config.json'}); give a new or empty folder"
+        )
+
+
+def _put_in_place(beside: Path, folder: Path) -> None:
+    """Renames `beside` to `folder` when its files are on disk, replacing an older model."""
+    beside.chmod(0o755)  # mkdtemp makes it private
+    for path in [*beside.iterdir(), beside]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if not folder.exists():
+        beside.rename(folder)
+        return
+    # A folder with files cannot be renamed over: for a moment the old one has another name.
+    older = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(older)
+    try:
+        beside.rename(folder)
+    except BaseException:
+        older.rename(folder)
+        raise
+    shutil.rmtree(older, ignore_errors=True)

@@ -1,0 +1,295 @@
+"""A circuit: the components of a graph that carry a behaviour, with their scores.
+
+Circuits are saved as JSON in the form of EAP-IG and of the MIB benchmark (`cfg`, `nodes`,
+`edges`, every node and edge present with `in_graph` and its score); whatever that form has no
+place for (granularity, attention edges, how the circuit was found) stands beside it at the top.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.attribute import GRANULARITIES, Granularity
+from circuits.files import write_json
+from circuits.graph import LOGITS, Graph, node_kind, node_layer
+from circuits.results.notebook import table_html
+
+
+@dataclass(frozen=True)
+class AttentionEdge:
+    """One link from a query position to a key position inside a head, with its score."""
+
+    layer: int
+    head: int
+    query: int
+    key: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Chosen components of a graph.
+
+    Attributes:
+        graph: The graph that the components are of.
+        granularity: What was chosen, and hence what `size` counts.
+        nodes: The sources in the circuit. Where heads were chosen all MLPs are in, where MLPs
+            were chosen all heads, where attention edges were chosen all of both.
+        edges: The edges in the circuit.
+        scores: Signed attribution of every edge.
+        attention_edges: For the granularity `attention_edge`, those chosen in each template.
+        found: How it was found: model, task, method, ablation, target, faithfulness and so on.
+    """
+
+    graph: Graph
+    granularity: Granularity | str
+    nodes: Bool[Tensor, " src"]
+    edges: Bool[Tensor, "src dest"]
+    scores: Float[Tensor, "src dest"]
+    attention_edges: dict[str, list[AttentionEdge]] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"unknown granularity {self.granularity!r}; choose one of "
+                f"{', '.join(GRANULARITIES)}"
+            )
+        for name, matrix in (("edges", self.edges), ("scores", self.scores)):
+            if matrix.shape != self.graph.mask.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(matrix.shape)}, the graph needs "
+                    f"{tuple(self.graph.mask.shape)}"
+                )
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads in the circuit."""
+        return self._names("head")
+
+    @property
+    def mlps(self) -> list[str]:
+        """Names of the MLPs in the circuit."""
+        return self._names("mlp")
+
+    def _names(self, kind: str) -> list[str]:
+        return [
+            name
+            for row, name in enumerate(self.graph.sources)
+            if self.nodes[row] and node_kind(name) == kind
+        ]
+
+    @property
+    def edge_names(self) -> list[str]:
+        """Names of the edges in the circuit, in the order of the graph."""
+        return [self.graph.edge_name(src, dest) for src, dest in self.edges.nonzero().tolist()]
+
+    @property
+    def size(self) -> float:
+        """How many components were chosen; attention edges are averaged over templates."""
+        if self.granularity == "head":
+            return len(self.heads)
+        if self.granularity == "mlp":
+            return len(self.mlps)
+        if self.granularity == "edge":
+            return int(self.edges.sum())
+        return sum(map(len, self.attention_edges.values())) / len(self.attention_edges)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row for each component, the greatest absolute score first.
+
+        Heads and MLPs have the columns `component`, `layer` and `score` (the sum over their
+        edges), edges `component`, `source`, `destination` and `score`, attention edges
+        `template`, `layer`, `head`, `query`, `key` and `score`.
+        """
+        if self.granularity == "attention_edge":
+            columns = ["template", "layer", "head", "query", "key", "score"]
+            rows = [
+                (template, edge.layer, edge.head, edge.query, edge.key, edge.score)
+                for template, chosen in self.attention_edges.items()
+                for edge in chosen
+            ]
+        elif self.granularity == "edge":
+            columns = ["component", "source", "destination", "score"]
+            rows = [
+                (*self._edge_ends(src, dest), float(self.scores[src, dest]))
+                for src, dest in self.edges.nonzero().tolist()
+            ]
+        else:
+            columns = ["component", "layer", "score"]
+            totals = dict(zip(self.graph.sources, self.scores.sum(dim=1).tolist(), strict=True))
+            rows = [
+                (name, node_layer(name), totals[name]) for name in self._names(self.granularity)
+            ]
+        frame = pd.DataFrame(rows, columns=columns)
+        return frame.sort_values(
+            "score", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
+
+    def _edge_ends(self, src: int, dest: int) -> tuple[str, str, str]:
+        graph = self.graph
+        return graph.edge_name(src, dest), graph.sources[src], graph.destinations[dest]
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"circuit of {self.granularity}s, size {self.size:.4g}; "
+            f"{self.graph.n_layers} layers of {self.graph.n_heads} heads"
+        )
+        if "faithfulness" in self.found:
+            caption += f"; faithfulness {self.found['faithfulness']:.3f}"
+        return table_html(caption, self.to_dataframe())
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Returns the circuit as a networkx graph.
+
+        Nodes carry `kind` and `layer`; edges are keyed by their name and carry `score` and
+        `read` ("q", "k", "v" or "").
+        """
+        found = nx.MultiDiGraph()
+        for row, name in enumerate(self.graph.sources):
+            if self.nodes[row]:
+                found.add_node(name, kind=node_kind(name), layer=node_layer(name))
+        found.add_node(LOGITS, kind=LOGITS, layer=self.graph.n_layers)
+        for src, dest in self.edges.nonzero().tolist():
+            node, _, read = self.graph.destinations[dest].partition("<")
+            found.add_edge(
+                self.graph.sources[src],
+                node,
+                key=self.graph.edge_name(src, dest),
+                score=float(self.scores[src, dest]),
+                read=read.rstrip(">"),
+            )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the circuit as EAP-IG writes it, with our own keys beside."""
+        graph = self.graph
+        node_scores = self.scores.sum(dim=1).tolist()
+        nodes: dict[str, dict[str, Any]] = {
+            name: {"in_graph": bool(self.nodes[row]), "score": node_scores[row]}
+            for row, name in enumerate(graph.sources)
+        }
+        nodes[LOGITS] = {"in_graph": True}
+        return {
+            "cfg": {
+                "n_layers": graph.n_layers,
+                "n_heads": graph.n_heads,
+                "parallel_attn_mlp": graph.parallel_attn_mlp,
+                "has_mlps": graph.has_mlps,
+            }
+            | ({} if graph.d_model is None else {"d_model": graph.d_model}),
+            "nodes": nodes,
+            "edges": {
+                graph.edge_name(src, dest): {
+                    "score": float(self.scores[src, dest]),
+                    "in_graph": bool(self.edges[src, dest]),
+                }
+                for src, dest in graph.mask.nonzero().tolist()
+            },
+            "granularity": self.granularity,
+            "size": self.size,
+            "attention_edges": {
+                template: [[e.layer, e.head, e.query, e.key, e.score] for e in chosen]
+                for template, chosen in self.attention_edges.items()
+            },
+            "found": self.found,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes the circuit as JSON, beside and renamed."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Circuit:
+        """Returns the circuit in a file of ours, of EAP-IG or of MIB.
+
+        Raises:
+            ValueError: the file is no such JSON, or names nodes or edges that its architecture
+                does not have.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text()))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no circuit ({type(error).__name__}: {error}); expected JSON with "
+                "cfg, nodes and edges as EAP-IG writes it"
+            ) from error
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Circuit:
+        """Returns the circuit in the content of such a file.
+
+        EAP-IG writes every node and edge. A file may leave out scores, and nodes: then those with
+        an edge in the circuit are in.
+
+        Raises:
+            ValueError: nodes or edges that its architecture does not have, a score that is not a
+                finite number, or an edge of a node that is not in the circuit.
+        """
+        cfg = content["cfg"]
+        graph = Graph(
+            cfg["n_layers"],
+            cfg["n_heads"],
+            cfg.get("has_mlps", True),
+            cfg["parallel_attn_mlp"],
+            cfg.get("d_model"),
+        )
+        edges, scores = torch.zeros_like(graph.mask), torch.zeros(graph.mask.shape)
+        for name, edge in content["edges"].items():
+            src, dest = graph.edge_index(name)
+            edges[src, dest] = _flag(name, edge)
+            scores[src, dest] = _finite(name, edge.get("score", 0.0))
+        granularity = content.get("granularity", "edge")
+        nodes = edges.any(dim=1)
+        if content["nodes"]:
+            nodes = _listed_nodes(graph, content["nodes"])
+        nodes[0] = True
+        lonely = (edges & ~nodes[:, None]).nonzero().tolist()
+        if lonely:
+            name = graph.edge_name(*lonely[0])
+            raise ValueError(
+                f"edge {name} is in the circuit, but its node {graph.sources[lonely[0][0]]} is "
+                "not; set in_graph of both, or of neither"
+            )
+        return cls(
+            graph=graph,
+            granularity=granularity,
+            nodes=nodes,
+            edges=edges,
+            scores=scores,
+            attention_edges={
+                template: [AttentionEdge(*row) for row in chosen]
+                for template, chosen in content.get("attention_edges", {}).items()
+            },
+            found=content.get("found", {}),
+        )
+
+
+def _listed_nodes(graph: Graph, listed: dict[str, Any]) -> Bool[Tensor, " src"]:
+    unknown = set(listed) - {*graph.sources, LOGITS}
+    if unknown:
+        raise ValueError(f"the graph lacks the nodes {sorted(unknown)[:3]} of the circuit")
+    return torch.tensor([name in listed and _flag(name, listed[name]) for name in graph.sources])
+
+
+def _flag(name: str, entry: dict[str, Any]) -> bool:
+    flag = entry["in_graph"]
+    if not isinstance(flag, bool):
+        raise ValueError(f"in_graph of {name} is {flag!r}; it must be true or false")
+    return flag
+
+
+def _finite(name: str, score: Any) -> float:
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(f"the score of {name} is {score!r}; it must be a finite number")
+    return float(score)

@@ -1,0 +1,433 @@
+"""The comparison: what was found in the dense model beside what was found in the sparse one.
+
+A `Comparison` is plain values, no models: it can be saved, loaded and drawn anywhere. Its tables
+say whether the models are equally good (`models_table`) and how big their circuits are
+(`summary_table`). Any number of other models may stand beside the pair, as controls or as further
+twins: `others_table` compares the dense model with each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import pandas as pd
+
+from circuits.comparison.roles import HeadRole
+from circuits.comparison.transfer import Transfer
+from circuits.files import write_json
+from circuits.graph import INPUT, LOGITS
+from circuits.results.circuit import Circuit
+from circuits.results.discovery import FORMAT, Discovery, Found, check_format
+from circuits.results.intervals import paired_p_value, ratio_interval, seeds_interval
+from circuits.results.notebook import table_html
+
+SIDES = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """How good a model is on plain text, and how many of its attention edges are open.
+
+    Attributes:
+        name: The model's name or folder.
+        ce: Cross-entropy on held-out text in nats per token; None if no text was given.
+        density: Share of allowed attention edges that are open; 1 for a dense model.
+        density_per_layer: The same for each layer.
+        density_per_head: The same for each head of each layer.
+        context: Tokens in each sequence that `ce` and `density` were measured on.
+        n_parameters: Number of weights.
+        tokenizer: Fingerprint of its tokenizer. Cross-entropies can be compared between models of
+            the same one only.
+    """
+
+    name: str
+    ce: float | None
+    density: float
+    density_per_layer: tuple[float, ...]
+    density_per_head: tuple[tuple[float, ...], ...]
+    context: int
+    n_parameters: int
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True)
+class AttentionExample:
+    """One reporting prompt as each model reads it.
+
+    Attributes:
+        task: The task's name.
+        template: The prompt's template.
+        clean: Its tokens as text.
+        corrupted: The corrupted twin's tokens.
+        answer: The first right answer.
+        patterns: Attention after the gate, on the clean prompt, per side:
+            lists in lists, `layer head query key`.
+    """
+
+    task: str
+    template: str
+    clean: tuple[str, ...]
+    corrupted: tuple[str, ...]
+    answer: str
+    patterns: dict[str, list[list[list[list[float]]]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables, figures and the report are made of.
+
+    Attributes:
+        models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
+        discoveries: What was found, by task, then by model. Another model that does not do a
+            task has no entry; a task that one of the pair does not do has none at all.
+        examples: A few reporting prompts of each task, by task.
+        transfers: Each of the pair's circuits, run in the other model.
+        roles: What the heads of the pair attend to, by task.
+        twins: Which of the others are sparse twins too, from other training seeds.
+        refused: Why a model has no circuit, by task, then by model.
+        run: How it was made: command, versions, seed, device, seconds.
+    """
+
+    models: dict[str, ModelFacts]
+    discoveries: dict[str, dict[str, Discovery]]
+    examples: dict[str, tuple[AttentionExample, ...]] = field(default_factory=dict)
+    transfers: tuple[Transfer, ...] = ()
+    roles: tuple[HeadRole, ...] = ()
+    twins: tuple[str, ...] = ()
+    refused: dict[str, dict[str, str]] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return table_html("Are the models equally good?", self.models_table()) + table_html(
+            "Sizes of the circuits, dense / sparse", self.summary_table()
+        )
+
+    def models_table(self) -> pd.DataFrame:
+        """Returns one row for each model and task: metric, accuracy, cross-entropy, density."""
+        return pd.DataFrame(
+            [
+                {
+                    "model": side,
+                    "task": task,
+                    "metric": discovery.metric_full,
+                    "accuracy": discovery.accuracy,
+                    "ce": self.models[side].ce,
+                    "density": self.models[side].density,
+                    "context": self.models[side].context,
+                    "tokenizer": self.models[side].tokenizer,
+                }
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+            ]
+        )
+
+    def summary_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: sizes, ratio with interval, faithfulness.
+
+        `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
+        paired bootstrap's p-value of equal sizes. `interval` says what both are drawn from, or why
+        there is none; `note` where every resample has the same two sizes. The interval from
+        `templates_low` to `templates_high` draws whole templates in place of prompts.
+        Faithfulness is of `prompts` prompts: fresh ones where `measured_on` is "reporting", those
+        that the circuits were found on where it is "sizing". A task that one of the pair does not
+        do has one row without a granularity, and `note` says why.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            dense, sparse = (found[side] for side in SIDES)
+            for granularity in dense.found:
+                pair = (dense.found[granularity], sparse.found[granularity])
+                ratio, low, high = size_ratio(*pair)
+                _, templates_low, templates_high = template_ratio(*pair)
+                rows.append(
+                    {
+                        "task": task,
+                        "granularity": granularity,
+                        "dense": pair[0].size,
+                        "sparse": pair[1].size,
+                        "ratio": ratio,
+                        "ratio_low": low,
+                        "ratio_high": high,
+                        "p": paired_p_value(*(one.resampled_sizes for one in pair)),
+                        "interval": pair[0].interval,
+                        "note": _note(*pair),
+                        "templates_low": templates_low,
+                        "templates_high": templates_high,
+                        "faithfulness_dense": pair[0].faithfulness,
+                        "faithfulness_dense_low": pair[0].faithfulness_low,
+                        "faithfulness_dense_high": pair[0].faithfulness_high,
+                        "faithfulness_sparse": pair[1].faithfulness,
+                        "faithfulness_sparse_low": pair[1].faithfulness_low,
+                        "faithfulness_sparse_high": pair[1].faithfulness_high,
+                        "target": dense.config.target,
+                        "measured_on": pair[0].measured_on,
+                        "prompts": pair[0].n_measured,
+                    }
+                )
+        for task, reason in self.not_compared().items():
+            rows.append({"task": task, "granularity": "", "note": reason})
+        return pd.DataFrame(rows)
+
+    def not_compared(self) -> dict[str, str]:
+        """Returns the tasks that one of the pair does not do, and why."""
+        return {
+            task: "; ".join(f"{side} model: {reasons[side]}" for side in SIDES if side in reasons)
+            for task, reasons in self.refused.items()
+            if any(side in reasons for side in SIDES)
+        }
+
+    def of_other_tokenizer(self) -> list[str]:
+        """Returns the models that read text as other tokens than the dense model."""
+        own = self.models["dense"].tokenizer
+        return [name for name, facts in self.models.items() if facts.tokenizer != own]
+
+    def evidence_table(self) -> pd.DataFrame:
+        """Returns one row for each task, granularity and model: what stands beside the size."""
+        return pd.DataFrame(
+            [
+                {
+                    "task": task,
+                    "granularity": granularity,
+                    "model": side,
+                    "size": one.size,
+                    "size_low": one.size_low,
+                    "size_high": one.size_high,
+                    "interval": one.interval,
+                    "note": _note(one),
+                    "first_crossing": one.first_crossing,
+                    "components": one.n_components,
+                    "holding_attribution": one.n_attribution,
+                    "faithfulness": one.faithfulness,
+                    "faithfulness_low": one.faithfulness_low,
+                    "faithfulness_high": one.faithfulness_high,
+                    "faithfulness_interval": one.faithfulness_interval,
+                    "measured_on": one.measured_on,
+                    "prompts": one.n_measured,
+                    "faithfulness_sizing": one.faithfulness_sizing,
+                    "without_last": one.faithfulness_without_last,
+                    "rest": one.faithfulness_of_rest,
+                    "random_same_size": one.random_same_size,
+                    "cpr": one.cpr,
+                    "cmd": one.cmd,
+                }
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+                for granularity, one in discovery.found.items()
+            ]
+        )
+
+    def others_table(self) -> pd.DataFrame:
+        """Returns one row for each task, granularity and model but the dense one.
+
+        `ratio` is the dense model's size over this model's. A model that does not do the task has
+        no size, and `note` says why.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            for granularity, dense in found["dense"].found.items():
+                for name, facts in self.models.items():
+                    if name == "dense":
+                        continue
+                    row = {"task": task, "granularity": granularity, "model": name}
+                    row |= {"ce": facts.ce, "density": facts.density}
+                    if name in found:
+                        one = found[name].found[granularity]
+                        ratio, low, high = size_ratio(dense, one)
+                        row |= {"accuracy": found[name].accuracy, "dense": dense.size}
+                        row |= {"size": one.size, "ratio": ratio, "ratio_low": low}
+                        row |= {"ratio_high": high, "note": ""}
+                    else:
+                        row["note"] = self.refused[task][name]
+                    rows.append(row)
+        columns = ("task", "granularity", "model", "accuracy", "ce", "density", "dense", "size")
+        columns += ("ratio", "ratio_low", "ratio_high", "note")
+        return pd.DataFrame(rows, columns=list(columns))
+
+    def seeds_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: the ratio over training seeds.
+
+        `ratio` is the geometric mean of dense over sparse, over the sparse model and its twins that
+        do the task; `seeds` of them. The interval is over post-training seeds alone: the dense
+        model and the prompts are the same. Empty without twins.
+        """
+        rows = []
+        for task, found in self.discoveries.items() if self.twins else ():
+            sparse = [found[name] for name in ("sparse", *self.twins) if name in found]
+            for granularity, dense in found["dense"].found.items():
+                ratios = [size_ratio(dense, one.found[granularity])[0] for one in sparse]
+                mean, low, high = seeds_interval(ratios)
+                row = {"task": task, "granularity": granularity, "seeds": len(ratios)}
+                row |= {"ratio": mean, "ratio_low": low, "ratio_high": high}
+                rows.append(row | {"smallest": min(ratios), "largest": max(ratios)})
+        columns = ("task", "granularity", "seeds", "ratio", "ratio_low", "ratio_high")
+        return pd.DataFrame(rows, columns=[*columns, "smallest", "largest"])
+
+    def transfer_table(self) -> pd.DataFrame:
+        """Returns one row for each circuit that was run in the other model."""
+        return pd.DataFrame(
+            [asdict(one) for one in self.transfers],
+            columns=[part.name for part in fields(Transfer)],
+        )
+
+    def roles_table(self) -> pd.DataFrame:
+        """Returns one row for each task, model and head: what it attends to, and its role."""
+        return pd.DataFrame(
+            [asdict(one) for one in self.roles], columns=[part.name for part in fields(HeadRole)]
+        )
+
+    def overlap_table(self) -> pd.DataFrame:
+        """Returns one row for each task and granularity: Jaccard overlap of the two circuits.
+
+        Heads, MLPs and edges are matched by name; attention edges by layer, head and positions.
+        """
+        rows = []
+        for task, found in self.discoveries.items():
+            for granularity in found["dense"].found:
+                dense, sparse = (_members(found[side].found[granularity].circuit) for side in SIDES)
+                union = dense | sparse
+                rows.append(
+                    {
+                        "task": task,
+                        "granularity": granularity,
+                        "shared": len(dense & sparse),
+                        "only_dense": len(dense - sparse),
+                        "only_sparse": len(sparse - dense),
+                        "jaccard": len(dense & sparse) / len(union) if union else math.nan,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def structure_table(self) -> pd.DataFrame:
+        """Returns one row for each task and model: the shape of the circuit of edges."""
+        return pd.DataFrame(
+            [
+                {"task": task, "model": side, **circuit_shape(discovery.found["edge"].circuit)}
+                for task, found in self.discoveries.items()
+                for side, discovery in found.items()
+                if "edge" in discovery.found
+            ]
+        )
+
+
+def _note(*found: Found) -> str:
+    """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
+    if not all(one.is_in_every_resample for one in found):
+        return ""
+    return "every resample has this size" if len(found) == 1 else "every resample has these sizes"
+
+
+def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
+    """Returns dense size over sparse size, and its 95 % interval over shared resamples."""
+    return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
+
+
+def template_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
+    """Returns dense size over sparse size, and its 95 % interval over resamples of templates."""
+    return ratio_interval(
+        dense.size, sparse.size, dense.resampled_templates, sparse.resampled_templates
+    )
+
+
+def circuit_shape(circuit: Circuit) -> dict[str, float]:
+    """Returns graph measures of a circuit: nodes, edges, paths, depth, mean in- and out-degree.
+
+    `paths` counts the ways from `input` to `logits`; `depth` is the number of edges on the longest.
+    """
+    graph = circuit.to_networkx()
+    n_paths: dict[str, int] = dict.fromkeys(graph, 0)
+    if INPUT in n_paths:
+        n_paths[INPUT] = 1
+    for node in nx.topological_sort(graph):
+        for _, dest in graph.out_edges(node):
+            n_paths[dest] += n_paths[node]
+    inner = [node for node in graph if node not in (INPUT, LOGITS)]
+    return {
+        "nodes": len(inner),
+        "edges": graph.number_of_edges(),
+        "paths": n_paths[LOGITS],
+        "depth": nx.dag_longest_path_length(nx.DiGraph(graph)) if graph.number_of_edges() else 0,
+        "mean_in_degree": _mean([graph.in_degree(node) for node in inner]),
+        "mean_out_degree": _mean([graph.out_degree(node) for node in inner]),
+    }
+
+
+def _members(circuit: Circuit) -> set[object]:
+    """The components of the circuit's granularity, as things that two circuits can share."""
+    if circuit.granularity == "attention_edge":
+        return {
+            (template, edge.layer, edge.head, edge.query, edge.key)
+            for template, chosen in circuit.attention_edges.items()
+            for edge in chosen
+        }
+    names = {"head": circuit.heads, "mlp": circuit.mlps, "edge": circuit.edge_names}
+    return set(names[circuit.granularity])
+
+
+def _mean(counts: list[int]) -> float:
+    return sum(counts) / len(counts) if counts else 0.0
+
+
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Writes the whole comparison as one JSON file, so that figures can be made later."""
+    content = {
+        "format": FORMAT,
+        "models": {side: asdict(facts) for side, facts in comparison.models.items()},
+        "discoveries": {
+            task: {side: discovery.to_json() for side, discovery in found.items()}
+            for task, found in comparison.discoveries.items()
+        },
+        "examples": {
+            task: [asdict(one) for one in examples]
+            for task, examples in comparison.examples.items()
+        },
+        "transfers": [asdict(one) for one in comparison.transfers],
+        "roles": [asdict(one) for one in comparison.roles],
+        "twins": comparison.twins,
+        "refused": comparison.refused,
+        "run": comparison.run,
+    }
+    write_json(path, content)
+
+
+def _facts(content: dict[str, Any]) -> ModelFacts:
+    per_head = tuple(tuple(heads) for heads in content["density_per_head"])
+    per_layer = tuple(content["density_per_layer"])
+    return ModelFacts(**content | {"density_per_layer": per_layer, "density_per_head": per_head})
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Returns the comparison that `save_comparison` wrote.
+
+    Raises:
+        ValueError: the file is none, or of another version of the package.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        check_format(content, path, "discoveries", "circuits compare")
+        models = {side: _facts(facts) for side, facts in content["models"].items()}
+        examples = {
+            task: tuple(
+                AttentionExample(**one | {key: tuple(one[key]) for key in ("clean", "corrupted")})
+                for one in several
+            )
+            for task, several in content["examples"].items()
+        }
+        discoveries = {
+            task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
+            for task, found in content["discoveries"].items()
+        }
+        transfers = tuple(Transfer(**one) for one in content["transfers"])
+        roles = tuple(HeadRole(**one) for one in content["roles"])
+        twins = tuple(content["twins"])
+        refused, run = content["refused"], content["run"]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no saved comparison ({type(error).__name__}: {error}); "
+            "make one with `circuits compare`"
+        ) from error
+    return Comparison(models, discoveries, examples, transfers, roles, twins, refused, run)

@@ -1,0 +1,280 @@
+"""What discovery returns: circuits with their evidence, as plain values that can be saved.
+
+`DiscoverConfig` says how circuits are looked for, `Found` is the circuit of one granularity with
+what is known about it, `Discovery` holds all granularities of one model and one task.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from circuits.attribute import GRANULARITIES, METHODS, Granularity
+from circuits.discovery.rank import SELECTIONS, Selection
+from circuits.files import write_json
+from circuits.intervene.activations import Ablation
+from circuits.results.circuit import Circuit
+from circuits.results.notebook import table_html
+from circuits.seeds import check_seed
+
+FORMAT = 2
+"""Of saved discoveries and comparisons; a file of another format was written by another version."""
+
+MeasuredOn = Literal["reporting", "sizing"]
+"""The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
+
+
+@dataclass(frozen=True)
+class DiscoverConfig:
+    """How circuits are looked for.
+
+    Attributes:
+        target: The faithfulness that a circuit must reach.
+        granularities: The kinds of component to choose among.
+        method: A name in `circuits.attribute.METHODS`.
+        selection: How scores order components: `absolute`, `signed` or `greedy`.
+        ablation: What components outside the circuit write.
+        n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
+        seed: Seed of prompts, random circuits and resamples.
+    """
+
+    target: float = 0.9
+    granularities: tuple[Granularity | str, ...] = GRANULARITIES
+    method: str = "attribution_patching"
+    selection: Selection | str = "absolute"
+    ablation: Ablation | str = "corrupted"
+    n_prompts: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target <= 1:
+            raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
+        if self.method not in METHODS:
+            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.selection not in SELECTIONS:
+            raise ValueError(
+                f"unknown selection {self.selection!r}; choose one of {', '.join(SELECTIONS)}"
+            )
+        if self.ablation not in get_args(Ablation):
+            raise ValueError(
+                f"unknown ablation {self.ablation!r}; choose one of {', '.join(get_args(Ablation))}"
+            )
+        unknown = [name for name in self.granularities if name not in GRANULARITIES]
+        if unknown or not self.granularities:
+            what = f"unknown granularity {unknown[0]!r}" if unknown else "no granularity given"
+            raise ValueError(f"{what}; choose among {', '.join(GRANULARITIES)}")
+        if self.n_prompts < 2:
+            raise ValueError(f"at least 2 prompts are needed, got {self.n_prompts}")
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The circuit found at one granularity, with its evidence.
+
+    Attributes:
+        circuit: The circuit.
+        size: Its number of components (attention edges: mean over templates). The smallest from
+            which every larger size tried reaches the target on the sizing prompts.
+        size_low: Lower end of the size's 95 % interval over sizing prompts; NaN without one.
+        size_high: Upper end.
+        interval: What was drawn for the size's interval: "prompts within templates", "prompts", or
+            "none: " and why.
+        first_crossing: The smallest size tried that reaches the target; less than `size` where
+            faithfulness falls under it again.
+        n_components: How many components there are to choose from.
+        faithfulness: The circuit's faithfulness on the prompts that it is measured on.
+        faithfulness_low: Lower end of its 95 % interval over these prompts; NaN without one.
+        faithfulness_high: Upper end.
+        faithfulness_interval: What was drawn for that interval, as in `interval`.
+        faithfulness_sizing: Its faithfulness on the prompts that chose its size: at the target by
+            choice, so more than fresh prompts show.
+        measured_on: Which prompts faithfulness is measured on: "reporting", fresh ones, or
+            "sizing", the ones that the circuit was found on, where no fresh prompt shares their
+            templates. Everything below but the resampled sizes is of the same prompts.
+        n_measured: How many these are.
+        faithfulness_without_last: Faithfulness without the component added last; None for an
+            empty circuit.
+        faithfulness_of_rest: The same of all components outside the circuit: what the circuit
+            leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
+        resampled_sizes: The size in each bootstrap resample, for paired ratios; none without an
+            interval.
+        resampled_templates: The size in each resample of whole templates; none where there are
+            fewer than five.
+        template_sizes: The size that each template alone would need, along the same ranking.
+        n_attribution: Components that hold the target's share of all absolute attribution.
+        random_faithfulness: Faithfulness of random circuits of as many components.
+        curve_sizes: About twenty sizes from nothing to everything, and the circuit's own.
+        curve_faithfulness: Faithfulness at each.
+        curve_low: Lower end of the faithfulness's 95 % interval at each.
+        curve_high: Upper end.
+        cpr: Area under the faithfulness curve over the share of components (MIB).
+        cmd: Area between the faithfulness curve and 1 (MIB).
+    """
+
+    circuit: Circuit
+    size: float
+    size_low: float
+    size_high: float
+    interval: str
+    first_crossing: float
+    n_components: float
+    faithfulness: float
+    faithfulness_low: float
+    faithfulness_high: float
+    faithfulness_interval: str
+    faithfulness_sizing: float
+    measured_on: MeasuredOn
+    n_measured: int
+    faithfulness_without_last: float | None
+    faithfulness_of_rest: float
+    resampled_sizes: tuple[float, ...]
+    resampled_templates: tuple[float, ...]
+    template_sizes: dict[str, float]
+    n_attribution: float
+    random_faithfulness: tuple[float, ...]
+    curve_sizes: tuple[float, ...]
+    curve_faithfulness: tuple[float, ...]
+    curve_low: tuple[float, ...]
+    curve_high: tuple[float, ...]
+    cpr: float
+    cmd: float
+
+    @property
+    def is_in_every_resample(self) -> bool:
+        """Whether every resample has the same size: its interval is one number, not no width."""
+        return len(set(self.resampled_sizes)) == 1
+
+    @property
+    def random_same_size(self) -> float:
+        """Mean faithfulness of the random circuits."""
+        return sum(self.random_faithfulness) / len(self.random_faithfulness)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the evidence as plain values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {"circuit": self.circuit.to_json()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Found:
+        """Returns the evidence that `to_json` wrote."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        values["circuit"] = Circuit.from_json(content["circuit"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was found in one model for one task.
+
+    Attributes:
+        task: The task's name.
+        metric: The metric's name.
+        metric_full: The metric of the whole model on the reporting prompts, mean.
+        metric_empty: The metric with everything ablated, mean.
+        accuracy: Share of reporting prompts whose most likely token is a right answer.
+        n_reporting: Number of reporting prompts.
+        config: How it was looked for.
+        found: The circuit of each granularity.
+    """
+
+    task: str
+    metric: str
+    metric_full: float
+    metric_empty: float
+    accuracy: float
+    n_reporting: int
+    config: DiscoverConfig
+    found: dict[str, Found]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Returns one row for each granularity: size and faithfulness with intervals, baselines.
+
+        `measured_on` says which prompts faithfulness is of, as in `Found`. `rest` is the
+        faithfulness of all components outside the circuit, `random_same_size` that of random
+        circuits, on the mean.
+        """
+        return pd.DataFrame(
+            [
+                {
+                    "granularity": granularity,
+                    "size": one.size,
+                    "size_low": one.size_low,
+                    "size_high": one.size_high,
+                    "interval": one.interval,
+                    "components": one.n_components,
+                    "faithfulness": one.faithfulness,
+                    "faithfulness_low": one.faithfulness_low,
+                    "faithfulness_high": one.faithfulness_high,
+                    "measured_on": one.measured_on,
+                    "prompts": one.n_measured,
+                    "rest": one.faithfulness_of_rest,
+                    "random_same_size": one.random_same_size,
+                }
+                for granularity, one in self.found.items()
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        caption = (
+            f"{self.task}: {self.metric} {self.metric_full:.3f} (ablated {self.metric_empty:.3f}), "
+            f"accuracy {self.accuracy:.1%} on {self.n_reporting} reporting prompts; target "
+            f"{self.config.target:.0%}"
+        )
+        return table_html(caption, self.to_dataframe())
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the discovery as plain values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["config"] = asdict(self.config)
+        plain["found"] = {name: one.to_json() for name, one in self.found.items()}
+        return plain
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Discovery:
+        """Returns the discovery that `to_json` wrote."""
+        config = dict(content["config"])
+        config["granularities"] = tuple(config["granularities"])
+        found = {name: Found.from_json(one) for name, one in content["found"].items()}
+        return cls(**content | {"config": DiscoverConfig(**config), "found": found})
+
+    def save(self, path: str | Path) -> None:
+        """Writes the discovery as JSON, beside and renamed."""
+        write_json(Path(path), {"format": FORMAT} | self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Discovery:
+        """Returns the discovery in a file.
+
+        Raises:
+            ValueError: the file is none, or of another version of the package.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            check_format(content, path, "found", "circuits discover")
+            return cls.from_json({k: v for k, v in content.items() if k != "format"})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is no saved discovery ({type(error).__name__}: {error}); "
+                "make one with `circuits discover`"
+            ) from error
+
+
+def check_format(content: dict[str, Any], path: str | Path, mark: str, command: str) -> None:
+    """Refuses what another version of the package saved: the field `mark` tells that it did.
+
+    Raises:
+        ValueError: the file's format is not this one.
+    """
+    if mark in content and content.get("format", 1) != FORMAT:
+        raise ValueError(
+            f"{path} was saved in format {content.get('format', 1)} by another version of "
+            f"circuits; this version reads format {FORMAT}. Make it again with `{command}`"
+        )

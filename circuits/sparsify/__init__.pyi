@@ -1,0 +1,9 @@
+from .config import TrainConfig as TrainConfig
+from .data import CorpusStream as CorpusStream
+from .data import TextStream as TextStream
+from .data import TokenStream as TokenStream
+from .dataset_stream import DatasetStream as DatasetStream
+from .evaluation import evaluate as evaluate
+from .result import TrainResult as TrainResult
+from .train import TrainingInterrupted as TrainingInterrupted
+from .train import post_train as post_train

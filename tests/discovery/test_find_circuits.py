@@ -1,0 +1,199 @@
+"""Discovery from end to end, on a circuit written by hand and on random models."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuits.attribute import GRANULARITIES
+from circuits.discovery.find_circuits import discover, steps_of
+from circuits.discovery.hand_built import induction
+from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
+from circuits.prompts import Prompts
+from circuits.results.discovery import DiscoverConfig, Discovery
+from circuits.tasks import Task, TaskPrompts
+from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
+
+skip_file_without_hooked_transformer()
+
+TASK = Task("made_up", "prompts are given", "logit_diff", lambda _tokenizer, _n, _seed: [])
+INDUCTION = induction()
+
+
+def known_prompts():
+    return INDUCTION.prompts(12)
+
+
+def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
+    """Random prompts whose right answer is the token that the ablation hurts most."""
+
+    def draw():
+        clean = torch.randint(model.cfg.d_vocab, (n, length))
+        corrupted = clean.clone()
+        corrupted[:, 1:4] = torch.randint(model.cfg.d_vocab, (n, 3))
+        with torch.no_grad():
+            logits, ablated = model(clean)[:, -1], model(corrupted)[:, -1]
+        # With zeros everywhere the logits are those of the biases, whatever the prompt.
+        gone = {"corrupted": ablated, "mean": logits.mean(dim=0), "zero": 0}
+        change = logits - gone[ablation]
+        return Prompts(
+            clean=clean,
+            corrupted=corrupted,
+            lengths=torch.full((n,), length),
+            answers=change.argmax(dim=-1, keepdim=True),
+            wrong_answers=change.argmin(dim=-1, keepdim=True),
+            templates=("one", "two") * (n // 2),
+        )
+
+    return TaskPrompts(ranking=draw(), sizing=draw(), reporting=draw())
+
+
+@pytest.mark.parametrize(
+    ("target", "ablation"), [(0.5, "corrupted"), (0.9, "corrupted"), (0.9, "mean"), (0.9, "zero")]
+)
+def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_it(target, ablation):
+    model = make_tiny_model()
+    config = DiscoverConfig(target=target, ablation=ablation)
+    prompts = made_up_prompts(model, ablation=ablation)
+    found = discover(model, TASK, config, prompts=prompts).found
+    assert tuple(found) == GRANULARITIES
+    for one in found.values():
+        assert one.faithfulness_sizing >= target
+        assert one.first_crossing <= one.size
+        assert one.measured_on == "reporting"
+
+
+def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(granularities=("edge",))
+    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    for part, said in (
+        (prompts.sizing, found.faithfulness_sizing),
+        (prompts.reporting, found.faithfulness),
+    ):
+        experiment = prepare_experiment(model, part, metric="logit_diff")
+        values = run_edges(experiment, found.circuit.edges)
+        measured = float(faithfulness(values, experiment.full, experiment.empty))
+        assert measured == pytest.approx(said, abs=1e-4)
+
+
+def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
+    model = make_tiny_model()
+    one, other = made_up_prompts(model), made_up_prompts(model)
+    other = TaskPrompts(one.ranking, one.sizing, other.reporting)
+    first, second = (discover(model, TASK, prompts=prompts).found for prompts in (one, other))
+    for granularity in GRANULARITIES:
+        pair = first[granularity], second[granularity]
+        for name in ("size", "resampled_sizes", "faithfulness_sizing", "first_crossing"):
+            assert getattr(pair[0], name) == getattr(pair[1], name)
+        assert pair[0].faithfulness != pair[1].faithfulness
+
+
+def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model, n=40)
+    config = DiscoverConfig(granularities=("edge",))
+    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    experiment = prepare_experiment(model, prompts.reporting, metric="logit_diff")
+    gain = (run_edges(experiment, found.circuit.edges) - experiment.empty).double()
+    gap = (experiment.full - experiment.empty).double()
+    # The delta method's standard error of a ratio of means, the templates' means taken out.
+    left = (gain - found.faithfulness * gap) / gap.mean()
+    strata = [left[start::2] for start in (0, 1)]
+    error = sum(one.var().item() / len(one) for one in strata) ** 0.5 / 2
+    width = found.faithfulness_high - found.faithfulness_low
+    assert found.faithfulness_interval == "prompts within templates"
+    assert width == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert found.faithfulness_low < found.faithfulness < found.faithfulness_high
+
+
+@pytest.mark.parametrize(
+    ("n", "drawn"),
+    [(12, "prompts within templates"), (8, "none: 8 prompts are too few")],
+)
+def test_few_prompts_have_no_interval(n, drawn):
+    model = make_tiny_model()
+    config = DiscoverConfig(granularities=("head",))
+    found = discover(model, TASK, config, prompts=made_up_prompts(model, n=n)).found["head"]
+    assert found.interval == found.faithfulness_interval == drawn
+    assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
+
+
+def test_two_runs_with_one_seed_are_equal():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(granularities=("mlp", "edge", "attention_edge"), seed=3)
+    first, second = (discover(model, TASK, config, prompts=prompts).to_json() for _ in range(2))
+    assert first == second
+
+
+def test_a_saved_discovery_is_loaded_as_it_was(tmp_path):
+    model = make_tiny_model()
+    config = DiscoverConfig(granularities=("head", "attention_edge"))
+    found = discover(model, TASK, config, prompts=made_up_prompts(model))
+    found.save(tmp_path / "found.json")
+    assert Discovery.load(tmp_path / "found.json").to_json() == found.to_json()
+
+
+def test_progress_is_told_about_as_often_as_foreseen():
+    config = DiscoverConfig(granularities=("head", "edge"))
+    told = []
+    discover(INDUCTION.model, TASK, config, prompts=known_prompts(), on_step=told.append)
+    assert 0.3 * steps_of(config) < len(told) < 1.3 * steps_of(config)
+
+
+def test_a_model_that_cannot_do_the_task_is_refused():
+    swapped = [
+        replace(prompts, answers=prompts.wrong_answers, wrong_answers=prompts.answers)
+        for prompts in (INDUCTION.draw(12, seed) for seed in range(3))
+    ]
+    with pytest.raises(ValueError, match="the model does not do the task"):
+        discover(INDUCTION.model, TASK, prompts=TaskPrompts(*swapped))
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="unknown method 'magic'; choose one of attribution"):
+        DiscoverConfig(method="magic")
+
+
+def test_an_unknown_granularity_is_refused():
+    with pytest.raises(ValueError, match="unknown granularity 'neuron'; choose among head"):
+        DiscoverConfig(granularities=("head", "neuron"))
+
+
+def test_no_granularity_is_refused():
+    with pytest.raises(ValueError, match="no granularity given"):
+        DiscoverConfig(granularities=())
+
+
+def test_an_unknown_ablation_is_refused():
+    with pytest.raises(ValueError, match="unknown ablation 'noise'"):
+        DiscoverConfig(ablation="noise")
+
+
+@pytest.mark.parametrize("target", [0.0, -0.5, 1.01, float("nan")])
+def test_a_target_out_of_range_is_refused(target):
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        DiscoverConfig(target=target)
+
+
+@pytest.mark.parametrize("granularity", ["head", "edge", "attention_edge"])
+def test_what_a_circuit_written_by_hand_leaves_out_does_nothing(granularity):
+    config = DiscoverConfig(target=0.99, granularities=(granularity,))
+    found = discover(INDUCTION.model, TASK, config, prompts=known_prompts()).found[granularity]
+    assert found.faithfulness_of_rest == pytest.approx(0, abs=1e-3)
+
+
+def test_selection_changes_the_order_in_which_components_are_taken():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    curves = set()
+    for selection in ("absolute", "signed", "greedy"):
+        config = DiscoverConfig(granularities=("edge",), selection=selection)
+        found = discover(model, TASK, config, prompts=prompts).found["edge"]
+        assert found.faithfulness_sizing >= config.target
+        assert found.circuit.found["selection"] == selection
+        curves.add(found.curve_faithfulness)
+    assert len(curves) > 1

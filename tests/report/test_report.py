@@ -1,0 +1,329 @@
+import json
+import os
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from circuits.report import check_writable, headlines, warnings_of, write_results
+from circuits.results.circuit import Circuit
+from circuits.results.comparison import load_comparison
+from tests.fake_comparison import EDGES, make_comparison, make_found
+
+TABLES = [
+    *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
+    *("roles.csv", "seeds.csv", "structure.csv", "summary.csv", "transfer.csv"),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder of results, written once; tests only read it."""
+    out = tmp_path_factory.mktemp("parent") / "results"
+    write_results(make_comparison(), out)
+    return out
+
+
+def with_resampled(comparison, side, resampled):
+    """The comparison of edges in one task, one model's resampled sizes replaced."""
+    discovery = comparison.discoveries["ioi"][side]
+    found = {"edge": replace(discovery.found["edge"], resampled_sizes=resampled)}
+    sides = comparison.discoveries["ioi"] | {side: replace(discovery, found=found)}
+    return replace(comparison, discoveries={"ioi": sides})
+
+
+def one_task():
+    return make_comparison(tasks=("ioi",), granularities=("edge",))
+
+
+def test_everything_is_written(written):
+    assert sorted(path.name for path in written.iterdir()) == sorted(
+        [*TABLES, "circuits", "comparison.json", "figures", "report.html"]
+    )
+    assert sorted(path.name for path in (written / "circuits").iterdir()) == sorted(
+        f"{task}.{side}.{granularity}.json"
+        for task in ("ioi", "greater_than")
+        for side in ("dense", "sparse")
+        for granularity in ("head", "mlp", "edge", "attention_edge")
+    )
+    assert sorted(path.name for path in (written / "figures").iterdir()) == sorted(
+        ["density.html", "density_per_head.html", "sizes.html", "plotly.min.js"]
+        + [
+            f"{task}.{kind}.html"
+            for task in ("ioi", "greater_than")
+            for kind in ("arcs", "attention", "circuits", "faithfulness")
+        ]
+    )
+    assert [path.name for path in written.parent.iterdir()] == ["results"]
+
+
+def test_tables_have_the_promised_columns(written):
+    summary = pd.read_csv(written / "summary.csv")
+    assert list(summary.columns) == [
+        "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
+        "p", "interval", "note", "templates_low", "templates_high",
+        "faithfulness_dense", "faithfulness_dense_low", "faithfulness_dense_high",
+        "faithfulness_sparse", "faithfulness_sparse_low", "faithfulness_sparse_high",
+        "target", "measured_on", "prompts",
+    ]  # fmt: skip
+    assert len(summary) == 8
+    models = pd.read_csv(written / "models.csv")
+    assert list(models.columns) == [
+        "model", "task", "metric", "accuracy", "ce", "density", "context", "tokenizer",
+    ]  # fmt: skip
+    assert list(models["model"]) == ["dense", "sparse"] * 2
+    edge = summary[(summary["task"] == "ioi") & (summary["granularity"] == "edge")].iloc[0]
+    assert (edge["dense"], edge["sparse"], edge["ratio"]) == (6, 3, 2)
+
+
+def test_circuits_and_the_comparison_can_be_read_back(written):
+    circuit = Circuit.load(written / "circuits" / "ioi.sparse.edge.json")
+    assert sorted(circuit.edge_names) == sorted(EDGES["sparse"])
+    again = load_comparison(written / "comparison.json")
+    assert again.summary_table().equals(make_comparison().summary_table())
+
+
+def test_the_report_needs_no_network_and_holds_plotly_once(written):
+    page = (written / "report.html").read_text()
+    assert len(page.encode()) < 8e6
+    assert not re.search(r'<(script|link|img)[^>]+(src|href)="(https?:|//)', page)
+    outside_plotly = page[page.index("</head>") :]
+    assert "<script src" not in outside_plotly
+    assert "cdn." not in outside_plotly
+    assert page.count("plotly.js v") == 1
+
+
+def test_the_report_tells_the_story_in_order(written):
+    page = (written / "report.html").read_text()
+    headings = re.findall(r"<h2>(\d)\. (.*?)</h2>", page)
+    assert [number for number, _ in headings] == list("1234567")
+    assert [words for _, words in headings] == [
+        "Are the models equally good?",
+        "How sparse is the sparse one?",
+        "How big are the circuits?",
+        "Do controls say the same?",
+        "What do they look like?",
+        "Do their heads do the same?",
+        "How this was made",
+    ]
+    assert page.index("ioi: 90 % of the behaviour takes 6 edges") < page.index("<h2>")
+
+
+def test_single_figures_read_plotly_from_their_folder(written):
+    page = (written / "figures" / "sizes.html").read_text()
+    assert 'src="plotly.min.js"' in page
+    assert "https://cdn" not in page
+    assert len(page) < 1e6
+
+
+def test_whatever_comes_from_data_is_escaped(written):
+    pages = [written / "report.html", *(written / "figures").glob("*.html")]
+    for path in pages:
+        page = path.read_text()
+        assert "<script>alert" not in page
+        assert "<b>bold" not in page
+        assert "<i>Mary" not in page
+    report = (written / "report.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in report  # the prompt
+    assert "&lt;script&gt;alert(2)&lt;/script&gt;" in report  # the command
+    assert "dense &amp; &lt;b&gt;bold&lt;/b&gt;" in report
+    assert "&lt;i&gt;Mary&lt;/i&gt;" in report
+
+
+def test_a_hostile_task_name_stays_inside_the_folder(tmp_path):
+    comparison = make_comparison(tasks=("../<img src=x>",), granularities=("edge",))
+    write_results(comparison, tmp_path / "results")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert (tmp_path / "results" / "circuits" / "..__img_src_x_.dense.edge.json").is_file()
+    assert "<img" not in (tmp_path / "results" / "report.html").read_text().split("</head>")[1]
+
+
+@pytest.mark.parametrize("granularity", ["head", "mlp", "attention_edge"])
+def test_one_granularity_makes_a_whole_report(tmp_path, granularity):
+    comparison = make_comparison(tasks=("ioi",), granularities=(granularity,))
+    write_results(comparison, tmp_path / "results")
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "no circuit of this kind was looked for" in page
+    assert (tmp_path / "results" / "figures" / "ioi.circuits.html").is_file()
+
+
+def test_a_headline_gives_sizes_ratio_and_interval():
+    (sentence,) = headlines(one_task())
+    assert sentence == (
+        "ioi: 90 % of the behaviour takes 6 edges in the dense model and 3 in the sparse one "
+        "(ratio 2, 95 % interval 1.6 to 2.5)."
+    )
+
+
+def test_the_headline_on_edges_comes_first_within_its_task():
+    sentences = headlines(make_comparison())
+    assert [sentence.split(":")[0] for sentence in sentences] == ["ioi"] * 4 + ["greater_than"] * 4
+    assert "edges" in sentences[0]
+    assert "heads" in sentences[1]
+
+
+def test_a_headline_says_when_the_interval_includes_1():
+    (sentence,) = headlines(with_resampled(one_task(), "sparse", (2.0, 5.0, 7.0, 9.0)))
+    assert sentence.endswith("; no clear difference: the interval includes 1.")
+
+
+def with_evidence(comparison, **changes):
+    """The comparison of edges in one task, with changed evidence for both models."""
+    sides = {
+        side: replace(discovery, found={"edge": replace(discovery.found["edge"], **changes)})
+        for side, discovery in comparison.discoveries["ioi"].items()
+    }
+    return replace(comparison, discoveries={"ioi": sides})
+
+
+def test_a_headline_says_why_there_is_no_interval():
+    none = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
+    (sentence,) = headlines(with_evidence(one_task(), **none))
+    assert "(ratio 2, no interval: 6 prompts are too few); no clear difference" in sentence
+
+
+def test_a_circuit_that_misses_the_target_on_fresh_prompts_is_named():
+    assert not [one for one in warnings_of(one_task()) if "recovers" in one]
+    missed = {"faithfulness": 0.85, "faithfulness_low": 0.8, "faithfulness_high": 0.89}
+    named = [one for one in warnings_of(with_evidence(one_task(), **missed)) if "recovers" in one]
+    assert named[0] == (
+        "The dense model's circuit of ioi (edges) was sized at 0.940 of the behaviour, but "
+        "recovers 0.850 [0.800, 0.890] on 20 fresh prompts."
+    )
+    assert len(named) == 2
+
+
+def test_a_circuit_that_no_fresh_prompt_can_show_is_named():
+    (dense, _) = [
+        one
+        for one in warnings_of(with_evidence(one_task(), measured_on="sizing", n_measured=7))
+        if "recovers" in one
+    ]
+    assert dense.endswith(
+        "0.920 [0.850, 0.970] on the 7 prompts that it was found on: no fresh prompt shares "
+        "their templates."
+    )
+
+
+def test_a_headline_says_when_the_sparse_model_needs_more():
+    comparison = one_task()
+    sides = comparison.discoveries["ioi"]
+    swapped = {"dense": sides["sparse"], "sparse": sides["dense"]}
+    (sentence,) = headlines(replace(comparison, discoveries={"ioi": swapped}))
+    assert "ratio 0.5, 95 % interval 0.41 to 0.62" in sentence
+    assert sentence.endswith("; the sparse model needs more.")
+
+
+def test_a_headline_on_empty_circuits_claims_nothing():
+    comparison = make_comparison(tasks=("ioi",), granularities=("mlp",))
+    discovery = comparison.discoveries["ioi"]["sparse"]
+    empty = make_found(discovery.found["mlp"].circuit, (0.0, 0.0, 0.0, 0.0))
+    both = replace(discovery, found={"mlp": empty})
+    (sentence,) = headlines(
+        replace(comparison, discoveries={"ioi": {"dense": both, "sparse": both}})
+    )
+    assert sentence.endswith("; no clear difference.")
+    assert "nan" not in sentence
+
+
+def test_equally_good_models_get_no_warning():
+    assert warnings_of(make_comparison()) == []
+
+
+def test_a_worse_cross_entropy_is_warned_of():
+    comparison = make_comparison()
+    worse = replace(comparison.models["sparse"], ce=1.2101)
+    (warning,) = warnings_of(replace(comparison, models=comparison.models | {"sparse": worse}))
+    assert "0.0101 nats above the dense model's" in warning
+
+
+def test_an_unknown_cross_entropy_is_warned_of():
+    comparison = make_comparison()
+    unknown = replace(comparison.models["dense"], ce=None)
+    (warning,) = warnings_of(replace(comparison, models=comparison.models | {"dense": unknown}))
+    assert "not measured" in warning
+
+
+def test_a_low_accuracy_is_warned_of():
+    comparison = one_task()
+    sides = comparison.discoveries["ioi"]
+    low = sides | {"sparse": replace(sides["sparse"], accuracy=0.9)}
+    (warning,) = warnings_of(replace(comparison, discoveries={"ioi": low}))
+    assert "The sparse model answers 90.0% of the ioi prompts" in warning
+
+
+def test_a_new_an_empty_and_an_own_folder_are_accepted(written, tmp_path):
+    check_writable(tmp_path / "new")
+    check_writable(tmp_path)
+    check_writable(written)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_refused(tmp_path):
+    (tmp_path / "results").write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file; give a folder"):
+        check_writable(tmp_path / "results")
+
+
+def test_a_missing_parent_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*missing to write results"):
+        check_writable(tmp_path / "missing" / "results")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["thesis.tex"], ["summary.csv"], ["comparison.json", "thesis.tex"]],
+    ids=["foreign", "half-written", "ours with a foreign file"],
+)
+def test_a_folder_that_holds_other_files_is_refused_and_kept(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="holds other files.*give a new or empty folder"):
+        write_results(one_task(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    # The tests may run as root, for whom nothing is forbidden.
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(PermissionError, match="no permission to write into"):
+        check_writable(tmp_path / "results")
+
+
+def test_own_results_are_replaced_whole(tmp_path):
+    out = tmp_path / "results"
+    write_results(make_comparison(), out)
+    write_results(one_task(), out)
+    assert len(list((out / "circuits").iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.parametrize("step", ["report_html", "save_comparison"])
+@pytest.mark.parametrize("failure", [OSError("no space left"), KeyboardInterrupt()], ids=repr)
+def test_nothing_is_left_behind_when_writing_fails_half_way(tmp_path, monkeypatch, step, failure):
+    def fail(*_arguments):
+        raise failure
+
+    monkeypatch.setattr(f"circuits.report.write.{step}", fail)
+    with pytest.raises(type(failure)):
+        write_results(one_task(), tmp_path / "results")
+    assert not list(tmp_path.iterdir())
+
+
+def test_old_results_return_when_the_last_rename_fails(tmp_path, monkeypatch):
+    out = tmp_path / "results"
+    write_results(one_task(), out)
+    before = json.loads((out / "comparison.json").read_text())
+    rename = os.rename
+
+    def fail_on_new(source, target):
+        if str(source).endswith("new"):
+            raise OSError("no space left")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_on_new)
+    with pytest.raises(OSError, match="no space left"):
+        write_results(make_comparison(), out)
+    assert json.loads((out / "comparison.json").read_text()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]

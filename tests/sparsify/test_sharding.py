@@ -1,0 +1,159 @@
+"""Sharded runs take the steps of whole ones, and hold a part of everything.
+
+Run under torchrun, this file makes the sharded runs that its tests look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from circuits.cli import main
+from circuits.models.bridge import is_spare
+from circuits.sparsify.run import Run
+from circuits.sparsify.sharding import Sharding
+from circuits.sparsify.train import TrainConfig, TrainResult, post_train
+from circuits.workers import Workers, join_workers
+from tests.helpers import CountingStream, make_taught_model
+
+ROOT = Path(__file__).resolve().parents[2]
+# One head: a HookedTransformer's attention weights cannot be cut along their first axis.
+SHAPE = {"n_heads": 1, "d_head": 16}
+LORA: dict[str, Any] = {"lora_rank": 2, "recompute": True, "distillation": 0.5}
+
+
+def make_config(n_processes: int, **changes: Any) -> TrainConfig:
+    """A batch of 4 parts, for each process as many as for the others."""
+    return TrainConfig(
+        steps=4, batch_size=8, accumulate=4 // n_processes, slack=100.0, learning_rate=1e-4,
+        control_every=2, control_sequences=4, evaluate_every=4, selection_sequences=4, **changes,
+    )  # fmt: skip
+
+
+def unused(model: Any) -> set[str]:
+    """Weights of a TransformerBridge that stand beside those that they were split into."""
+    return {name for name, _ in model.named_parameters() if is_spare(name)}
+
+
+def train(out: Path, config: TrainConfig, **flags: Any) -> TrainResult:
+    model = make_taught_model(CountingStream(), **SHAPE)
+    frozen = unused(model)
+    return post_train(model, CountingStream(), config, out, frozen=frozen, progress=False, **flags)
+
+
+def begin(out: Path, workers: Workers, sharding: Sharding | None = None) -> Run:
+    """The first half of a run."""
+    model = make_taught_model(CountingStream(), **SHAPE)
+    run = Run.start(
+        model, CountingStream(), make_config(workers.count), out, unused(model), False,
+        workers, sharding,
+    )  # fmt: skip
+    run.begin()
+    for _ in range(2):
+        record = run.train_step()
+        run.write_log(record | (run.control() if run.step == 2 else {}))
+    run.save()
+    return run
+
+
+def weights(result: TrainResult) -> dict[str, Tensor]:
+    return {name: held.detach().contiguous() for name, held in result.model.named_parameters()}
+
+
+def largest_parts(run: Run) -> dict[str, float]:
+    """The largest fraction that this process holds of any weight, gradient or moment."""
+    held: dict[str, list[float]] = {"weight": [], "gradient": []}
+    for weight in run.weights.values():
+        state = {key: value for key, value in run.optimizer.state[weight].items() if key != "step"}
+        for kind, tensor in {"weight": weight, "gradient": weight.grad, **state}.items():
+            part: Any = tensor
+            held.setdefault(kind, []).append(part.to_local().numel() / part.numel())
+    return {kind: max(parts) for kind, parts in held.items()}
+
+
+def make_sharded_runs(folder: Path) -> None:
+    device = torch.device("cpu")
+    workers = join_workers(device)
+    lora = train(folder / "lora", make_config(workers.count, **LORA), shard_on="cpu")
+    save_file(weights(lora), folder / f"lora{workers.rank}.safetensors")
+    back = train(folder / "whole, sharded", make_config(workers.count), shard_on="cpu", resume=True)
+    save_file(weights(back), folder / f"back{workers.rank}.safetensors")
+    run = begin(folder / "sharded, whole", workers, Sharding(device, workers.count))
+    sharded = {name for name, held in run.model.named_parameters() if isinstance(held, DTensor)}
+    assert sharded == set(run.weights)  # what is not used is not sent along
+    (folder / f"parts{workers.rank}.json").write_text(json.dumps(largest_parts(run)))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharding")
+    begin(folder / "whole, sharded", Workers())
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights after a run that was never sharded or stopped."""
+    return weights(train(tmp_path_factory.mktemp("whole") / "run", make_config(1)))
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert found[name].sub(weight).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_holds_half_of_everything(sharded: Path, rank: int) -> None:
+    parts = json.loads((sharded / f"parts{rank}.json").read_text())
+    assert parts == {"weight": 0.5, "gradient": 0.5, "exp_avg": 0.5, "exp_avg_sq": 0.5}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_updates_and_parts_of_a_batch_are_as_in_one_process(
+    sharded: Path, tmp_path: Path, rank: int
+) -> None:
+    found = load_file(sharded / f"lora{rank}.safetensors")
+    assert_close(found, weights(train(tmp_path / "run", make_config(1, **LORA))))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_whole_run_is_resumed_sharded(sharded: Path, whole: dict[str, Tensor], rank: int) -> None:
+    assert_close(load_file(sharded / f"back{rank}.safetensors"), whole)
+
+
+def test_a_sharded_run_is_resumed_whole(sharded: Path, whole: dict[str, Tensor]) -> None:
+    resumed = train(sharded / "sharded, whole", make_config(1), resume=True)
+    assert_close(weights(resumed), whole)
+
+
+def test_one_process_cannot_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="several processes, and there is one"):
+        train(tmp_path / "run", make_config(1), shard_on="cpu")
+    assert main(["train", "--out", str(tmp_path / "run"), "--shard"]) == 2
+    assert "several processes, and there is one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+if __name__ == "__main__":
+    make_sharded_runs(Path(sys.argv[1]))
