@@ -48,7 +48,7 @@ def kernels() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.interpreted_kernels"],
+        [sys.executable, "-m", "tests.gate.interpreted_kernels"],
         cwd=ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

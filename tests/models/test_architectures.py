@@ -1,4 +1,4 @@
-"""The fast code against the slow one of tests/slow_reference.py, architecture by architecture.
+"""The fast code against the slow one of slow_reference.py, architecture by architecture.
 
 Both compute the same numbers in float64, in different order: they may differ by rounding only.
 """
@@ -26,8 +26,8 @@ from circuits.gate.gate import add_gate
 from circuits.graph import Graph
 from circuits.intervene.ablate import prepare_experiment, run_edges
 from circuits.prompts import Prompts
-from tests import slow_reference as slow
 from tests.helpers import make_prompts, make_tiny_model, skip_file_without_hooked_transformer
+from tests.models import slow_reference as slow
 
 skip_file_without_hooked_transformer()
 

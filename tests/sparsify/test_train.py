@@ -304,7 +304,7 @@ def test_a_model_that_cannot_be_saved_is_trained_only_if_asked_for(tmp_path: Pat
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.test_train import run
+from tests.sparsify.test_train import run
 run(Path(sys.argv[1]), steps=100_000 if sys.argv[2] == "endless" else int(sys.argv[2]))
 """
 

@@ -15,7 +15,7 @@ from circuits.sparsify.dataset_stream import DatasetStream
 from tests.helpers import word_tokenizer
 
 _SPEC = importlib.util.spec_from_file_location(
-    "real_text", Path(__file__).parents[1] / "analyses" / "real_text.py"
+    "real_text", Path(__file__).parents[2] / "analyses" / "real_text.py"
 )
 assert _SPEC is not None
 assert _SPEC.loader is not None

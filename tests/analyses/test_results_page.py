@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _SPEC = importlib.util.spec_from_file_location(
     "results_page", ROOT / "analyses" / "results_page.py"
 )

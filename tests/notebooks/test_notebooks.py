@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 
 from tests.helpers import HAS_HOOKED_TRANSFORMER
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
 def test_there_are_notebooks():

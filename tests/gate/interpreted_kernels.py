@@ -1,6 +1,6 @@
 """Runs the Triton kernels in Triton's interpreter, on the CPU, and prints how far they are off.
 
-    TRITON_INTERPRET=1 python tests/interpreted_kernels.py
+    TRITON_INTERPRET=1 python -m tests.gate.interpreted_kernels
 
 The variable must be set before Triton is imported, hence a program of its own. The interpreter
 cannot multiply matrices of bfloat16; float16 stands for half precision.
@@ -12,10 +12,10 @@ import json
 import sys
 
 import torch
-from tests.test_fused import plain
 
 from circuits.gate.fused.kernels import uniform_kernel
 from circuits.gate.fused.triton_attention import TritonAttention, check_triton
+from tests.gate.test_fused import plain
 
 N_PAIRS, N_POS, D_HEAD, SEED = 2, 70, 24, 5
 
