@@ -12,7 +12,7 @@ from circuits.attribute.exact_patching import (
 )
 from circuits.attribute.input_path import gradient_average, integrated_gradients
 from circuits.attribute.local_patching import local_patching
-from circuits.attribute.scores import GRANULARITIES, Granularity, Scores
+from circuits.attribute.scores import Scores
 from circuits.intervene.ablate import Experiment
 
 
@@ -35,9 +35,7 @@ METHODS: dict[str, Method] = {
 """The methods by name, all of one signature."""
 
 __all__ = [
-    "GRANULARITIES",
     "METHODS",
-    "Granularity",
     "Method",
     "Scores",
     "attribution_patching",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -12,10 +11,6 @@ from torch import Tensor
 
 from circuits.graph import Graph
 from circuits.intervene.activations import Ablation
-
-Granularity = Literal["head", "mlp", "edge", "attention_edge"]
-"""The kinds of component that circuits are made of and counted in."""
-GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def discover_config(
     seed: int,
 ) -> DiscoverConfig:
     """Returns the configuration that the options say."""
-    from circuits.attribute import GRANULARITIES
+    from circuits.choices import GRANULARITIES
     from circuits.results.discovery import DiscoverConfig
 
     names = [name.replace("-", "_") for name in granularity or GRANULARITIES]

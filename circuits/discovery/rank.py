@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.attribute import Granularity, Scores
+from circuits.attribute import Scores
+from circuits.choices import Granularity
 from circuits.graph import Graph, NodeKind
 from circuits.results.circuit import AttentionEdge, Circuit
 

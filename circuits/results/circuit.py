@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.attribute import GRANULARITIES, Granularity
+from circuits.choices import GRANULARITIES, Granularity, check_choice
 from circuits.files import write_json
 from circuits.graph import LOGITS, Graph, node_kind, node_layer
 from circuits.results.notebook import table_html
@@ -60,11 +60,7 @@ class Circuit:
     found: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(
-                f"unknown granularity {self.granularity!r}; choose one of "
-                f"{', '.join(GRANULARITIES)}"
-            )
+        check_choice("granularity", self.granularity, GRANULARITIES)
         for name, matrix in (("edges", self.edges), ("scores", self.scores)):
             if matrix.shape != self.graph.mask.shape:
                 raise ValueError(

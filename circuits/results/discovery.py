@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from circuits.attribute import GRANULARITIES, METHODS, Granularity
+from circuits.attribute import METHODS
+from circuits.choices import GRANULARITIES, Granularity, check_choice
 from circuits.discovery.rank import SELECTIONS, Selection
 from circuits.files import write_json
 from circuits.intervene.activations import Ablation
@@ -43,7 +44,7 @@ class DiscoverConfig:
     """
 
     target: float = 0.9
-    granularities: tuple[Granularity | str, ...] = GRANULARITIES
+    granularities: tuple[Granularity | str, ...] = tuple(GRANULARITIES)
     method: str = "attribution_patching"
     selection: Selection | str = "absolute"
     ablation: Ablation | str = "corrupted"
@@ -63,10 +64,10 @@ class DiscoverConfig:
             raise ValueError(
                 f"unknown ablation {self.ablation!r}; choose one of {', '.join(get_args(Ablation))}"
             )
-        unknown = [name for name in self.granularities if name not in GRANULARITIES]
-        if unknown or not self.granularities:
-            what = f"unknown granularity {unknown[0]!r}" if unknown else "no granularity given"
-            raise ValueError(f"{what}; choose among {', '.join(GRANULARITIES)}")
+        if not self.granularities:
+            raise ValueError(f"no granularity given; choose among {', '.join(GRANULARITIES)}")
+        for granularity in self.granularities:
+            check_choice("granularity", granularity, GRANULARITIES)
         if self.n_prompts < 2:
             raise ValueError(f"at least 2 prompts are needed, got {self.n_prompts}")
         check_seed(self.seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.attribute import GRANULARITIES
+from circuits.choices import GRANULARITIES
 from circuits.discovery.find_circuits import discover, steps_of
 from circuits.discovery.hand_built import induction
 from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
@@ -57,7 +57,7 @@ def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_i
     config = DiscoverConfig(target=target, ablation=ablation)
     prompts = made_up_prompts(model, ablation=ablation)
     found = discover(model, TASK, config, prompts=prompts).found
-    assert tuple(found) == GRANULARITIES
+    assert tuple(found) == tuple(GRANULARITIES)
     for one in found.values():
         assert one.faithfulness_sizing >= target
         assert one.first_crossing <= one.size
@@ -159,7 +159,7 @@ def test_an_unknown_method_is_refused():
 
 
 def test_an_unknown_granularity_is_refused():
-    with pytest.raises(ValueError, match="unknown granularity 'neuron'; choose among head"):
+    with pytest.raises(ValueError, match="unknown granularity 'neuron'; choose one of head"):
         DiscoverConfig(granularities=("head", "neuron"))
 
 

@@ -1,0 +1,37 @@
+"""What a user can choose from, each value with the sentence that explains it.
+
+Every kind of choice is a `Literal` for annotations and a mapping from its values to their sentences
+for checks and for help. Checks, the command line and the docs read them here. Nothing is imported
+but the standard library, so a list of choices costs no loading of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+Granularity = Literal["head", "mlp", "edge", "attention_edge"]
+"""The kinds of component that circuits are made of and counted in."""
+GRANULARITIES: dict[Granularity, str] = {
+    "head": "An attention head, with everything that it reads and writes.",
+    "mlp": "The MLP of one layer.",
+    "edge": "What one component writes, as another one reads it: a head's query, key or value "
+    "input, an MLP, or the logits.",
+    "attention_edge": "The link from a query token to a key token inside one head.",
+}
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses a value that is not among the choices.
+
+    Args:
+        name: What is chosen, in words, such as `granularity`.
+        value: What was given.
+        choices: The values to choose from.
+
+    Raises:
+        ValueError: the value is not one of them.
+    """
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")

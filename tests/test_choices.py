@@ -1,0 +1,32 @@
+"""Every choice has a sentence, and a value that is not a choice is refused in one way."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from circuits import choices
+from circuits.choices import check_choice
+
+KINDS = {
+    "granularity": (choices.Granularity, choices.GRANULARITIES),
+}
+
+
+@pytest.mark.parametrize(("values", "sentences"), KINDS.values(), ids=KINDS)
+def test_every_value_has_its_sentence(values, sentences):
+    assert tuple(sentences) == get_args(values)
+    assert all(text[0].isupper() and text.endswith(".") for text in sentences.values())
+
+
+@pytest.mark.parametrize("value", ["neuron", "", None, 3, ["head"]], ids=repr)
+def test_what_is_not_a_choice_is_refused_with_what_is(value):
+    with pytest.raises(ValueError) as raised:
+        check_choice("granularity", value, choices.GRANULARITIES)
+    expected = f"unknown granularity {value!r}; choose one of head, mlp, edge, attention_edge"
+    assert str(raised.value) == expected
+
+
+def test_a_choice_passes():
+    check_choice("granularity", "mlp", choices.GRANULARITIES)
