@@ -20,6 +20,14 @@ GRANULARITIES: dict[Granularity, str] = {
     "attention_edge": "The link from a query token to a key token inside one head.",
 }
 
+Ablation = Literal["corrupted", "mean", "zero"]
+"""What a component outside the circuit writes."""
+ABLATIONS: dict[Ablation, str] = {
+    "corrupted": "What it writes in the corrupted run.",
+    "mean": "Its mean over the clean prompts of the same template, per position.",
+    "zero": "Nothing at all.",
+}
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuses a value that is not among the choices.

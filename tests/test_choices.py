@@ -11,6 +11,7 @@ from circuits.choices import check_choice
 
 KINDS = {
     "granularity": (choices.Granularity, choices.GRANULARITIES),
+    "ablation": (choices.Ablation, choices.ABLATIONS),
 }
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.choices import Ablation
 from circuits.graph import Graph
-from circuits.intervene.activations import Ablation
 
 
 @dataclass(frozen=True)

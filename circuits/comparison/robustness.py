@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from circuits.attribute import METHODS, Scores
+from circuits.choices import ABLATIONS
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
 from circuits.discovery.search import find_smallest
 from circuits.intervene.ablate import (
@@ -27,7 +28,6 @@ from circuits.intervene.ablate import (
     prepare_experiment,
     run_edges,
 )
-from circuits.intervene.activations import Ablation
 from circuits.metrics import METRICS
 from circuits.models.load import tokenizer_of
 from circuits.prompts import Prompts
@@ -77,7 +77,7 @@ def robustness(
     *,
     granularities: Sequence[str] = GRANULARITIES,
     methods: Sequence[str] = FAST_METHODS,
-    ablations: Sequence[str] = get_args(Ablation),
+    ablations: Sequence[str] = tuple(ABLATIONS),
     metrics: Sequence[str] = tuple(METRICS),
     targets: Sequence[float] = TARGETS,
     n_prompts: int = 50,
@@ -164,7 +164,7 @@ def robustness(
 def n_steps(
     n_tasks: int,
     methods: Sequence[str] = FAST_METHODS,
-    ablations: Sequence[str] = get_args(Ablation),
+    ablations: Sequence[str] = tuple(ABLATIONS),
     metrics: Sequence[str] = tuple(METRICS),
     prompt_counts: Sequence[int] = PROMPT_COUNTS,
 ) -> int:

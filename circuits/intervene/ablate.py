@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.choices import Ablation
 from circuits.graph import READS, Graph
 from circuits.intervene.activations import (
-    Ablation,
     Activations,
     Hooks,
     ablated_activations,

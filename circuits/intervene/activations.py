@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.choices import ABLATIONS, Ablation, check_choice
 from circuits.graph import Graph
 from circuits.models.load import component_hooks
 from circuits.prompts import Prompts, TooFewPrompts
@@ -27,10 +28,6 @@ from circuits.workers import prompt_workers
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
-
-Ablation = Literal["corrupted", "mean", "zero"]
-"""What a component outside the circuit writes: its value in the corrupted run; its mean over the
-clean prompts of the same template, per position; or nothing at all."""
 
 MOST_PROMPTS = 64
 """Prompts run at once at most."""
@@ -331,10 +328,7 @@ def ablated_activations(
         TooFewPrompts: a mean over templates that have one prompt only.
         ValueError: an unknown ablation.
     """
-    if ablation not in get_args(Ablation):
-        raise ValueError(
-            f"unknown ablation {ablation!r}; choose one of {', '.join(get_args(Ablation))}"
-        )
+    check_choice("ablation", ablation, ABLATIONS)
     tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
     found = _joined(
         [

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
 from circuits.attribute import METHODS
-from circuits.choices import GRANULARITIES, Granularity, check_choice
+from circuits.choices import ABLATIONS, GRANULARITIES, Ablation, Granularity, check_choice
 from circuits.discovery.rank import SELECTIONS, Selection
 from circuits.files import write_json
-from circuits.intervene.activations import Ablation
 from circuits.results.circuit import Circuit
 from circuits.results.notebook import table_html
 from circuits.seeds import check_seed
@@ -60,10 +59,7 @@ class DiscoverConfig:
             raise ValueError(
                 f"unknown selection {self.selection!r}; choose one of {', '.join(SELECTIONS)}"
             )
-        if self.ablation not in get_args(Ablation):
-            raise ValueError(
-                f"unknown ablation {self.ablation!r}; choose one of {', '.join(get_args(Ablation))}"
-            )
+        check_choice("ablation", self.ablation, ABLATIONS)
         if not self.granularities:
             raise ValueError(f"no granularity given; choose among {', '.join(GRANULARITIES)}")
         for granularity in self.granularities:
