@@ -28,6 +28,14 @@ ABLATIONS: dict[Ablation, str] = {
     "zero": "Nothing at all.",
 }
 
+Selection = Literal["absolute", "signed", "greedy"]
+"""How scores put components in order."""
+SELECTIONS: dict[Selection, str] = {
+    "absolute": "The greatest absolute score first.",
+    "signed": "What supports the behaviour most first, what counters it last.",
+    "greedy": "Edges grow from the logits, so that each leads somewhere; nodes as in absolute.",
+}
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuses a value that is not among the choices.

@@ -12,6 +12,7 @@ from circuits.choices import check_choice
 KINDS = {
     "granularity": (choices.Granularity, choices.GRANULARITIES),
     "ablation": (choices.Ablation, choices.ABLATIONS),
+    "selection": (choices.Selection, choices.SELECTIONS),
 }
 
 

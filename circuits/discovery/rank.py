@@ -10,23 +10,17 @@ logits, so that every edge leads somewhere as soon as it is chosen. What no path
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.attribute import Scores
-from circuits.choices import Granularity
+from circuits.choices import Granularity, Selection
 from circuits.graph import Graph, NodeKind
 from circuits.results.circuit import AttentionEdge, Circuit
 
 Ranking = Int[Tensor, " components"]
-
-
-Selection = Literal["absolute", "signed", "greedy"]
-"""How components are put in order."""
-SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
 def components_of(graph: Graph, granularity: Granularity | str) -> Ranking:

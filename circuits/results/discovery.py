@@ -14,8 +14,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from circuits.attribute import METHODS
-from circuits.choices import ABLATIONS, GRANULARITIES, Ablation, Granularity, check_choice
-from circuits.discovery.rank import SELECTIONS, Selection
+from circuits.choices import (
+    ABLATIONS,
+    GRANULARITIES,
+    SELECTIONS,
+    Ablation,
+    Granularity,
+    Selection,
+    check_choice,
+)
 from circuits.files import write_json
 from circuits.results.circuit import Circuit
 from circuits.results.notebook import table_html
@@ -55,10 +62,7 @@ class DiscoverConfig:
             raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.selection not in SELECTIONS:
-            raise ValueError(
-                f"unknown selection {self.selection!r}; choose one of {', '.join(SELECTIONS)}"
-            )
+        check_choice("selection", self.selection, SELECTIONS)
         check_choice("ablation", self.ablation, ABLATIONS)
         if not self.granularities:
             raise ValueError(f"no granularity given; choose among {', '.join(GRANULARITIES)}")
