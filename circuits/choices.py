@@ -36,6 +36,27 @@ SELECTIONS: dict[Selection, str] = {
     "greedy": "Edges grow from the logits, so that each leads somewhere; nodes as in absolute.",
 }
 
+AttributionMethod = Literal[
+    "attribution_patching",
+    "integrated_gradients",
+    "integrated_activations",
+    "gradient_average",
+    "local_patching",
+    "exact_patching",
+]
+"""How components are scored; `circuits.attribute.METHODS` has the functions."""
+ATTRIBUTION_METHODS: dict[AttributionMethod, str] = {
+    "attribution_patching": "The gradient in the clean run (EAP, Syed et al. 2023).",
+    "integrated_gradients": "The mean gradient over a path of the input (EAP-IG inputs, Hanna et "
+    "al. 2024).",
+    "integrated_activations": "The mean gradient over a path of each component's output (EAP-IG "
+    "activations).",
+    "gradient_average": "The mean of the gradients at the clean and at the ablated input.",
+    "local_patching": "Each reader is run for real without its source; what follows is first "
+    "order.",
+    "exact_patching": "Everything after each component is run for real.",
+}
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuses a value that is not among the choices.

@@ -7,12 +7,14 @@ from typing import get_args
 import pytest
 
 from circuits import choices
+from circuits.attribute import METHODS
 from circuits.choices import check_choice
 
 KINDS = {
     "granularity": (choices.Granularity, choices.GRANULARITIES),
     "ablation": (choices.Ablation, choices.ABLATIONS),
     "selection": (choices.Selection, choices.SELECTIONS),
+    "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
 }
 
 
@@ -32,3 +34,7 @@ def test_what_is_not_a_choice_is_refused_with_what_is(value):
 
 def test_a_choice_passes():
     check_choice("granularity", "mlp", choices.GRANULARITIES)
+
+
+def test_every_method_that_can_be_chosen_is_there():
+    assert tuple(METHODS) == tuple(choices.ATTRIBUTION_METHODS)

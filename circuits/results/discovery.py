@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from circuits.attribute import METHODS
 from circuits.choices import (
     ABLATIONS,
+    ATTRIBUTION_METHODS,
     GRANULARITIES,
     SELECTIONS,
     Ablation,
@@ -42,7 +42,7 @@ class DiscoverConfig:
     Attributes:
         target: The faithfulness that a circuit must reach.
         granularities: The kinds of component to choose among.
-        method: A name in `circuits.attribute.METHODS`.
+        method: How components are scored; a name in `circuits.choices.ATTRIBUTION_METHODS`.
         selection: How scores order components: `absolute`, `signed` or `greedy`.
         ablation: What components outside the circuit write.
         n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
@@ -60,8 +60,7 @@ class DiscoverConfig:
     def __post_init__(self) -> None:
         if not 0 < self.target <= 1:
             raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
-        if self.method not in METHODS:
-            raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        check_choice("method", self.method, ATTRIBUTION_METHODS)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("ablation", self.ablation, ABLATIONS)
         if not self.granularities:
