@@ -57,6 +57,38 @@ ATTRIBUTION_METHODS: dict[AttributionMethod, str] = {
     "exact_patching": "Everything after each component is run for real.",
 }
 
+EdgePenalty = Literal["mean", "rms", "log"]
+"""How the densities of the layers become one number; see `sparsify.loss.edge_penalty`."""
+EDGE_PENALTIES: dict[EdgePenalty, str] = {
+    "mean": "All open edges over all allowed edges, the objective of the paper.",
+    "rms": "The root mean square of the layers' densities, which presses on the densest layer.",
+    "log": "The mean of their logarithms, whose pressure does not fade as the gate closes.",
+}
+
+LowRankTargets = Literal["all", "attention", "mlp"]
+"""Which weights have a low-rank update."""
+LOW_RANK_TARGETS: dict[LowRankTargets, str] = {
+    "all": "Those of attention and of the MLPs.",
+    "attention": "Those that make queries, keys, values and the heads' output.",
+    "mlp": "Those of the MLPs.",
+}
+
+AttentionPath = Literal["auto", "hooks", "blockwise", "triton"]
+"""How gated attention is computed in training."""
+ATTENTION_PATHS: dict[AttentionPath, str] = {
+    "auto": "The fastest of the others that works for the model on its device.",
+    "hooks": "Through the hook points, which holds every score.",
+    "blockwise": "In blocks of plain torch.",
+    "triton": "By Triton kernels, on a GPU.",
+}
+
+Precision = Literal["float32", "bfloat16"]
+"""What training steps compute in."""
+PRECISIONS: dict[Precision, str] = {
+    "float32": "Everything in the model's own dtype.",
+    "bfloat16": "Training steps under autocast; weights and evaluations keep the model's dtype.",
+}
+
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Refuses a value that is not among the choices.

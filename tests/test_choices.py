@@ -15,6 +15,10 @@ KINDS = {
     "ablation": (choices.Ablation, choices.ABLATIONS),
     "selection": (choices.Selection, choices.SELECTIONS),
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
+    "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),
+    "targets": (choices.LowRankTargets, choices.LOW_RANK_TARGETS),
+    "attention": (choices.AttentionPath, choices.ATTENTION_PATHS),
+    "precision": (choices.Precision, choices.PRECISIONS),
 }
 
 

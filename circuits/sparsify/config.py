@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
-from circuits.gate.fused import AttentionPath
+from circuits.choices import (
+    ATTENTION_PATHS,
+    EDGE_PENALTIES,
+    LOW_RANK_TARGETS,
+    PRECISIONS,
+    AttentionPath,
+    EdgePenalty,
+    LowRankTargets,
+    Precision,
+)
 from circuits.seeds import SEED_RANGE, is_seed
-from circuits.sparsify.loss import EdgePenalty
-from circuits.sparsify.low_rank import LowRankTargets
 
-Precision = Literal["float32", "bfloat16"]
-"""What training steps compute in."""
-
-
-_CHOICES: dict[str, Any] = {
-    "attention": AttentionPath,
-    "penalty": EdgePenalty,
-    "precision": Precision,
-    "lora_targets": LowRankTargets,
+_CHOICES: dict[str, Mapping[Any, str]] = {
+    "attention": ATTENTION_PATHS,
+    "penalty": EDGE_PENALTIES,
+    "precision": PRECISIONS,
+    "lora_targets": LOW_RANK_TARGETS,
 }
 LEARNING_RATE_TIMES_WIDTH = 1.5e-3 * 128
 """The default learning rate, times the width of the model."""
@@ -138,8 +141,8 @@ class TrainConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _CHOICES:
-                allowed = get_args(_CHOICES[field.name])
-                yield field.name, value, allowed.__contains__, f"one of {allowed}"
+                allowed = tuple(_CHOICES[field.name])
+                yield field.name, value, allowed.__contains__, f"one of {', '.join(allowed)}"
             elif isinstance(field.default, bool):
                 yield field.name, value, lambda v: isinstance(v, bool), "True or False"
             elif field.name == "seed":

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-EdgePenalty = Literal["mean", "rms", "log"]
-"""How the densities of the layers become one number; see `edge_penalty`."""
+from circuits.choices import EDGE_PENALTIES, EdgePenalty, check_choice
 
 _NO_TARGET = -100
 
@@ -65,15 +63,17 @@ def edge_penalty(
         expected: sum of sigmoid(g) over the allowed edges.
         allowed: number of allowed edges.
         kind: see above.
+
+    Raises:
+        ValueError: an unknown kind.
     """
+    check_choice("edge penalty", kind, EDGE_PENALTIES)
     if kind == "mean":
         return expected.sum() / allowed.sum()
     density = expected.sum(dim=1) / allowed.sum(dim=1)
     if kind == "rms":
         return density.square().mean().sqrt()
-    if kind == "log":
-        return density.clamp(min=torch.finfo(density.dtype).tiny).log().mean()
-    raise ValueError(f"edge penalty {kind!r} is not 'mean', 'rms' or 'log'")
+    return density.clamp(min=torch.finfo(density.dtype).tiny).log().mean()
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,16 @@ what is saved is an ordinary model.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from circuits.choices import LOW_RANK_TARGETS, LowRankTargets, check_choice
 from circuits.models.bridge import is_bridge, is_spare
 from circuits.seeds import sub_seed
-
-LowRankTargets = Literal["all", "attention", "mlp"]
 
 _ATTENTION = ("W_Q", "W_K", "W_V", "_W_K", "_W_V", "W_O")  # with an underscore: grouped
 _MLP = ("W_in", "W_gate", "W_out")
@@ -75,10 +74,11 @@ def add_low_rank(
     The update is nothing at first, so the model computes what it did.
 
     Raises:
-        ValueError: the rank is below 1, or no weight of that kind was found.
+        ValueError: the rank is below 1, the targets are unknown, or no such weight was found.
     """
     if rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1")
+    check_choice("low-rank targets", targets, LOW_RANK_TARGETS)
     chosen = [
         (module, name)
         for path, module in model.named_modules()

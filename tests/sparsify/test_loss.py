@@ -67,7 +67,9 @@ def test_a_layer_without_open_edges_gives_no_nan() -> None:
 
 
 def test_an_unknown_penalty_is_refused() -> None:
-    with pytest.raises(ValueError, match="'max' is not 'mean', 'rms' or 'log'"):
+    with pytest.raises(
+        ValueError, match="unknown edge penalty 'max'; choose one of mean, rms, log"
+    ):
         edge_penalty(DENSITIES, ALLOWED, "max")
 
 

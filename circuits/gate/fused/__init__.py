@@ -5,6 +5,6 @@ queries and keys. Here the same numbers are computed a block at a time and never
 hook asks for them.
 """
 
-from circuits.gate.fused.placement import AttentionPath, choose_path, fused_attention
+from circuits.gate.fused.placement import choose_path, fused_attention
 
-__all__ = ["AttentionPath", "choose_path", "fused_attention"]
+__all__ = ["choose_path", "fused_attention"]

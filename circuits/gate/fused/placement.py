@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,14 +29,11 @@ from transformer_lens.model_bridge.generalized_components import (
     PositionEmbeddingsAttentionBridge,
 )
 
+from circuits.choices import ATTENTION_PATHS, AttentionPath, check_choice
 from circuits.gate.fused.blockwise import BlockwiseAttention
 from circuits.gate.fused.triton_attention import TritonAttention, triton_refuses
 from circuits.gate.gate import Gate, gates
 from circuits.gate.hook_points import attention_layers
-
-AttentionPath = Literal["auto", "hooks", "blockwise", "triton"]
-"""How gated attention is computed: by the hook points, in blocks of plain torch, by Triton's
-kernels, or by the fastest of these that works."""
 
 _BRIDGES = {
     JointQKVAttentionBridge,
@@ -84,8 +81,7 @@ def choose_path(
     Raises:
         ValueError: an unknown path, or one that was asked for by name and does not work here.
     """
-    if path not in get_args(AttentionPath):
-        raise ValueError(f"attention is {path!r}; it must be one of {get_args(AttentionPath)}")
+    check_choice("attention", path, ATTENTION_PATHS)
     if path == "hooks":
         return path
     found: Any = model
