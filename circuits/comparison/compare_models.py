@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.comparison.roles import HeadRole, head_roles
-from circuits.comparison.transfer import Transfer, transfer
+from circuits.comparison.roles import head_roles
+from circuits.comparison.transfer import transfer
 from circuits.discovery.find_circuits import discover, steps_of
 from circuits.files import file_name_of
 from circuits.gate.density import dense_density, measure_density
@@ -29,6 +29,8 @@ from circuits.models.tokenization import tokenizer_fingerprint
 from circuits.prompts import Prompts, is_single_token
 from circuits.results.comparison import SIDES, AttentionExample, Comparison, ModelFacts
 from circuits.results.discovery import DiscoverConfig, Discovery
+from circuits.results.roles import HeadRole
+from circuits.results.transfer import Transfer
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate
 from circuits.tasks import Task, TaskPrompts, check_task_names

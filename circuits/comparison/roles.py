@@ -19,7 +19,6 @@ Attention is what is left after the gate: a sparse head that is shut attends to 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +26,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.prompts import NO_ANSWER, Prompts
+from circuits.results.roles import HeadRole
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -37,44 +37,6 @@ N_SEQUENCES, REPEATED, N_PROMPTS = 16, 24, 32
 
 Scores = dict[str, Tensor | None]
 """A number for each head, by what was measured; None where the prompts do not allow it."""
-
-
-@dataclass(frozen=True)
-class HeadRole:
-    """What one head does on one task.
-
-    Attributes:
-        task: The task's name.
-        model: "dense" or "sparse".
-        head: The head's name.
-        in_circuit: Whether it is in the model's circuit of heads (of edges, if no heads were
-            looked for).
-        previous_token: Mean attention to the token before.
-        duplicate_token: Mean attention to the first occurrence of the same token.
-        induction: Mean attention to what followed the first occurrence.
-        to_answer: Mean attention from the last position to the answer; None if prompts lack it.
-        to_changed: Mean attention from the last position to the changed tokens.
-        direct: What the head adds to the logit difference, in logits, mean over prompts.
-        role: The strongest of these, or "" if none reaches 0.3: `name_mover` or
-            `negative_name_mover` by the sign of `direct`, `changed_token`, `induction`,
-            `duplicate_token`, `previous_token`.
-        twin: The head of the other model whose attention on the prompts is most like this one's.
-        similarity: The cosine of the two attention patterns, from 0 to 1.
-    """
-
-    task: str
-    model: str
-    head: str
-    in_circuit: bool
-    previous_token: float
-    duplicate_token: float
-    induction: float
-    to_answer: float | None
-    to_changed: float
-    direct: float
-    role: str
-    twin: str
-    similarity: float
 
 
 def head_roles(

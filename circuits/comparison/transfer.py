@@ -7,7 +7,6 @@ a random circuit of its size, post-training has moved the behaviour.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,33 +17,11 @@ from circuits.discovery.rank import components_of, select_edges
 from circuits.intervene.ablate import Experiment, faithfulness, prepare_experiment, run_edges
 from circuits.prompts import Prompts
 from circuits.results.discovery import Discovery
+from circuits.results.transfer import Transfer
 from circuits.tasks import Task
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A circuit found in one model, run in the other.
-
-    Attributes:
-        task: The task's name.
-        granularity: Of the circuit.
-        found_in: The model that the circuit was found in.
-        run_in: The model that it was run in.
-        faithfulness: F of the circuit in `run_in`, on reporting prompts.
-        random: The mean F of random circuits of as many components there.
-        own: F of the circuit that was found in `run_in` itself.
-    """
-
-    task: str
-    granularity: str
-    found_in: str
-    run_in: str
-    faithfulness: float
-    random: float
-    own: float
 
 
 def transfer(

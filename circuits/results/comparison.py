@@ -17,14 +17,14 @@ from typing import Any
 import networkx as nx
 import pandas as pd
 
-from circuits.comparison.roles import HeadRole
-from circuits.comparison.transfer import Transfer
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.results.circuit import Circuit
 from circuits.results.discovery import FORMAT, Discovery, Found, check_format
 from circuits.results.intervals import paired_p_value, ratio_interval, seeds_interval
 from circuits.results.notebook import table_html
+from circuits.results.roles import HeadRole
+from circuits.results.transfer import Transfer
 
 SIDES = ("dense", "sparse")
 
