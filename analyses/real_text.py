@@ -39,11 +39,12 @@ from transformer_lens import HookedTransformer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
+from circuits.discovery.resample import resample_templates
 from circuits.files import write_text
 from circuits.gate.top_k import add_top_k
 from circuits.models.load import load_model, versions
 from circuits.models.saving import frozen_parameters, save_model
-from circuits.results.intervals import interval, resample_templates
+from circuits.results.intervals import interval
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.dataset_stream import DatasetStream

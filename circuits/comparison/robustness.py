@@ -20,6 +20,7 @@ from torch import Tensor
 from circuits.attribute import METHODS, Scores
 from circuits.choices import ABLATIONS
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
+from circuits.discovery.resample import resample_prompts, resampled_sizes
 from circuits.discovery.search import find_smallest
 from circuits.intervene.ablate import (
     CannotDoTask,
@@ -33,7 +34,7 @@ from circuits.models.load import tokenizer_of
 from circuits.prompts import Prompts
 from circuits.results.comparison import SIDES
 from circuits.results.discovery import DiscoverConfig
-from circuits.results.intervals import ratio_interval, resample_prompts, resampled_sizes
+from circuits.results.intervals import ratio_interval
 from circuits.tasks import Task, TooFewPrompts, check_task_names
 
 if TYPE_CHECKING:

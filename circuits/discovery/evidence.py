@@ -20,16 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.discovery.ranked import Ranked
-from circuits.discovery.search import Search, curve_sizes, sorted_trials
-from circuits.intervene.ablate import Experiment, faithfulness
-from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
-from circuits.results.intervals import (
-    interval,
+from circuits.discovery.resample import (
     resample_prompts,
     resample_templates,
     resampled_faithfulness,
     resampled_sizes,
 )
+from circuits.discovery.search import Search, curve_sizes, sorted_trials
+from circuits.intervene.ablate import Experiment, faithfulness
+from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
+from circuits.results.intervals import interval
 
 N_RANDOM = 5
 

@@ -1,18 +1,9 @@
-"""Bootstrap intervals of circuit sizes, of their ratios, and of faithfulness.
+"""Intervals of circuit sizes, of their ratios, and over training seeds.
 
-Prompts are drawn with replacement. Where every template has at least five, they are drawn within
-each template, so that every resample has the templates' shares of the original; where one has
-fewer, a draw within it would say that it never varies, and prompts are drawn from all of them.
-Under ten prompts there is no interval. Of `n` prompts `n - 1` are drawn, each with the weight
-`n / (n - 1)`: plain resamples vary too little, by that factor (Rao and Wu 1988). To ask about other
-wordings as well, whole templates are drawn instead (`resample_templates`).
-
-In each resample the smallest size from which the target is kept is read off the sizes that the
-search tried, by the rule of the search, with faithfulness interpolated linearly between neighbours;
-no new interventions are run. Two models on the same prompts share their resamples, so the interval
-of their ratio is a paired one. Intervals are 95 % percentile intervals. They speak of the choice of
-prompts only: not of the training seed, nor of the ranking set. Training seeds have an interval of
-their own (`seeds_interval`).
+Two models on the same prompts share their resamples (`circuits.discovery.resample`), so the
+interval of their ratio is a paired one. Intervals are 95 % percentile intervals. They speak of the
+choice of prompts only: not of the training seed, nor of the ranking set. Training seeds have an
+interval of their own (`seeds_interval`).
 """
 
 from __future__ import annotations
@@ -20,130 +11,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.discovery.search import Search, crossings
-
-N_RESAMPLES = 1000
 LEVEL = 0.95
-LEAST_DRAWN = 5
-"""Prompts that each template must have to be drawn within, and templates to be drawn as a whole."""
-LEAST_PROMPTS = 10
-"""Under this number of prompts there is no interval."""
-
-
-@dataclass(frozen=True)
-class Resamples:
-    """How often each prompt counts in each resample.
-
-    Attributes:
-        weights: The weights of the prompts; they add up to the number of prompts. No row where
-            there is too little to draw from.
-        drawn: What was drawn: "prompts within templates", "prompts", "templates", or "none: "
-            and why.
-    """
-
-    weights: Float[Tensor, "resample batch"]
-    drawn: str
-
-
-def resample_prompts(
-    templates: Sequence[str], *, seed: int, n_resamples: int = N_RESAMPLES
-) -> Resamples:
-    """Returns resamples of prompts, drawn within templates where each has enough of them."""
-    strata = _members(templates)
-    if len(templates) < LEAST_PROMPTS:
-        are = "prompt is" if len(templates) == 1 else "prompts are"
-        return _none(templates, f"{len(templates)} {are} too few")
-    within = len(strata) > 1 and min(map(len, strata)) >= LEAST_DRAWN
-    if not within:
-        strata = [list(range(len(templates)))]
-    generator = torch.Generator().manual_seed(seed)
-    weights = torch.zeros(n_resamples, len(templates), dtype=torch.float64)
-    for rows in strata:
-        weights[:, rows] = _draw(len(rows), n_resamples, generator)
-    return Resamples(weights, "prompts within templates" if within else "prompts")
-
-
-def resample_templates(
-    templates: Sequence[str], *, seed: int, n_resamples: int = N_RESAMPLES
-) -> Resamples:
-    """Returns resamples of whole templates, with all of their prompts."""
-    strata = _members(templates)
-    if len(templates) < LEAST_PROMPTS or len(strata) < LEAST_DRAWN:
-        are = "template is" if len(strata) == 1 else "templates are"
-        return _none(templates, f"{len(strata)} {are} too few")
-    drawn = _draw(len(strata), n_resamples, torch.Generator().manual_seed(seed))
-    weights = torch.zeros(n_resamples, len(templates), dtype=torch.float64)
-    for number, rows in enumerate(strata):
-        weights[:, rows] = drawn[:, number, None]
-    return Resamples(weights, "templates")
-
-
-def _members(templates: Sequence[str]) -> list[list[int]]:
-    """The prompts of each template."""
-    found: dict[str, list[int]] = {}
-    for index, template in enumerate(templates):
-        found.setdefault(template, []).append(index)
-    return list(found.values())
-
-
-def _none(templates: Sequence[str], why: str) -> Resamples:
-    return Resamples(torch.zeros(0, len(templates), dtype=torch.float64), f"none: {why}")
-
-
-def _draw(n: int, n_resamples: int, generator: torch.Generator) -> Float[Tensor, "resample n"]:
-    """Weights of `n` things of which one fewer are drawn; they add up to `n`."""
-    drawn = torch.randint(n, (n_resamples, n - 1), generator=generator)
-    counts = torch.zeros(n_resamples, n, dtype=torch.float64)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=counts.dtype)) * n / (n - 1)
-
-
-def resampled_sizes(
-    search: Search,
-    counted: Float[Tensor, "trial group"],
-    weights: Float[Tensor, "resample batch"],
-) -> Float[Tensor, " resample"]:
-    """Returns the size from which each resample keeps the target, averaged over groups.
-
-    Groups weigh as often as they were drawn, relative to their number of prompts; one that was not
-    drawn has no size.
-
-    Args:
-        search: The trials.
-        counted: The size to report for each trial and group (after dropping what is not
-            connected), in the order of `search.sizes`.
-        weights: How often each prompt counts.
-    """
-    member = torch.nn.functional.one_hot(search.groups).double()
-    gap = (weights * (search.full - search.empty)) @ member  # [resample, group]
-    gain = torch.einsum("nb,tb,bg->ntg", weights, search.values - search.empty, member)
-    reached = gain / gap[:, None]  # faithfulness, [resample, trial, group]
-    after, _ = crossings(reached, search.sizes, search.target)  # [resample, group]
-    before = (after - 1).clamp(min=0)
-    f_high, f_low = (reached.gather(1, i[:, None])[:, 0] for i in (after, before))
-    # A whole number of components more than the size that misses the target; then what they count.
-    step = (search.sizes.gather(0, after) - search.sizes.gather(0, before)).clamp(min=1)
-    share = ((search.target - f_low) / (f_high - f_low)).nan_to_num(1.0).clamp(0, 1)
-    share = (share * step).ceil().clamp(min=1) / step
-    c_high, c_low = (counted.double().gather(0, i) for i in (after, before))
-    sizes = torch.where(after > 0, (c_low + share * (c_high - c_low)).ceil(), c_high)
-    times = (weights @ member) / member.sum(dim=0)
-    return torch.where(times > 0, times * sizes, 0).sum(dim=1) / times.sum(dim=1)
-
-
-def resampled_faithfulness(
-    values: Float[Tensor, "trial batch"],
-    full: Float[Tensor, " batch"],
-    empty: Float[Tensor, " batch"],
-    weights: Float[Tensor, "resample batch"],
-) -> Float[Tensor, "resample trial"]:
-    """Returns the faithfulness of each trial in each resample."""
-    return (weights @ (values - empty).T) / (weights @ (full - empty))[:, None]
 
 
 def interval(samples: Float[Tensor, " resample"]) -> tuple[float, float]:

@@ -4,15 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from circuits.discovery.resample import resample_prompts, resample_templates, resampled_sizes
 from circuits.discovery.search import Search
 from circuits.results.comparison import size_ratio
 from circuits.results.intervals import (
     interval,
     paired_p_value,
     ratio_interval,
-    resample_prompts,
-    resample_templates,
-    resampled_sizes,
     seeds_interval,
     t_quantile,
 )
