@@ -4,6 +4,7 @@
 check:
 	ruff format --check
 	ruff check
+	lint-imports
 	pyright
 	pytest
 

@@ -1,0 +1,95 @@
+"""Results are read and drawn without loading a model's library, and help without loading torch.
+
+`lint-imports` holds the walls between the folders of the package; these tests hold what a fresh
+process has loaded in the end, through whatever other library.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from circuits.results.comparison import save_comparison
+from tests.fake_comparison import make_comparison
+
+MODEL_LIBRARIES = {"transformer_lens", "transformers", "accelerate", "datasets"}
+
+
+def libraries_after(code, *arguments):
+    """The top-level names of all modules that a fresh process has loaded after running the code."""
+    end = (
+        "\nimport json, sys\nprint(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code + end, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_comparison(make_comparison(tasks=["ioi"]), folder / "comparison.json")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import circuits",
+        "from circuits.cli import main\nassert main(['--help']) == 0",
+        "import circuits.choices, circuits.sparsify.config",
+    ],
+    ids=["import", "help", "choices"],
+)
+def test_torch_is_not_loaded(code):
+    assert not libraries_after(code) & (MODEL_LIBRARIES | {"torch", "pandas", "plotly"})
+
+
+def test_values_and_drawings_load_no_model():
+    code = """
+import pkgutil, importlib, circuits.results, circuits.figures, circuits.report
+for package in (circuits.results, circuits.figures, circuits.report):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+    for name in package.__all__:
+        getattr(package, name)
+"""
+    loaded = libraries_after(code)
+    assert "torch" in loaded  # a circuit holds its scores as tensors
+    assert not loaded & MODEL_LIBRARIES
+
+
+def test_a_saved_comparison_is_written_anew_without_a_model(saved, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+import circuits
+comparison = circuits.load_comparison(Path(sys.argv[1]) / "comparison.json")
+circuits.write_results(comparison, sys.argv[2])
+"""
+    loaded = libraries_after(code, saved, tmp_path / "again")
+    assert (tmp_path / "again" / "report.html").is_file()
+    assert not loaded & MODEL_LIBRARIES
+
+
+def test_the_figures_of_a_comparison_need_no_model(saved, tmp_path):
+    # All but the browser that would print them.
+    code = """
+import contextlib, pathlib, sys
+import circuits.figures.export as export
+export.one_browser = contextlib.nullcontext
+export.save_figure = lambda figure, path, column: pathlib.Path(path).write_text(figure.to_json())
+from circuits.cli import main
+assert main(["figures", sys.argv[1], "--out", sys.argv[2], "--format", "svg"]) == 0
+"""
+    loaded = libraries_after(code, saved, tmp_path / "figures")
+    assert len(list((tmp_path / "figures").iterdir())) == 7
+    assert not loaded & MODEL_LIBRARIES
