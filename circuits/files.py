@@ -1,11 +1,14 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Writing files and folders so that a crash leaves the old or the new, never half of one."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,41 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON, beside and renamed; NaN is refused."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into, which takes the place of `folder` at the end.
+
+    What was written is flushed to the disk, then renamed, then the rename is flushed too. If
+    anything of this fails, `folder` is what it was, and nothing is left beside it. The folder that
+    it stands in is made where there is none.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = beside / "new", beside / "old"
+    try:
+        new.mkdir()
+        yield new
+        new.chmod(0o755)
+        for parent, _, names in os.walk(new):
+            for path in (*(Path(parent, name) for name in names), Path(parent)):
+                _flush(path)
+        # A folder with files cannot be renamed over: for a moment the old one has another name.
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        _flush(folder.parent)
+    finally:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,9 +6,6 @@ back to the place in the Hugging Face model that it came from (circuits/models/h
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from circuits.files import replace_folder
 from circuits.gate.card import GateCard
 from circuits.gate.gate import gate_bias, is_gated
 from circuits.gate.top_k import is_top_k
@@ -93,18 +91,13 @@ def save_model(
     _check_replaceable(folder)
     source = _source(model)
     hf_model = hf_weights.to_hf_model(*_layout(model), source.config, dtype=dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with replace_folder(folder) as new:
         with quiet_transformers():
-            hf_model.save_pretrained(beside)
+            hf_model.save_pretrained(new)
             if source.tokenizer is not None:
-                source.tokenizer.save_pretrained(beside)
+                source.tokenizer.save_pretrained(new)
         if gate is not None:
-            gate.save(beside)
-        _put_in_place(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            gate.save(new)
 
 
 def _source(model: HookedTransformer | TransformerBridge) -> HFSource:
@@ -168,26 +161,3 @@ def _check_replaceable(folder: Path) -> None:
             f"the folder {str(folder)!r} is not replaced, because it holds more than a model "
             f"({', '.join(foreign[:5]) or 'no config.json'}); give a new or empty folder"
         )
-
-
-def _put_in_place(beside: Path, folder: Path) -> None:
-    """Renames `beside` to `folder` when its files are on disk, replacing an older model."""
-    beside.chmod(0o755)  # mkdtemp makes it private
-    for path in [*beside.iterdir(), beside]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if not folder.exists():
-        beside.rename(folder)
-        return
-    # A folder with files cannot be renamed over: for a moment the old one has another name.
-    older = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.rename(older)
-    try:
-        beside.rename(folder)
-    except BaseException:
-        older.rename(folder)
-        raise
-    shutil.rmtree(older, ignore_errors=True)

@@ -1,18 +1,16 @@
 """The one place that writes results: tables, circuits, figures and a self-contained report.
 
-Everything is written into a temporary folder beside the one asked for and renamed at the end, so
-a folder with results in it is always a whole one.
+The folder takes its place when everything in it is written, so a folder with results in it is
+always a whole one.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from circuits.figures.style import PAGE_CONFIG
-from circuits.files import check_folder, file_name_of, write_text
+from circuits.files import check_folder, file_name_of, replace_folder, write_text
 from circuits.report.page import TABLES, figures_of, report_html, tables_of
 from circuits.results.comparison import Comparison, save_comparison
 
@@ -62,18 +60,8 @@ def write_results(comparison: Comparison, out: str | Path) -> None:
     """
     out = Path(out).resolve()
     check_writable(out)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    new, old = beside / "new", beside / "old"
-    try:
-        new.mkdir(mode=0o755)
+    with replace_folder(out) as new:
         _write_all(comparison, new)
-        if out.exists():
-            os.rename(out, old)
-        os.rename(new, out)
-    finally:
-        if old.exists() and not out.exists():
-            os.rename(old, out)
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write_all(comparison: Comparison, folder: Path) -> None:

@@ -15,9 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from circuits.files import write_text
+from circuits.files import replace_folder, write_text
 from circuits.gate.card import read_json
 from circuits.sparsify.folder_lock import LOCK_FILES, check_free
 from circuits.sparsify.sharding import whole
@@ -96,22 +94,11 @@ def save_checkpoint(
 
 
 def _write_whole(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        _write_tensors(beside / TENSORS_FILE, tensors)
-        (beside / STATE_FILE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
-        manifest = {name: _digest(beside / name) for name in (TENSORS_FILE, STATE_FILE)}
-        (beside / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
-        for name in (TENSORS_FILE, STATE_FILE, MANIFEST_FILE):
-            _flush(beside / name)
-        _flush(beside)
-        os.chmod(beside, 0o755)  # a temporary folder is closed to other users
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(beside, path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with replace_folder(path) as new:
+        _write_tensors(new / TENSORS_FILE, tensors)
+        (new / STATE_FILE).write_text(json.dumps(state, allow_nan=False), encoding="utf-8")
+        manifest = {name: _digest(new / name) for name in (TENSORS_FILE, STATE_FILE)}
+        (new / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -343,11 +330,3 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

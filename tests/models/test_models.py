@@ -32,7 +32,6 @@ from transformers import (
 
 from circuits.gate.gate import add_gate, gate_bias, is_gated
 from circuits.models import names as finding
-from circuits.models import saving
 from circuits.models.bridge import is_bridge
 from circuits.models.hf_files import HFSource
 from circuits.models.load import (
@@ -590,7 +589,7 @@ def test_a_failed_save_leaves_the_old_model(
     before = logits(model)
     train_a_little(model)
     disk_full = Mock(side_effect=OSError("no space left on device"))
-    monkeypatch.setattr(saving, "_put_in_place", disk_full)
+    monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(OSError, match="no space"):
         save_model(model, folder)
     assert torch.equal(logits(load_model(folder)), before)

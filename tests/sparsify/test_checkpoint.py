@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "_flush", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(step_path(tmp_path, 1), {}, {"step": 2})
     assert load_checkpoint(step_path(tmp_path, 1)).state["step"] == 1
