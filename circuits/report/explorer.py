@@ -8,7 +8,6 @@ script all tables can still be read.
 
 from __future__ import annotations
 
-import html
 import json
 from typing import Any
 
@@ -18,22 +17,6 @@ from circuits.results.comparison import SIDES, AttentionExample, Comparison
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
-
-
-def explorer_html(comparison: Comparison) -> str:
-    """Returns the controls, the places for the figures, and the data that the script shows."""
-    data = explorer_data(comparison)
-    tasks = "".join(f"<option>{html.escape(task)}</option>" for task in data["tasks"])
-    return f"""<div class="controls">
-<label>Behaviour <select id="task">{tasks}</select></label>
-<label>Components <select id="granularity"></select></label>
-<label>Prompt <select id="prompt"></select></label>
-<label>Head <select id="head"></select></label>
-</div>
-<p id="said" role="status" aria-live="polite"></p>
-<div class="figure"><div id="circuits-figure"></div></div>
-<div class="figure"><div id="pattern-figure"></div></div>
-<script type="application/json" id="explorer-data">{as_script_data(data)}</script>"""
 
 
 def as_script_data(data: Any) -> str:
