@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.choices import ABLATIONS, ATTRIBUTION_METHODS, GRANULARITIES, SELECTIONS
 from circuits.seeds import SEED_RANGE, is_seed
 
 if TYPE_CHECKING:
@@ -24,19 +25,20 @@ Tasks = Annotated[
 ]
 Granularities = Annotated[
     list[str] | None,
-    typer.Option("--granularity", help="head, mlp, edge or attention_edge. Repeatable."),
+    typer.Option("--granularity", help=f"{', '.join(GRANULARITIES)}. Repeatable."),
 ]
 Method = Annotated[
-    str,
-    typer.Option(
-        help="attribution_patching, integrated_gradients, integrated_activations, "
-        "gradient_average, local_patching or exact_patching."
-    ),
+    str, typer.Option(help=f"How components are scored: {', '.join(ATTRIBUTION_METHODS)}.")
 ]
 SelectionName = Annotated[
-    str, typer.Option("--selection", help="Order of components: absolute, signed or greedy.")
+    str, typer.Option("--selection", help=f"Order of components: {', '.join(SELECTIONS)}.")
 ]
-AblationName = Annotated[str, typer.Option("--ablation", help="corrupted, mean or zero.")]
+AblationName = Annotated[
+    str,
+    typer.Option(
+        "--ablation", help=f"What stands in for other components: {', '.join(ABLATIONS)}."
+    ),
+]
 NPrompts = Annotated[
     int,
     typer.Option("--prompts", help="Prompts in each of three sets: to rank, to size, to report."),
@@ -118,7 +120,6 @@ def discover_config(
     seed: int,
 ) -> DiscoverConfig:
     """Returns the configuration that the options say."""
-    from circuits.choices import GRANULARITIES
     from circuits.results.discovery import DiscoverConfig
 
     names = [name.replace("-", "_") for name in granularity or GRANULARITIES]
