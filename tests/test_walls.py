@@ -15,6 +15,8 @@ import pytest
 from circuits.results.comparison import save_comparison
 from tests.fake_comparison import make_comparison
 
+pytestmark = pytest.mark.slow
+
 MODEL_LIBRARIES = {"transformer_lens", "transformers", "accelerate", "datasets"}
 
 

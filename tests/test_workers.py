@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     *("--steps", "4", "--batch-size", "4", "--context", "32", "--slack", "100"),
     *("--penalty", "rms", "--learning-rate", "1e-4"),

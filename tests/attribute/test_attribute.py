@@ -22,7 +22,7 @@ from circuits.intervene.activations import source_outputs
 from tests.helpers import make_prompts, make_tiny_model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def linear():
     """A model whose logits are linear in what each component writes.
 
@@ -38,20 +38,28 @@ def linear():
     return prepare_experiment(model, make_prompts(model, templates=1), metric="logit_diff")
 
 
-def test_edges_are_exact_on_a_linear_model(linear):
+@pytest.fixture(scope="module")
+def linear_effects(linear):
+    """What ablating each edge of the linear model does, and each node; measured once."""
+    edges = exact_edge_effects(linear, linear.graph.mask.nonzero().tolist())
+    return edges, exact_node_effects(linear, range(linear.graph.n_sources))
+
+
+def test_edges_are_exact_on_a_linear_model(linear, linear_effects):
     scores = attribution_patching(linear)
     edges = linear.graph.mask.nonzero().tolist()
     predicted = torch.stack([scores.edges[src, dest] for src, dest in edges])
-    measured = exact_edge_effects(linear, edges)
+    measured, _ = linear_effects
     assert measured.abs().max() > 1e-3
     torch.testing.assert_close(predicted, measured, atol=1e-5, rtol=1e-5)
 
 
-def test_nodes_are_exact_on_a_linear_model(linear):
-    measured = exact_node_effects(linear, range(linear.graph.n_sources))
+def test_nodes_are_exact_on_a_linear_model(linear, linear_effects):
+    _, measured = linear_effects
     torch.testing.assert_close(attribution_patching(linear).nodes, measured, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_edges_are_exact_on_a_linear_model(linear):
     scores = attribution_patching(linear).attention_edges["t0"]
     places = torch.ones_like(scores).tril().nonzero()
@@ -59,6 +67,7 @@ def test_attention_edges_are_exact_on_a_linear_model(linear):
     torch.testing.assert_close(scores[tuple(places.T)], measured, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_close_to_exact_patching(tiny_model):
     experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
     scores = integrated_gradients(experiment, steps=20)
@@ -68,6 +77,7 @@ def test_integrated_gradients_are_close_to_exact_patching(tiny_model):
     assert torch.corrcoef(torch.stack([predicted, measured]))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_integrated_gradients_are_complete(ablation):
     """The path moves the input: summed along it, the slopes give the input's whole effect."""
@@ -189,14 +199,13 @@ def all_edges(experiment, scores):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_is_exact_on_a_linear_model(linear, method):
-    scores = method(linear)
-    measured = exact_edge_effects(linear, linear.graph.mask.nonzero().tolist())
-    torch.testing.assert_close(all_edges(linear, scores), measured, atol=1e-5, rtol=1e-5)
-    nodes = exact_node_effects(linear, range(linear.graph.n_sources))
+def test_every_method_is_exact_on_a_linear_model(linear, linear_effects, method):
+    scores, (edges, nodes) = method(linear), linear_effects
+    torch.testing.assert_close(all_edges(linear, scores), edges, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores.nodes, nodes, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True], ids=["dense", "gated"])
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_exact_patching_is_one_run_of_the_whole_model_for_each_component(
@@ -213,6 +222,7 @@ def test_exact_patching_is_one_run_of_the_whole_model_for_each_component(
     torch.testing.assert_close(scores.nodes, nodes, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean"])
 def test_exact_patching_measures_attention_edges(tiny_model, ablation):
     prompts = make_prompts(tiny_model, templates=1, pos=5, batch=3)
@@ -274,6 +284,7 @@ def test_integrated_activations_with_one_step_are_attribution_patching(tiny_mode
     torch.testing.assert_close(one.attention_edges, plain.attention_edges)
 
 
+@pytest.mark.slow
 def test_integrated_activations_are_complete_for_each_component(tiny_model):
     """Along the path of one MLP's output, slopes add up to the effect of ablating it."""
     experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
@@ -292,6 +303,7 @@ def test_the_gradient_average_is_the_mean_of_both_ends(tiny_model):
     torch.testing.assert_close(gradient_average(experiment).edges, (there + back) / 2)
 
 
+@pytest.mark.slow
 def test_attention_edges_can_be_left_out(tiny_model):
     experiment = prepare_experiment(tiny_model, make_prompts(tiny_model), metric="logit_diff")
     for method in METHODS.values():

@@ -16,6 +16,7 @@ def run(capsys, *arguments):
     return code, printed.out, printed.err
 
 
+@pytest.mark.slow
 def test_help_does_not_import_torch():
     code = (
         "import sys; from circuits.cli import main; code = main(['--help']);"
@@ -26,6 +27,7 @@ def test_help_does_not_import_torch():
     assert "compare" in finished.stdout
 
 
+@pytest.mark.slow
 def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path):
     out = tmp_path / "results"
     code, printed, _ = run(
@@ -58,6 +60,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
     assert not list(tmp_path.glob(".results*"))
 
 
+@pytest.mark.slow
 def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, tmp_path):
     rows = [
         f'"When {a} and {b} went to the store, {b} gave a ring to",'
@@ -83,6 +86,7 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
     assert "giver: not compared. dense model" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
     code, printed, _ = run(
@@ -216,6 +220,7 @@ def test_a_failure_exits_1_and_shows_a_traceback_only_with_debug(capsys, tmp_pat
     assert "Traceback" in error
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatch):
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt
@@ -227,6 +232,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     out = tmp_path / "run"
     code, printed, error = run(
@@ -243,6 +249,7 @@ def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     assert "bias 0.0" in printed
 
 
+@pytest.mark.slow
 def test_a_control_is_trained_without_a_gate(capsys, tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--control", "--out", str(out), "--steps", "2", "--batch-size", "2"]
@@ -264,6 +271,7 @@ def test_a_control_is_trained_without_a_gate(capsys, tmp_path):
     assert "config.gate was False and is True" in error
 
 
+@pytest.mark.slow
 def test_controls_are_trained_from_several_seeds(capsys, tmp_path):
     out = tmp_path / "controls"
     code, printed, error = run(
@@ -276,6 +284,7 @@ def test_controls_are_trained_from_several_seeds(capsys, tmp_path):
     assert first.read_bytes() != second.read_bytes()
 
 
+@pytest.mark.slow
 def test_twins_are_trained_from_several_seeds_and_go_on(capsys, tmp_path):
     out = tmp_path / "twins"
     arguments = [
@@ -296,6 +305,7 @@ def test_twins_are_trained_from_several_seeds_and_go_on(capsys, tmp_path):
     assert "--twins is 0; train at least 1" in error
 
 
+@pytest.mark.slow
 def test_other_models_stand_beside_the_pair(capsys, tmp_path):
     out = tmp_path / "results"
     code, printed, error = run(
@@ -314,6 +324,7 @@ def test_other_models_stand_beside_the_pair(capsys, tmp_path):
     assert "Over training seeds" in printed
 
 
+@pytest.mark.slow
 def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
     code, _, error = run(
         capsys, "train", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2",
@@ -323,6 +334,7 @@ def test_train_that_cannot_keep_the_bound_exits_1(capsys, tmp_path):
     assert "no state kept the bound" in error
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_with_one_line_and_resume_goes_on(capsys, tmp_path):
     arguments = [
         "train", "--control", "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2",
@@ -344,6 +356,7 @@ def test_a_full_disk_ends_training_with_one_line_and_resume_goes_on(capsys, tmp_
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path):
     arguments = ["robustness", "--task", "ioi", "--granularity", "head", "--prompts", "6"]
     arguments += ["--method", "attribution-patching", "--out", str(tmp_path / "out")]

@@ -19,6 +19,8 @@ from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, get_task
 from tests.fake_comparison import make_comparison
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pair():

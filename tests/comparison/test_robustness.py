@@ -13,6 +13,8 @@ from circuits.models.load import load_model
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, get_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pair():

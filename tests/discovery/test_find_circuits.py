@@ -49,6 +49,7 @@ def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
     return TaskPrompts(ranking=draw(), sizing=draw(), reporting=draw())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "ablation"), [(0.5, "corrupted"), (0.9, "corrupted"), (0.9, "mean"), (0.9, "zero")]
 )
@@ -121,6 +122,7 @@ def test_few_prompts_have_no_interval(n, drawn):
     assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_equal():
     model = make_tiny_model()
     prompts = made_up_prompts(model)
@@ -186,6 +188,7 @@ def test_what_a_circuit_written_by_hand_leaves_out_does_nothing(granularity):
     assert found.faithfulness_of_rest == pytest.approx(0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_selection_changes_the_order_in_which_components_are_taken():
     model = make_tiny_model()
     prompts = made_up_prompts(model)

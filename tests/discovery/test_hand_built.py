@@ -1,5 +1,7 @@
 """Discovery against circuits that are known because they were written by hand."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ from circuits.intervene.activations import record_activations, source_outputs
 from circuits.metrics import accuracy
 from circuits.results.discovery import DiscoverConfig
 from tests.helpers import skip_file_without_hooked_transformer
+
+pytestmark = pytest.mark.slow
 
 skip_file_without_hooked_transformer()
 
@@ -31,6 +35,7 @@ def experiment_of(built, part="ranking"):
     return prepare_experiment(built.model, prompts, metric=built.task.metric)
 
 
+@cache
 def found_by(built, granularity, **options):
     config = DiscoverConfig(target=TARGET, granularities=(granularity,), **options)
     found = discover(built.model, built.task, config, prompts=built.prompts(16))

@@ -79,6 +79,7 @@ def test_without_a_browser_the_message_says_what_to_install(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @browser
 def test_files_are_as_wide_as_their_column(tmp_path):
     comparison = make_comparison()
@@ -97,6 +98,7 @@ def test_files_are_as_wide_as_their_column(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @browser
 def test_a_saved_svg_shows_hostile_tokens_as_text(tmp_path):
     save_figure(arcs_figure(make_comparison(), "ioi"), tmp_path / "arcs.svg")
@@ -106,6 +108,7 @@ def test_a_saved_svg_shows_hostile_tokens_as_text(tmp_path):
     assert not list(tree.iter("{http://www.w3.org/2000/svg}script"))
 
 
+@pytest.mark.slow
 @browser
 def test_the_command_writes_every_figure_of_a_comparison(tmp_path, capsys):
     save_comparison(make_comparison(tasks=["ioi"]), tmp_path / "comparison.json")

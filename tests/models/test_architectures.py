@@ -29,6 +29,8 @@ from circuits.prompts import Prompts
 from tests.helpers import make_prompts, make_tiny_model, skip_file_without_hooked_transformer
 from tests.models import slow_reference as slow
 
+pytestmark = pytest.mark.slow
+
 skip_file_without_hooked_transformer()
 
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}

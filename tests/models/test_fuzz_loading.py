@@ -3,7 +3,7 @@
 Each case changes one file of a good folder: a value in its JSON, a few bytes, its end, its kind.
 Loading then gives a model, or raises one of the errors that the package promises, with the name of
 a file in it; it ends soon, and leaves nothing behind. Hypothesis draws the changes, the same ones
-on every run. A plain run tries a few; `pytest -m slow` tries 500.
+on every run. A plain run tries a few; `pytest -m fuzz` tries 500.
 """
 
 from __future__ import annotations
@@ -381,7 +381,7 @@ def test_a_changed_task_file_loads_or_says_why_not(data: st.DataObject) -> None:
     load_changed_task(data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @fuzz(400)
 @given(st.data())
 def test_many_changed_models_load_or_say_why_not(
@@ -390,7 +390,7 @@ def test_many_changed_models_load_or_say_why_not(
     load_changed_model(folders, data)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @fuzz(100)
 @given(st.data())
 def test_many_changed_task_files_load_or_say_why_not(data: st.DataObject) -> None:

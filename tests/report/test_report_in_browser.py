@@ -19,9 +19,12 @@ from tests.fake_comparison import make_comparison, make_found
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no browser: install chromium to test the report in it"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no browser: install chromium to test the report in it"
+    ),
+]
 HOSTILE = ("<script>alert(3)</script>", '"><img src=x>', "\u202eright to left", "&amp;", "\n")
 N_EDGES = 1000
 

@@ -283,6 +283,7 @@ def test_one_seed_has_no_interval_and_an_empty_circuit_no_mean():
         assert math.isnan(seeds_interval(ratios)[0])
 
 
+@pytest.mark.slow
 def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says():
     draws = torch.distributions.LogNormal(math.log(3), 0.4).sample((2000, 3)).tolist()
     bounds = [seeds_interval(ratios)[1:] for ratios in draws[:400]]

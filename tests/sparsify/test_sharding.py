@@ -26,6 +26,8 @@ from circuits.sparsify.train import TrainConfig, TrainResult, post_train
 from circuits.workers import Workers, join_workers
 from tests.helpers import CountingStream, make_taught_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 # One head: a HookedTransformer's attention weights cannot be cut along their first axis.
 SHAPE = {"n_heads": 1, "d_head": 16}

@@ -337,6 +337,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     steps = 60
@@ -354,6 +355,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert_same_logs(tmp_path / "killed", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = start_run(tmp_path / "run", "endless")
     log = tmp_path / "run" / "log.jsonl"
@@ -620,6 +622,7 @@ def test_a_finished_run_resumes_to_its_result(tmp_path: Path) -> None:
     assert (first.ce, first.best_step) == (again.ce, again.best_step)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError):
         run(tmp_path / "run", learning_rate=1e30)
@@ -720,6 +723,7 @@ def _go_on(out: str) -> None:
 KILLED_STEPS = 400
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     started = time.monotonic()

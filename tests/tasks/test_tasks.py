@@ -168,6 +168,7 @@ def test_the_answers_to_a_war_of_1732_are_33_to_99(tokenizer):
     assert pair.wrong_answers == YEARS[:33]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ioi", "ioi_swap", "greater_than"])
 def test_the_three_sets_share_no_prompt_and_follow_the_seed(tokenizer, name):
     task = get_task(name)
