@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from circuits.models.bridge import is_bridge
+from circuits.models.build_bridge import is_bridge
 from circuits.models.load import named_weights, new_model
 from circuits.prompts import Prompts
 from circuits.sparsify.data import TokenStream

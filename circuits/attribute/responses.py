@@ -18,7 +18,7 @@ from circuits.attribute.gradients import Run
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import Hooks, run_to_final
-from circuits.models.bridge import is_bridge
+from circuits.models.build_bridge import is_bridge
 from circuits.models.load import component_hooks
 
 Changes = Float[Tensor, "src batch pos d_model"]

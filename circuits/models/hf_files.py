@@ -1,7 +1,8 @@
 """Hugging Face models from folders, without any network.
 
 What does not fit is named in one error. How a model computes is not decided here: that is
-circuits/models/hooked.py (HookedTransformer) and circuits/models/bridge.py (TransformerBridge).
+circuits/models/build_hooked.py (HookedTransformer) and circuits/models/build_bridge.py
+(TransformerBridge).
 """
 
 from __future__ import annotations

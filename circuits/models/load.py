@@ -30,8 +30,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from circuits.gate.card import GateCard, find_gate_card
 from circuits.gate.gate import add_gate
-from circuits.models import bridge
-from circuits.models.bridge import is_bridge
+from circuits.models import build_bridge as bridge
+from circuits.models.build_bridge import is_bridge
 from circuits.models.config_file import (
     CONFIG_FILE,
     check_config,
@@ -47,7 +47,7 @@ from circuits.reading import is_there, number, refused_as
 
 _HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
 _builder = importlib.import_module(
-    "circuits.models.hooked" if _HAS_HOOKED_TRANSFORMER else "circuits.models.bridge"
+    "circuits.models.build_hooked" if _HAS_HOOKED_TRANSFORMER else "circuits.models.build_bridge"
 )
 
 if TYPE_CHECKING:

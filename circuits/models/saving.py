@@ -18,8 +18,9 @@ from circuits.files import replace_folder
 from circuits.gate.card import GateCard
 from circuits.gate.gate import gate_bias, is_gated
 from circuits.gate.top_k import is_top_k
-from circuits.models import bridge, hf_weights
-from circuits.models.bridge import is_bridge
+from circuits.models import build_bridge as bridge
+from circuits.models import hf_weights
+from circuits.models.build_bridge import is_bridge
 from circuits.models.hf_files import HFSource, is_tied, quiet_transformers
 from circuits.models.load import versions
 from circuits.models.names import MODEL_FILES
@@ -121,7 +122,7 @@ def _layout(
             config, parameters, bridge.named_weights, tied=is_tied(config)
         )
         return parameters, layout
-    import circuits.models.hooked as hooked  # of TransformerLens 3, as such a model is
+    import circuits.models.build_hooked as hooked  # of TransformerLens 3, as such a model is
 
     parameters, cfg = dict(model.named_parameters()), cast(Any, model.cfg)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from circuits.choices import LOW_RANK_TARGETS, LowRankTargets, check_choice
-from circuits.models.bridge import is_bridge, is_spare
+from circuits.models.build_bridge import is_bridge, is_spare
 from circuits.seeds import sub_seed
 
 _ATTENTION = ("W_Q", "W_K", "W_V", "_W_K", "_W_V", "W_O")  # with an underscore: grouped

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from circuits.models.bridge import is_bridge
+from circuits.models.build_bridge import is_bridge
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from circuits.models.bridge import is_bridge, is_spare
+from circuits.models.build_bridge import is_bridge, is_spare
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from circuits.gate.gate import add_gate, gate_bias, is_gated
 from circuits.models import names as finding
-from circuits.models.bridge import is_bridge
+from circuits.models.build_bridge import is_bridge
 from circuits.models.hf_files import HFSource
 from circuits.models.load import (
     GateCard,

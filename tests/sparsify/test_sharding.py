@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from circuits.cli import main
-from circuits.models.bridge import is_spare
+from circuits.models.build_bridge import is_spare
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding
 from circuits.sparsify.train import TrainConfig, TrainResult, post_train

@@ -2,8 +2,8 @@
 
 TransformerLens decides much by a model's name and fills what it misses. Here only the content of
 a config decides, and every tensor must fit. TransformerLens 4 has no HookedTransformer any more;
-there this module is not imported, and circuits/models/bridge.py, which offers the same functions,
-makes all models.
+there this module is not imported, and circuits/models/build_bridge.py, which offers the same
+functions, makes all models.
 """
 
 from __future__ import annotations
