@@ -17,7 +17,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from circuits.models.build_bridge import is_bridge
+import circuits.models.bridge as bridge
+from circuits.models.backend import backend_of
 from circuits.models.load import named_weights, new_model
 from circuits.prompts import Prompts
 from circuits.sparsify.data import TokenStream
@@ -104,7 +105,7 @@ def make_taught_model(stream: TokenStream, **overrides: Any) -> HookedTransforme
 def query_weight(model: HookedTransformer, layer: int) -> Tensor:
     """Returns the parameter that makes a layer's queries; it has the gradient."""
     attn: Any = model.blocks[layer].attn
-    return attn.q.original_component.weight if is_bridge(model) else attn.W_Q
+    return attn.q.original_component.weight if backend_of(model) is bridge else attn.W_Q
 
 
 def skip_file_without_hooked_transformer() -> None:

@@ -33,13 +33,13 @@ from circuits.files import write_bytes
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment, run_attention_edges, run_edges
 from circuits.intervene.activations import (
-    Hooks,
     attended_value,
     logits_after,
     noting_changes,
     own_batches,
 )
 from circuits.metrics import METRICS
+from circuits.models.backend import Hooks
 from circuits.workers import prompt_workers
 
 

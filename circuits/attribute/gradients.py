@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -21,20 +20,14 @@ from torch import Tensor
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import (
-    Hooks,
     attended_value,
     logits_after,
     run_to_final,
     with_arguments,
 )
 from circuits.metrics import METRICS
-from circuits.models.load import component_hooks
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-_CENTRED_NORMS = ("LN", "LNPre")
-_NORMS = (*_CENTRED_NORMS, "RMS", "RMSPre", None)
+from circuits.models.anatomy import has_whole_weights, norm_gain, subtracts_mean
+from circuits.models.backend import Hooks, Model, component_hooks
 
 
 @dataclass(frozen=True)
@@ -160,9 +153,7 @@ def add_edge_scores(
     contract(final, graph.n_sources, slice(last, last + 1))
 
 
-def _at_head_inputs(
-    model: HookedTransformer, run: Run, layer: int
-) -> Float[Tensor, "dest batch_pos d_model"]:
+def _at_head_inputs(model: Model, run: Run, layer: int) -> Float[Tensor, "dest batch_pos d_model"]:
     """Gradients at the q inputs of all heads of a layer, then at their k and v inputs.
 
     With x the input less its mean (nothing less for an RMS norm), s its norm's scale and
@@ -181,11 +172,11 @@ def _at_head_inputs(
     ).transpose(0, 1)  # [dest, batch*pos, d_head]
     if cfg.normalization_type is None:
         return torch.bmm(slopes, weights.mT)
-    gain = getattr(model.blocks[layer].ln1, "w", None)
+    gain = norm_gain(cfg, model.blocks[layer].ln1)
     if gain is not None:
         weights = weights * gain[:, None]
     resid = run.acts[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1)
-    if cfg.normalization_type in _CENTRED_NORMS:
+    if subtracts_mean(cfg):
         weights = weights - weights.mean(dim=1, keepdim=True)
         resid = resid - resid.mean(dim=-1, keepdim=True)
     scale = (resid.square().mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
@@ -207,18 +198,14 @@ def attention_edge_scores(
     return kept - experiment.ablated.attention.dot(layer, gradient, rows)
 
 
-def check_differentiable(model: HookedTransformer) -> None:
+def check_differentiable(model: Model) -> None:
     """Refuses a model whose gradients at head inputs are not known here.
 
     Raises:
         ValueError: an unknown normalisation, or weights packed into four bits.
     """
-    if model.cfg.normalization_type not in _NORMS:
-        raise ValueError(
-            f"{model.cfg.model_name} normalises by {model.cfg.normalization_type!r}; attribution "
-            f"knows {', '.join(map(str, _NORMS))}"
-        )
-    if getattr(model.cfg, "load_in_4bit", False):
+    subtracts_mean(model.cfg)
+    if not has_whole_weights(model.cfg):
         raise ValueError("attribution needs whole weights; load the model in bfloat16, not 4 bits")
 
 

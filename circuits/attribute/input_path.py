@@ -14,7 +14,8 @@ from circuits.attribute.gradients import add_edge_scores, check_differentiable, 
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import Hooks, noting_changes, own_batches
+from circuits.intervene.activations import noting_changes, own_batches
+from circuits.models.backend import Hooks
 
 
 def integrated_gradients(

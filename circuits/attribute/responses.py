@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.attribute.gradients import Run
-from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import Hooks, run_to_final
-from circuits.models.build_bridge import is_bridge
-from circuits.models.load import component_hooks
+from circuits.models.anatomy import positions_handed_in
+from circuits.models.backend import Hooks, backend_of
 
 Changes = Float[Tensor, "src batch pos d_model"]
 
@@ -39,22 +37,12 @@ def head_responses(
     experiment: Experiment, clean: Run, rows: slice, layer: int, read: str, change: Changes
 ) -> Float[Tensor, "src batch pos head d_head"]:
     """Returns the z of all heads of a layer when their q, k or v input lacks each source."""
-    resid = clean.acts[f"blocks.{layer}.hook_resid_pre"]
+    model, resid = experiment.model, clean.acts[f"blocks.{layer}.hook_resid_pre"]
     without = (resid - change).flatten(0, 1)
     whole = resid.repeat(len(change), 1, 1)
-    found: list[Tensor] = []
-    hooks: Hooks = [(f"blocks.{layer}.attn.hook_z", lambda z, hook: found.append(z))]
-    if is_bridge(experiment.model):
-        split = f"blocks.{layer}.attn.hook_{read}_input"
-        hooks.append((split, lambda act, hook: without[:, :, None].expand_as(act)))
-        with component_hooks(experiment.model):
-            run_from(experiment, rows, layer, whole, hooks, n_layers=layer + 1)
-    else:
-        block = experiment.model.blocks[layer]
-        inputs = {name: block.ln1(without if name == read else whole) for name in READS}
-        with experiment.model.hooks(fwd_hooks=hooks):
-            block.attn(query_input=inputs["q"], key_input=inputs["k"], value_input=inputs["v"])
-    return found[0].unflatten(0, change.shape[:2])
+    tokens = _copies(experiment, rows, whole)
+    z = backend_of(model).run_heads(model, tokens, layer, whole, read=read, changed=without)
+    return z.unflatten(0, change.shape[:2])
 
 
 @torch.no_grad()
@@ -62,18 +50,11 @@ def mlp_responses(
     experiment: Experiment, clean: Run, rows: slice, layer: int, change: Changes
 ) -> Changes:
     """Returns what a layer's MLP writes when its input lacks each source."""
+    model = experiment.model
     without = (clean.acts[f"blocks.{layer}.hook_mlp_in"] - change).flatten(0, 1)
-    if not is_bridge(experiment.model):
-        block = experiment.model.blocks[layer]
-        return block.apply_mlp(block.ln2(without)).unflatten(0, change.shape[:2])
-    found: list[Tensor] = []
-    hooks: Hooks = [
-        (f"blocks.{layer}.hook_mlp_in", lambda act, hook: without),
-        (f"blocks.{layer}.hook_mlp_out", lambda act, hook: found.append(act)),
-    ]
-    with component_hooks(experiment.model, split_heads=False):
-        run_from(experiment, rows, layer, without, hooks, n_layers=layer + 1)
-    return found[0].unflatten(0, change.shape[:2])
+    tokens = _copies(experiment, rows, without)
+    written = backend_of(model).run_mlp(model, tokens, layer, without)
+    return written.unflatten(0, change.shape[:2])
 
 
 def run_from(
@@ -82,24 +63,17 @@ def run_from(
     layer: int,
     resid: Float[Tensor, "copies_batch pos d_model"],
     hooks: Hooks,
-    *,
-    n_layers: int | None = None,
 ) -> Float[Tensor, "copies_batch pos d_model"]:
-    """Returns the residual stream after `n_layers` (all) layers, with `resid` before a layer.
+    """Returns the final residual stream of copies of the prompts, with `resid` before a layer."""
+    model, tokens = experiment.model, _copies(experiment, rows, resid)
+    return backend_of(model).run_from(model, tokens, layer, resid, hooks)
 
-    It is run for copies of the prompts `rows`. A TransformerBridge runs the layers before as well,
-    to no effect.
-    """
-    model = experiment.model
-    if not is_bridge(model):
-        stop = n_layers or model.cfg.n_layers
-        return model.run_with_hooks(
-            resid, fwd_hooks=hooks, start_at_layer=layer, stop_at_layer=stop
-        )
+
+def _copies(
+    experiment: Experiment, rows: slice, resid: Float[Tensor, "copies_batch pos d_model"]
+) -> Int[Tensor, "copies_batch pos"]:
     tokens = experiment.prompts.clean[rows]
-    start: Hooks = [(f"blocks.{layer}.hook_resid_pre", lambda act, hook: resid)]
-    copies = tokens.repeat(len(resid) // len(tokens), 1)
-    return run_to_final(model, copies, [*start, *hooks], n_layers=n_layers)
+    return tokens.repeat(len(resid) // len(tokens), 1)
 
 
 def check_runnable(experiment: Experiment) -> None:
@@ -108,11 +82,9 @@ def check_runnable(experiment: Experiment) -> None:
     Raises:
         ValueError: positions are added to what heads read, outside the residual stream.
     """
-    if experiment.model.cfg.positional_embedding_type in (
-        "shortformer",
-        "relative_positional_bias",
-    ):
+    cfg = experiment.model.cfg
+    if positions_handed_in(cfg):
         raise ValueError(
-            f"{experiment.model.cfg.model_name} gives positions to its heads from outside the "
+            f"{cfg.model_name} gives positions to its heads from outside the "
             "residual stream; use the method 'attribution_patching'"
         )

@@ -32,7 +32,8 @@ from circuits.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformer_lens import HookedTransformer
+
+    from circuits.models.backend import Model
 
 
 def compare_command(
@@ -219,7 +220,7 @@ def _named_models(given: list[str]) -> dict[str, str]:
 
 def _loaded_pair(
     dense: str, sparse: str, device: str, trust_remote_code: bool
-) -> tuple[HookedTransformer, HookedTransformer]:
+) -> tuple[Model, Model]:
     from circuits.models.load import load_model
 
     return (
@@ -228,7 +229,7 @@ def _loaded_pair(
     )
 
 
-def _loaded(source: str, device: str, trust_remote_code: bool) -> HookedTransformer:
+def _loaded(source: str, device: str, trust_remote_code: bool) -> Model:
     """A model by name or folder; `MODEL@top4` keeps the 4 highest scores of each query only."""
     from circuits.gate.top_k import add_top_k
     from circuits.models.load import load_model

@@ -16,8 +16,7 @@ from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, Seed, TrustRemoteCode, text_stream
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
+    from circuits.models.backend import Model
     from circuits.sparsify.config import TrainConfig
     from circuits.sparsify.data import TokenStream
     from circuits.sparsify.result import TrainResult
@@ -191,7 +190,7 @@ def _stream(
     subset: str | None,
     split: str,
     column: str,
-    dense: HookedTransformer,
+    dense: Model,
     context: int,
     seed: int,
 ) -> TokenStream:
@@ -229,7 +228,7 @@ def _said_warnings() -> Iterator[None]:
 
 
 def _make_model(
-    dense: HookedTransformer,
+    dense: Model,
     stream: TokenStream,
     config: TrainConfig,
     out: Path,

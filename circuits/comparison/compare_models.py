@@ -37,7 +37,7 @@ from circuits.tasks import Task, TaskPrompts, check_task_names
 from circuits.tasks.corpus import words
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 N_SEQUENCES = 64
 CONTEXT = 128
@@ -45,14 +45,14 @@ N_EXAMPLES = 4
 
 
 def compare(
-    dense: HookedTransformer,
-    sparse: HookedTransformer,
+    dense: Model,
+    sparse: Model,
     tasks: Sequence[Task],
     config: DiscoverConfig | None = None,
     *,
     text: Int[Tensor, "sequences pos"] | Mapping[str, Tensor] | None = None,
     names: tuple[str, str] = ("dense", "sparse"),
-    others: Mapping[str, HookedTransformer] | None = None,
+    others: Mapping[str, Model] | None = None,
     twins: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> Comparison:
@@ -211,9 +211,7 @@ def check_model_names(names: Iterable[str]) -> None:
             )
 
 
-def _named(
-    dense: HookedTransformer, sparse: HookedTransformer, others: Mapping[str, HookedTransformer]
-) -> dict[str, HookedTransformer]:
+def _named(dense: Model, sparse: Model, others: Mapping[str, Model]) -> dict[str, Model]:
     check_model_names(others)
     return {"dense": dense, "sparse": sparse, **others}
 
@@ -226,7 +224,7 @@ def _heads(found: Discovery) -> list[str]:
 
 
 def _texts(
-    models: Mapping[str, HookedTransformer],
+    models: Mapping[str, Model],
     read_as: Mapping[str, str],
     text: Tensor | Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
@@ -256,7 +254,7 @@ def _texts(
 
 
 def _why_not(
-    models: Mapping[str, HookedTransformer],
+    models: Mapping[str, Model],
     task: Task,
     prompts: Mapping[str, TaskPrompts],
     ablation: str,
@@ -288,13 +286,13 @@ def _check_some_left(refused: Mapping[str, Mapping[str, str]]) -> None:
         raise CannotDoTask("nothing is left to compare; " + "; ".join(reasons.values()))
 
 
-def _knows_corpus(model: HookedTransformer) -> bool:
+def _knows_corpus(model: Model) -> bool:
     tokenizer = tokenizer_of(model)
     return all(is_single_token(tokenizer, word) for word in words())
 
 
 def _model_facts(
-    model: HookedTransformer, name: str, text: Tensor | None, prompts: Prompts, tokenizer: str
+    model: Model, name: str, text: Tensor | None, prompts: Prompts, tokenizer: str
 ) -> ModelFacts:
     """Cross-entropy and density on `text`; without it, density on the prompts alone."""
     ce = None
@@ -356,7 +354,7 @@ def _usual_template(found: Mapping[str, Discovery]) -> str | None:
 
 @torch.no_grad()
 def _example(
-    models: dict[str, HookedTransformer], task: Task, prompts: dict[str, TaskPrompts], row: int
+    models: dict[str, Model], task: Task, prompts: dict[str, TaskPrompts], row: int
 ) -> AttentionExample:
     """One reporting prompt and where each model's heads attend on it."""
     patterns: dict[str, list[list[list[list[float]]]]] = {}

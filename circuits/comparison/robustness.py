@@ -38,7 +38,7 @@ from circuits.results.intervals import ratio_interval
 from circuits.tasks import Task, TooFewPrompts, check_task_names
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 TARGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 GRANULARITIES = ("head", "edge")
@@ -72,8 +72,8 @@ class _Sizes:
 
 
 def robustness(
-    dense: HookedTransformer,
-    sparse: HookedTransformer,
+    dense: Model,
+    sparse: Model,
     tasks: Sequence[Task],
     *,
     granularities: Sequence[str] = GRANULARITIES,
@@ -208,7 +208,7 @@ def _ratio(dense: _Sizes | None = None, sparse: _Sizes | None = None) -> dict[st
 
 
 def _sizes_of(
-    model: HookedTransformer,
+    model: Model,
     metric: str,
     prompts: Sequence[Prompts],
     setting: _Setting,

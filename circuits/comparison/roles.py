@@ -19,17 +19,16 @@ Attention is what is left after the gate: a sparse head that is shut attends to 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.models.anatomy import norm_gain, subtracts_mean
+from circuits.models.backend import Model
 from circuits.prompts import NO_ANSWER, Prompts
 from circuits.results.roles import HeadRole
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
 
 THRESHOLD = 0.3
 """Mean attention from which a head is said to have a role."""
@@ -40,7 +39,7 @@ Scores = dict[str, Tensor | None]
 
 
 def head_roles(
-    models: dict[str, HookedTransformer],
+    models: dict[str, Model],
     prompts: dict[str, Prompts],
     circuits: dict[str, Collection[str]],
     task: str,
@@ -124,7 +123,7 @@ def _role(scores: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def _patterns(
-    model: HookedTransformer, tokens: Int[Tensor, "batch pos"]
+    model: Model, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "head batch query_pos key_pos"]:
     """Attention after the gate of all heads, layer by layer."""
     _, cache = model.run_with_cache(
@@ -137,7 +136,7 @@ def _patterns(
     return torch.cat([layer.transpose(0, 1) for layer in layers])
 
 
-def _on_repeated_tokens(model: HookedTransformer, seed: int) -> dict[str, Float[Tensor, " head"]]:
+def _on_repeated_tokens(model: Model, seed: int) -> dict[str, Float[Tensor, " head"]]:
     generator = torch.Generator().manual_seed(seed)
     length = min(REPEATED, (model.cfg.n_ctx - 1) // 2)
     special = set(getattr(model.tokenizer, "all_special_ids", ()))
@@ -162,9 +161,7 @@ def _on_repeated_tokens(model: HookedTransformer, seed: int) -> dict[str, Float[
     }
 
 
-def _on_prompts(
-    model: HookedTransformer, prompts: Prompts
-) -> tuple[Scores, Float[Tensor, "head entries"]]:
+def _on_prompts(model: Model, prompts: Prompts) -> tuple[Scores, Float[Tensor, "head entries"]]:
     """The scores of a task, and each head's attention on its prompts in a row."""
     pattern = _patterns(model, prompts.clean)
     rows = torch.arange(len(prompts))
@@ -186,7 +183,7 @@ def _on_prompts(
 
 
 @torch.no_grad()
-def _direct(model: HookedTransformer, prompts: Prompts) -> Float[Tensor, " head"]:
+def _direct(model: Model, prompts: Prompts) -> Float[Tensor, " head"]:
     """What each head adds to the answers' mean logit minus the wrong answers', in logits.
 
     The final norm is taken as it is in the run: its scale counts as a constant.
@@ -201,10 +198,10 @@ def _direct(model: HookedTransformer, prompts: Prompts) -> Float[Tensor, " head"
     towards = _mean_column(unembedding, prompts.answers) - _mean_column(
         unembedding, prompts.wrong_answers
     )
-    weight = getattr(getattr(model, "ln_final", None), "w", None)
-    if weight is not None:
-        towards = towards * weight.float()
-    if model.cfg.normalization_type in ("LN", "LNPre"):
+    gain = norm_gain(model.cfg, getattr(model, "ln_final", None))
+    if gain is not None:
+        towards = towards * gain.float()
+    if subtracts_mean(model.cfg):
         towards = towards - towards.mean(dim=1, keepdim=True)
     if "ln_final.hook_scale" in cache:
         towards = towards / cache["ln_final.hook_scale"][rows, last].float()

@@ -21,11 +21,11 @@ from circuits.results.transfer import Transfer
 from circuits.tasks import Task
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 def transfer(
-    models: dict[str, HookedTransformer],
+    models: dict[str, Model],
     prompts: dict[str, Prompts],
     task: Task,
     found: dict[str, Discovery],

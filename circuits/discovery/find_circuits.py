@@ -28,14 +28,14 @@ from circuits.results.discovery import DiscoverConfig, Discovery, Found
 from circuits.tasks import Task, TaskPrompts
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 _TRIALS = {"head": 35, "mlp": 12, "edge": 90, "attention_edge": 90}
 """About how many sizes the search tries in a model of a few thousand edges."""
 
 
 def discover(
-    model: HookedTransformer,
+    model: Model,
     task: Task,
     config: DiscoverConfig | None = None,
     *,

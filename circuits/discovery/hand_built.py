@@ -26,7 +26,7 @@ from circuits.prompts import Prompts
 from circuits.tasks.task import Task, TaskPrompts
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 _SHARP = 12.0
 """Attention score of what a head looks for, against 0: nearly hard, and still differentiable."""
@@ -44,7 +44,7 @@ class HandBuilt:
         edges: The edges of the circuit, in the order of the graph.
     """
 
-    model: HookedTransformer
+    model: Model
     task: Task
     draw: Callable[[int, int], Prompts]
     nodes: tuple[str, ...]
@@ -214,7 +214,7 @@ def _blank_model(
     n_pos: int,
     *,
     n_neurons: int | None = None,
-) -> HookedTransformer:
+) -> Model:
     """A model of distractors: random heads and neurons that read everything and write to `junk`.
 
     The first `n_blank` heads of each layer are left for the circuit.

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from circuits.gate.hook_points import attention_layers
+from circuits.models.backend import attention_layers
 
 
 class OpenEdges:

@@ -24,17 +24,11 @@ from typing import Any, Literal, TypeVar, cast
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge.generalized_components import AttentionBridge
 
 from circuits.gate.density import OpenEdges
-from circuits.gate.hook_points import (
-    attention_layers,
-    drop,
-    in_place_of,
-    list_hook_points,
-    refuse_hooks,
-)
+from circuits.gate.hook_points import in_place_of, refuse_hooks
 from circuits.gate.sampling import OpenGates
+from circuits.models.backend import attention_layers, backend_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -139,7 +133,7 @@ def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
     if not math.isfinite(bias):
         raise ValueError(f"gate bias is {bias}; it must be a finite number")
     refuse_hooks(model, ("hook_attn_scores", "hook_pattern"))
-    _refuse_shown_scores(model)
+    _refuse_ungateable(model)
     for attn in attention_layers(model):
         scores, gate = GatedScores(), Gate(float(bias))
         pattern = GatedPattern(scores, gate)
@@ -147,23 +141,16 @@ def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
         attn.hook_attn_scores = in_place_of(attn.hook_attn_scores, scores)
         attn.hook_pattern = in_place_of(attn.hook_pattern, pattern)
         attn.hook_gate = gate
-    list_hook_points(model)
+    backend_of(model).list_hook_points(model)
     return model
 
 
-def _refuse_shown_scores(model: nn.Module) -> None:
-    """Refuses attention that shows scores and pattern after the fact, where a gate has no effect.
-
-    That is how TransformerLens wraps the attention of architectures that it has no code of its own
-    for.
-    """
+def _refuse_ungateable(model: nn.Module) -> None:
     for attn in attention_layers(model):
-        if type(attn).forward is AttentionBridge.forward or hasattr(attn, "hook_gate"):
-            held = type(getattr(attn, "original_component", attn)).__name__
+        if (reason := backend_of(model).why_not_gated(attn)) is not None:
             raise ValueError(
-                f"no gate can be put on {held}: TransformerLens' {type(attn).__name__} does not "
-                "compute its scores, or has a gate of another kind; where HookedTransformer knows "
-                "the architecture, transformer_lens<4 loads it as one that can be gated"
+                f"no gate can be put on {reason}; where HookedTransformer knows the architecture, "
+                "transformer_lens<4 loads it as one that can be gated"
             )
 
 
@@ -178,8 +165,8 @@ def remove_gate(model: ModelT) -> ModelT:
     for attn in attention_layers(model):
         attn.hook_attn_scores = in_place_of(attn.hook_attn_scores, HookPoint())
         attn.hook_pattern = in_place_of(attn.hook_pattern, HookPoint())
-        drop(attn, "hook_gate")
-    list_hook_points(model)
+        backend_of(model).drop_hook_point(attn, "hook_gate")
+    backend_of(model).list_hook_points(model)
     return model
 
 

@@ -15,8 +15,9 @@ from transformer_lens.hook_points import HookPoint
 
 from circuits.gate.density import OpenEdges
 from circuits.gate.gate import is_gated
-from circuits.gate.hook_points import attention_layers, in_place_of, list_hook_points, refuse_hooks
+from circuits.gate.hook_points import in_place_of, refuse_hooks
 from circuits.gate.sampling import masked_below
+from circuits.models.backend import attention_layers, backend_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -66,7 +67,7 @@ def add_top_k(model: ModelT, k: int) -> ModelT:
     refuse_hooks(model, ("hook_attn_scores",))
     for attn in attention_layers(model):
         attn.hook_attn_scores = in_place_of(attn.hook_attn_scores, TopKScores(k))
-    list_hook_points(model)
+    backend_of(model).list_hook_points(model)
     return model
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +27,6 @@ from circuits.choices import Ablation
 from circuits.graph import READS, Graph
 from circuits.intervene.activations import (
     Activations,
-    Hooks,
     ablated_activations,
     attended_value,
     logits_after,
@@ -38,15 +36,10 @@ from circuits.intervene.activations import (
     with_arguments,
 )
 from circuits.metrics import METRICS
-from circuits.models.load import component_hooks
+from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
+from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
 from circuits.workers import prompt_workers
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
-
-_NORMALISED_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class Experiment:
         ablated: The activations that stand in for ablated components.
     """
 
-    model: HookedTransformer
+    model: Model
     graph: Graph
     prompts: Prompts
     metric: str
@@ -112,7 +105,7 @@ def faithfulness(
     return (values.mean(dim=-1) - empty.mean()) / (full.mean() - empty.mean())
 
 
-def graph_of(model: HookedTransformer) -> Graph:
+def graph_of(model: Model) -> Graph:
     """Returns the model's graph.
 
     Raises:
@@ -120,24 +113,22 @@ def graph_of(model: HookedTransformer) -> Graph:
             models that normalise after attention and MLP (Gemma 2, OLMo 2).
     """
     cfg = model.cfg
-    if getattr(cfg, "use_normalization_before_and_after", False) or (
-        getattr(cfg, "original_architecture", None) in _NORMALISED_AFTER
-    ):
+    if (reason := why_not_a_sum(cfg)) is not None:
         raise ValueError(
-            f"{cfg.model_name} normalises what its heads and MLPs write; edges are not defined "
-            "for such a model, use one with normalisation before each block only"
+            f"{cfg.model_name} {reason}; edges are not defined for such a model, use one with "
+            "normalisation before each block only"
         )
     return Graph(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
-        has_mlps=not cfg.attn_only,
-        parallel_attn_mlp=bool(cfg.parallel_attn_mlp),
+        has_mlps=has_mlps(cfg),
+        parallel_attn_mlp=is_parallel(cfg),
         d_model=cfg.d_model,
     )
 
 
 def prepare_experiment(
-    model: HookedTransformer,
+    model: Model,
     prompts: Prompts,
     *,
     metric: str,

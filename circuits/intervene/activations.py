@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,21 +20,15 @@ from torch import Tensor
 
 from circuits.choices import ABLATIONS, Ablation, check_choice
 from circuits.graph import Graph
-from circuits.models.load import component_hooks
+from circuits.models.anatomy import logit_cap, value_limit
+from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts, TooFewPrompts
 from circuits.workers import prompt_workers
-
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-    from transformer_lens.model_bridge import TransformerBridge
 
 MOST_PROMPTS = 64
 """Prompts run at once at most."""
 MOST_NUMBERS = 2**27
 """Numbers held at once for the changes of all sources; half a gigabyte in float32."""
-
-Hooks = list[tuple[Any, Any]]
-"""Names of hook points, each with the function `(act, hook) -> act or None` to run there."""
 
 
 @dataclass(frozen=True)
@@ -158,9 +151,9 @@ class Activations:
     attention: AttentionTerms
 
 
-def attended_value(model: HookedTransformer, value: Tensor) -> Tensor:
+def attended_value(model: Model, value: Tensor) -> Tensor:
     """Returns what heads attend to of an activation at `hook_v`; some models clip it later."""
-    limit = getattr(model.cfg, "clip_qkv", None)
+    limit = value_limit(model.cfg)
     return value if limit is None else value.clamp(-limit, limit)
 
 
@@ -174,7 +167,7 @@ def with_arguments(function: Callable[..., object], **fixed: object) -> Callable
 
 
 def head_outputs(
-    model: HookedTransformer, layer: int, z: Float[Tensor, "batch pos head d_head"]
+    model: Model, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "head batch pos d_model"]:
     """Returns what each head adds to the residual stream, without the shared bias b_O."""
     batch, pos = z.shape[:2]
@@ -183,7 +176,7 @@ def head_outputs(
 
 
 def source_outputs(
-    model: HookedTransformer, graph: Graph, acts: Activations
+    model: Model, graph: Graph, acts: Activations
 ) -> Float[Tensor, "src batch pos d_model"]:
     """Returns what every source added to the residual stream."""
     outputs = [acts.embed[None]]
@@ -194,7 +187,7 @@ def source_outputs(
 
 
 def noting_changes(
-    model: HookedTransformer, graph: Graph, ablated: Activations, rows: slice
+    model: Model, graph: Graph, ablated: Activations, rows: slice
 ) -> tuple[Float[Tensor, "src batch pos d_model"], Hooks]:
     """Returns a tensor, and the hooks that fill it as a run goes on.
 
@@ -222,9 +215,7 @@ def noting_changes(
     return change, hooks
 
 
-def record_activations(
-    model: HookedTransformer, graph: Graph, tokens: Int[Tensor, "batch pos"]
-) -> Activations:
+def record_activations(model: Model, graph: Graph, tokens: Int[Tensor, "batch pos"]) -> Activations:
     """Returns what every source wrote and every destination read on `tokens`."""
     batch, pos = tokens.shape
     cfg = model.cfg
@@ -269,18 +260,16 @@ def record_activations(
 
 
 def run_to_final(
-    model: HookedTransformer | TransformerBridge,
+    model: Model,
     tokens: Int[Tensor, "batch pos"],
     hooks: Hooks,
-    *,
-    n_layers: int | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Returns the residual stream after `n_layers` (all) layers of a run with hooks.
+    """Returns the residual stream after all layers of a run with hooks.
 
     Nobody reads that run's logits.
     """
     found: list[Tensor] = []
-    n_layers = n_layers or model.cfg.n_layers
+    n_layers = model.cfg.n_layers
     last: Hooks = [(f"blocks.{n_layers - 1}.hook_resid_post", lambda act, hook: found.append(act))]
     # A TransformerBridge that is to stop after its last layer runs to the end all the same; what it
     # returns is not looked at.
@@ -289,7 +278,7 @@ def run_to_final(
 
 
 def logits_after(
-    model: HookedTransformer,
+    model: Model,
     resid_final: Float[Tensor, "batch pos d_model"],
     last: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch d_vocab"]:
@@ -298,8 +287,8 @@ def logits_after(
     if model.cfg.normalization_type is not None:
         ends = model.ln_final(ends)
     logits = model.unembed(ends)[:, 0]
-    cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
-    return cap * (logits / cap).tanh() if cap > 0 else logits
+    cap = logit_cap(model.cfg)
+    return logits if cap is None else cap * (logits / cap).tanh()
 
 
 def row_batches(graph: Graph, prompts: Prompts, d_model: int, n_workers: int = 1) -> list[slice]:
@@ -320,7 +309,7 @@ def own_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
 
 
 def ablated_activations(
-    model: HookedTransformer, graph: Graph, prompts: Prompts, ablation: Ablation | str
+    model: Model, graph: Graph, prompts: Prompts, ablation: Ablation | str
 ) -> Activations:
     """Returns what components outside a circuit write, for every prompt.
 
@@ -393,7 +382,7 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
     )
 
 
-def _zeroed(model: HookedTransformer, graph: Graph, clean: Activations) -> Activations:
+def _zeroed(model: Model, graph: Graph, clean: Activations) -> Activations:
     """No source writes; destinations read what is left: the constants of the residual stream."""
     written = clean.embed.clone()
     resid_pre, resid_mid = [], []

@@ -1,12 +1,21 @@
+from .backend import (
+    Backend as Backend,
+)
+from .backend import (
+    Model as Model,
+)
+from .backend import (
+    backend_of as backend_of,
+)
+from .backend import (
+    component_hooks as component_hooks,
+)
 from .hub import push_to_hub as push_to_hub
 from .load import (
     ModelInfo as ModelInfo,
 )
 from .load import (
     checked_device as checked_device,
-)
-from .load import (
-    component_hooks as component_hooks,
 )
 from .load import (
     copy_model as copy_model,

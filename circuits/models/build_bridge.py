@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +76,6 @@ _GPT2: dict[str, Any] = {
     "use_normalization_before_and_after": False,
     "use_qk_norm": False,
 }
-
-
-def is_bridge(model: object) -> TypeGuard[TransformerBridge]:
-    """Returns whether the model is a TransformerBridge."""
-    return isinstance(model, TransformerBridge)
 
 
 def read_config(
@@ -199,90 +194,12 @@ def from_hub(
     return from_hf_model(hf_model, tokenizer, name)
 
 
-def named_weights(hf_model: PreTrainedModel) -> dict[str, Tensor]:
+def parameters_around(hf_model: PreTrainedModel) -> dict[str, Tensor]:
     """Returns the parameters of the TransformerBridge around a Hugging Face model.
 
     The model is changed in place.
     """
     return dict(_around(hf_model, "numbers", None).named_parameters())
-
-
-def is_spare(path: str) -> bool:
-    """Whether a weight of this name is a joint one of queries, keys and values, beside the three.
-
-    The three that it was split into are used in its place.
-    """
-    return "qkv" in path.split(".")
-
-
-def trained_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
-    """Returns the parameters that the logits depend on.
-
-    A Bridge splits a joint matrix of queries, keys and values into three, and keeps the joint one,
-    which is used no more. What is used is read off the graph of a forward pass.
-    """
-    parameters = dict(model.named_parameters())
-    asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
-    was_training = model.training
-    try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            tokens = probe_tokens(2, model.cfg.d_vocab).to(model.W_E.device)
-            used = _leaves(model.eval()(tokens))
-    finally:
-        model.train(was_training)
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(asked[name])
-        forget_activations(model)
-    return {name: parameter for name, parameter in parameters.items() if id(parameter) in used}
-
-
-@contextlib.contextmanager
-def own_keys_and_values(model: TransformerBridge) -> Iterator[None]:
-    """Gives every head keys and values of its own, copies of those that it shares.
-
-    Afterwards the model is as it was. Weights get no gradient inside.
-
-    Raises:
-        ValueError: keys are normed over all heads at once, where copies would count twice.
-    """
-    cfg, back = model.cfg, contextlib.ExitStack()
-    n_kept = cfg.n_key_value_heads or cfg.n_heads
-    with back:
-        for attn in [block.attn for block in model.blocks] if n_kept < cfg.n_heads else []:
-            if getattr(attn, "_qk_norm_phase", None) == "pre_reshape":
-                raise ValueError(
-                    f"{cfg.model_name} shares keys between heads and norms them together, which a "
-                    "TransformerBridge cannot take apart"
-                )
-            for part in (attn.k, attn.v):
-                held, conversion = part.original_component, part.hook_out.hook_conversion
-                back.callback(part.set_original_component, held)
-                back.callback(setattr, part.hook_out, "hook_conversion", conversion)
-                part.set_original_component(_repeated(held, n_kept, cfg.n_heads // n_kept))
-                part.hook_out.hook_conversion = attn.q.hook_out.hook_conversion
-            for place, name, value in (
-                (attn.original_component, "num_key_value_groups", 1),
-                (attn.config, "n_key_value_heads", cfg.n_heads),
-            ):
-                back.callback(setattr, place, name, getattr(place, name, None))
-                setattr(place, name, value)
-        if n_kept < cfg.n_heads:
-            back.callback(setattr, cfg, "n_key_value_heads", n_kept)
-            cfg.n_key_value_heads = cfg.n_heads
-        yield
-
-
-def forget_activations(model: TransformerBridge) -> None:
-    """Drops what a Bridge's modules keep of their last run, and with it that run's graph.
-
-    A model that keeps them cannot be copied.
-    """
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(module)[name] = None
 
 
 def _hf_config(raw: dict[str, Any], where: str) -> PretrainedConfig:
@@ -335,15 +252,6 @@ def _around(
     return model
 
 
-def _repeated(linear: nn.Linear, n_heads: int, times: int) -> nn.Linear:
-    """A layer that puts out each of its heads several times, one after the other."""
-    wide = nn.Linear(1, 1, bias=linear.bias is not None)
-    for name, held in linear.named_parameters():
-        heads = held.detach().unflatten(0, (n_heads, -1)).repeat_interleave(times, dim=0)
-        setattr(wide, name, nn.Parameter(heads.flatten(0, 1), requires_grad=False))
-    return wide
-
-
 def _named_as_hooked(hf_model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights under HookedTransformer's names; shared keys and values stand there once."""
     model = _around(hf_model, "numbers", None)
@@ -353,22 +261,6 @@ def _named_as_hooked(hf_model: PreTrainedModel) -> dict[str, Tensor]:
         for name in [name for name in found if name.endswith((".W_K", ".W_V", ".b_K", ".b_V"))]:
             block, _, leaf = name.rpartition(".")
             found[f"{block}._{leaf}"] = found.pop(name)[::n_shared]
-    return found
-
-
-def _leaves(result: Tensor) -> set[int]:
-    """The ids of the parameters that a result was computed from."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    waiting: list[Any] = [result.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        waiting += [below for below, _ in node.next_functions]
     return found
 
 

@@ -1,4 +1,4 @@
-"""Models: loading, and the hook flags that attribution needs.
+"""Models: loading.
 
 This is the one place that turns a name into a hooked model. It is a HookedTransformer, or with
 TransformerLens 4, which has none, a TransformerBridge. A model on disk is an ordinary Hugging Face
@@ -13,12 +13,10 @@ cannot be saved.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,8 +28,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from circuits.gate.card import GateCard, find_gate_card
 from circuits.gate.gate import add_gate
-from circuits.models import build_bridge as bridge
-from circuits.models.build_bridge import is_bridge
+from circuits.models import build_bridge
+from circuits.models.backend import HAS_HOOKED_TRANSFORMER, Model, backend_of
 from circuits.models.config_file import (
     CONFIG_FILE,
     check_config,
@@ -45,13 +43,11 @@ from circuits.models.tokenizer_files import check_vocabulary, read_tokenizer
 from circuits.models.weight_files import held_by, is_weight, read_checkpoint, read_headers
 from circuits.reading import is_there, number, refused_as
 
-_HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
 _builder = importlib.import_module(
-    "circuits.models.build_hooked" if _HAS_HOOKED_TRANSFORMER else "circuits.models.build_bridge"
+    "circuits.models.build_hooked" if HAS_HOOKED_TRANSFORMER else "circuits.models.build_bridge"
 )
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
     from transformer_lens.model_bridge import TransformerBridge
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -78,7 +74,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
-) -> HookedTransformer:
+) -> Model:
     """Returns a model in evaluation mode, gated if it is a sparse one, its weights unprocessed.
 
     It is a HookedTransformer, or with TransformerLens 4 a TransformerBridge.
@@ -124,23 +120,20 @@ def load_bridge(
             which has no Hugging Face model to wrap.
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
-    return _load(name_or_path, device, dtype, trust_remote_code, bridge)
+    return _load(name_or_path, device, dtype, trust_remote_code, build_bridge)
 
 
-def new_model(
-    config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
-) -> HookedTransformer:
+def new_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
     """Returns a model with random weights, for a dict of TransformerLens' own config."""
     return _builder.new_model(config, tokenizer).eval()
 
 
 def named_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Returns a model's weights under HookedTransformer's names, to look at or to write into."""
-    held: Any = model
-    return dict(held.tl_named_parameters() if is_bridge(model) else model.named_parameters())
+    return backend_of(model).named_weights(model)
 
 
-def tokenizer_of(model: HookedTransformer | TransformerBridge) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: Model) -> PreTrainedTokenizerBase:
     """Returns the model's tokenizer.
 
     Raises:
@@ -159,7 +152,7 @@ def from_hf(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     name: str = "custom",
-) -> HookedTransformer:
+) -> Model:
     """Returns the HookedTransformer with the weights of a Hugging Face model, unprocessed.
 
     It is in the model's own dtype and in evaluation mode. TransformerLens reads some configs
@@ -180,48 +173,13 @@ def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
 
     With `share_weights` it has parameters of its own, but they lie in the memory of the model's.
     """
-    if is_bridge(model):
-        bridge.forget_activations(model)
+    backend_of(model).forget_activations(model)
     shared: list[Any] = [getattr(model, "tokenizer", None), getattr(model, "hf_source", None)]
     instead: dict[int, Any] = {id(value): value for value in shared}
     if share_weights:
         for weight in model.parameters():
             instead[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
     return copy.deepcopy(model, instead)
-
-
-@contextlib.contextmanager
-def component_hooks(
-    model: HookedTransformer | TransformerBridge, *, split_heads: bool = True
-) -> Iterator[None]:
-    """Gives every head its own q, k and v and every MLP its `hook_mlp_in`.
-
-    Grouped keys and values are handed out to the heads that share them. With `split_heads` every
-    head also has its own `hook_q_input`, `hook_k_input` and `hook_v_input`, which costs a copy of
-    the residual stream and a layer norm for each. The flags return to what they were, also after
-    an exception.
-
-    Raises:
-        ValueError: a TransformerBridge whose shared keys cannot be handed out.
-    """
-    grouped = model.cfg.n_key_value_heads not in (None, model.cfg.n_heads)
-    flags: dict[str, Callable[[bool], None]] = {}
-    if split_heads:
-        flags["use_split_qkv_input"] = model.set_use_split_qkv_input
-    if not model.cfg.attn_only:
-        flags["use_hook_mlp_in"] = model.set_use_hook_mlp_in
-    if grouped and not is_bridge(model):
-        flags["ungroup_grouped_query_attention"] = model.set_ungroup_grouped_query_attention
-    before = {name: getattr(model.cfg, name) for name in flags}
-    handed_out = bridge.own_keys_and_values(model) if is_bridge(model) else contextlib.nullcontext()
-    with handed_out:
-        try:
-            for switch in flags.values():
-                switch(True)
-            yield
-        finally:
-            for name, switch in flags.items():
-                switch(before[name])
 
 
 def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelInfo:
@@ -320,7 +278,7 @@ def _load(
     trust_remote_code: bool,
     build: ModuleType,
 ) -> Any:
-    """The model as `build`, one of the modules `hooked` and `bridge`, makes it."""
+    """The model as `build`, one of the modules `build_hooked` and `build_bridge`, makes it."""
     target = checked_device(device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")

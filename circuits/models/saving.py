@@ -8,29 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from circuits.files import replace_folder
 from circuits.gate.card import GateCard
 from circuits.gate.gate import gate_bias, is_gated
 from circuits.gate.top_k import is_top_k
-from circuits.models import build_bridge as bridge
 from circuits.models import hf_weights
-from circuits.models.build_bridge import is_bridge
-from circuits.models.hf_files import HFSource, is_tied, quiet_transformers
+from circuits.models.backend import Model, backend_of
+from circuits.models.hf_files import HFSource, quiet_transformers
 from circuits.models.load import versions
 from circuits.models.names import MODEL_FILES
 
-if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-    from transformer_lens.model_bridge import TransformerBridge
 
-
-def check_saveable(model: HookedTransformer | TransformerBridge) -> None:
+def check_saveable(model: Model) -> None:
     """Checks that `save_model` can write this model; call it before a long training.
 
     Raises:
@@ -39,7 +32,7 @@ def check_saveable(model: HookedTransformer | TransformerBridge) -> None:
     _layout(model)
 
 
-def frozen_parameters(model: HookedTransformer | TransformerBridge) -> set[str]:
+def frozen_parameters(model: Model) -> set[str]:
     """Returns the names of parameters that must not be trained.
 
     Those of a HookedTransformer that hold constants and have no place in a Hugging Face model
@@ -51,9 +44,7 @@ def frozen_parameters(model: HookedTransformer | TransformerBridge) -> set[str]:
     return set(layout.constants) | unused
 
 
-def check_trainable(
-    model: HookedTransformer | TransformerBridge, frozen: Collection[str] = ()
-) -> None:
+def check_trainable(model: Model, frozen: Collection[str] = ()) -> None:
     """Checks that `save_model` can write this model after all but the frozen parameters moved.
 
     Raises:
@@ -70,7 +61,7 @@ def check_trainable(
 
 
 def save_model(
-    model: HookedTransformer | TransformerBridge,
+    model: Model,
     folder: str | Path,
     *,
     gate: GateCard | None = None,
@@ -101,7 +92,7 @@ def save_model(
             gate.save(new)
 
 
-def _source(model: HookedTransformer | TransformerBridge) -> HFSource:
+def _source(model: Model) -> HFSource:
     source = getattr(model, "hf_source", None)
     if source is None:
         raise ValueError(
@@ -112,24 +103,11 @@ def _source(model: HookedTransformer | TransformerBridge) -> HFSource:
 
 
 def _layout(
-    model: HookedTransformer | TransformerBridge,
+    model: Model,
 ) -> tuple[dict[str, nn.Parameter], hf_weights.Rearrangement]:
     """The parameters that are saved, and where they lie in the Hugging Face model."""
     config = _source(model).config
-    if is_bridge(model):
-        parameters = bridge.trained_parameters(model)
-        layout = hf_weights.learn_rearrangement(
-            config, parameters, bridge.named_weights, tied=is_tied(config)
-        )
-        return parameters, layout
-    import circuits.models.build_hooked as hooked  # of TransformerLens 3, as such a model is
-
-    parameters, cfg = dict(model.named_parameters()), cast(Any, model.cfg)
-
-    def convert(hf_model: PreTrainedModel) -> dict[str, torch.Tensor]:
-        return hooked.converted(hf_model, cfg, torch.float64)
-
-    return parameters, hf_weights.learn_rearrangement(config, parameters, convert, tied=False)
+    return backend_of(model).saved_parameters(model, config)
 
 
 def _checked_card(model: nn.Module, gate: GateCard | None) -> GateCard | None:

@@ -14,14 +14,14 @@ from circuits.gate.top_k import is_top_k
 from circuits.sparsify.loss import cross_entropy
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 _EVALUATION_BATCH, _EVALUATION_TOKENS = 32, 2**13  # at once, at most, but for one sequence
 
 
 @torch.no_grad()
-def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Density]:
+def evaluate(model: Model, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Density]:
     """Returns CE in nats, and the density that a gate (deterministic) or a top-k mask leaves.
 
     A dense model's is 1.
@@ -35,7 +35,7 @@ def evaluate(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> tupl
 
 
 @torch.no_grad()
-def evaluate_ce(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> float:
+def evaluate_ce(model: Model, tokens: Int[Tensor, "batch pos"]) -> float:
     """Returns the mean next-token cross-entropy in nats, in evaluation mode; mode restored."""
     was_training = model.training
     model.eval()

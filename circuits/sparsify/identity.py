@@ -16,11 +16,11 @@ from circuits.sparsify.sharding import Sharding
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 def attention_path(
-    dense: HookedTransformer, stream: TokenStream, config: TrainConfig, sharding: Sharding | None
+    dense: Model, stream: TokenStream, config: TrainConfig, sharding: Sharding | None
 ) -> str:
     """Returns how gated attention is computed in the run.
 
@@ -39,7 +39,7 @@ def attention_path(
 
 
 def identify(
-    model: HookedTransformer,
+    model: Model,
     stream: TokenStream,
     config: TrainConfig,
     frozen: Collection[str],

@@ -17,16 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from circuits.choices import LOW_RANK_TARGETS, LowRankTargets, check_choice
-from circuits.models.build_bridge import is_bridge, is_spare
+from circuits.models.backend import backend_of
 from circuits.seeds import sub_seed
-
-_ATTENTION = ("W_Q", "W_K", "W_V", "_W_K", "_W_V", "W_O")  # with an underscore: grouped
-_MLP = ("W_in", "W_gate", "W_out")
-_NAMES: dict[str, tuple[str, ...]] = {
-    "attention": _ATTENTION,
-    "mlp": _MLP,
-    "all": _ATTENTION + _MLP,
-}
 
 
 class LowRank(nn.Module):
@@ -79,11 +71,13 @@ def add_low_rank(
     if rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1")
     check_choice("low-rank targets", targets, LOW_RANK_TARGETS)
+    parts = ("attention", "mlp") if targets == "all" else (targets,)
+    part_of = backend_of(model).part_of_weight
     chosen = [
         (module, name)
         for path, module in model.named_modules()
         for name, weight in list(module.named_parameters(recurse=False))
-        if (_is_bridged(path, weight, targets) if is_bridge(model) else name in _NAMES[targets])
+        if part_of(f"{path}.{name}", weight) in parts
     ]
     if not chosen:
         raise ValueError(f"the model has no weights of the kind {targets!r} to put an update on")
@@ -101,13 +95,6 @@ def add_low_rank(
         for name, parameter in model.named_parameters()
         if ".parametrizations." in name and name.endswith((".down", ".up"))
     }
-
-
-def _is_bridged(path: str, weight: Tensor, targets: LowRankTargets | str) -> bool:
-    """Whether a parameter of a TransformerBridge's module is such a matrix, and is used."""
-    parts = path.split(".")
-    kinds = {"all": {"attn", "mlp"}, "attention": {"attn"}, "mlp": {"mlp"}}[targets]
-    return weight.ndim == 2 and not kinds.isdisjoint(parts) and not is_spare(path)
 
 
 def merge_low_rank(model: nn.Module) -> None:

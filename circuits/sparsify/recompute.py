@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from circuits.models.build_bridge import is_bridge
+from circuits.models.backend import backend_of
 
 
 @contextmanager
@@ -23,22 +23,18 @@ def recomputed_blocks(model: nn.Module, *, enabled: bool = True) -> Iterator[Non
 
     The backward pass may be outside of it.
     """
-    blocks: Any = model.blocks if enabled else ()
-    # A Hugging Face model keeps keys and values for generation; computed again, they would be
-    # added to those that it holds.
-    config: Any = model.original_model.config if enabled and is_bridge(model) else None
-    keeps = getattr(config, "use_cache", False)
-    try:
-        if keeps:
-            config.use_cache = False
-        for block in blocks:
-            # Not by setattr: a TransformerBridge's block passes that on to the one it wraps.
-            block.__dict__["forward"] = partial(
-                checkpoint, type(block).forward.__get__(block), use_reentrant=False
-            )
+    if not enabled:
         yield
-    finally:
-        if keeps:
-            config.use_cache = True
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        return
+    blocks: Any = model.blocks
+    with backend_of(model).without_cache(model):
+        try:
+            for block in blocks:
+                # Not by setattr: a TransformerBridge's block passes that on to the one it wraps.
+                block.__dict__["forward"] = partial(
+                    checkpoint, type(block).forward.__get__(block), use_reentrant=False
+                )
+            yield
+        finally:
+            for block in blocks:
+                block.__dict__.pop("forward", None)

@@ -12,7 +12,7 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainResult:
         notes: What was to be warned of while the run went on.
     """
 
-    model: HookedTransformer
+    model: Model
     satisfied: bool
     ce: float
     dense_ce: float

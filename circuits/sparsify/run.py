@@ -58,7 +58,7 @@ from circuits.sparsify.verdict import BoundWatch, check_readable
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 class Run:
@@ -66,7 +66,7 @@ class Run:
 
     def __init__(
         self,
-        dense: HookedTransformer,
+        dense: Model,
         stream: TokenStream,
         config: TrainConfig,
         out_dir: Path,
@@ -120,7 +120,7 @@ class Run:
     @classmethod
     def start(
         cls,
-        dense: HookedTransformer,
+        dense: Model,
         stream: TokenStream,
         config: TrainConfig,
         out_dir: Path,

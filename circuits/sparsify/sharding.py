@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from circuits.models.build_bridge import is_bridge, is_spare
+from circuits.models.backend import backend_of
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -70,8 +70,7 @@ def shard_model(model: ModelT, sharding: Sharding) -> ModelT:
     def place(parameter: nn.Parameter) -> Shard:
         return _even_axis(parameter, sharding.count)
 
-    named = model.named_parameters()
-    spare = {parameter for name, parameter in named if is_bridge(model) and is_spare(name)}
+    spare = backend_of(model).spare_parameters(model)
     for module in _groups(held):
         for parameter in module.parameters():
             if not parameter.is_contiguous():  # a TransformerBridge's may be views

@@ -49,7 +49,7 @@ from circuits.sparsify.trackers import check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
 
 
 def post_train(
-    model: HookedTransformer,
+    model: Model,
     stream: TokenStream,
     config: TrainConfig,
     out_dir: str | Path,
@@ -171,7 +171,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
 
 
 def _check_arguments(
-    model: HookedTransformer,
+    model: Model,
     stream: TokenStream,
     config: TrainConfig,
     frozen: Collection[str] | None,
@@ -210,7 +210,7 @@ def _check_arguments(
 
 
 def _checked_frozen(
-    model: HookedTransformer, config: TrainConfig, frozen: Collection[str] | None
+    model: Model, config: TrainConfig, frozen: Collection[str] | None
 ) -> Collection[str]:
     """Returns what is frozen, so that what is trained can be saved where the model itself can.
 

@@ -468,7 +468,10 @@ def test_the_recorder_adds_up_passes_and_stops_after_an_exception(
         (gates, "no attention gate; put one on"),
         (remove_gate, "no attention gate"),
         (lambda m: gate_gradient(add_gate(m), "none").__enter__(), "'none' is not"),
-        (lambda _: add_gate(torch.nn.Linear(1, 1)), "Linear has no transformer blocks"),
+        (
+            lambda _: add_gate(torch.nn.Linear(1, 1)),
+            "Linear is neither a HookedTransf",
+        ),
     ],
     ids=["twice", "bias", "gates", "remove", "gradient", "linear"],
 )

@@ -31,12 +31,12 @@ from transformers import (
 )
 
 from circuits.gate.gate import add_gate, gate_bias, is_gated
+from circuits.models import bridge
 from circuits.models import names as finding
-from circuits.models.build_bridge import is_bridge
+from circuits.models.backend import backend_of, component_hooks
 from circuits.models.hf_files import HFSource
 from circuits.models.load import (
     GateCard,
-    component_hooks,
     from_hf,
     load_model,
     model_info,
@@ -202,7 +202,7 @@ def test_a_model_in_memory_is_converted_without_the_hub() -> None:
     hf_model = random_hf_model(CONFIGS["gpt2"]).train()
     tokenizer = word_tokenizer(f"w{n}" for n in range(28))
     model = from_hf(hf_model, tokenizer)
-    if not is_bridge(model):  # which wraps the caller's model
+    if backend_of(model) is not bridge:  # which wraps the caller's model
         assert hf_model.training
     assert all(p.requires_grad for p in hf_model.parameters())
     assert tokenizer("w0").input_ids == [2]  # the caller's tokenizer is left alone
@@ -345,7 +345,7 @@ def test_weights_with_nan_are_refused() -> None:
 
 def hooked_weights(model: HookedTransformer) -> dict[str, torch.Tensor]:
     """What a checkpoint holds: of a HookedTransformer, its masks too."""
-    return named_weights(model) if is_bridge(model) else model.state_dict()
+    return named_weights(model) if backend_of(model) is bridge else model.state_dict()
 
 
 def published(folder: Path, **config: Any) -> HookedTransformer:
@@ -448,7 +448,7 @@ def test_saving_after_training_gives_back_the_same_logits_to_the_bit(
     torch.testing.assert_close(hf_logits(tmp_path / "saved"), logits(model), atol=1e-4, rtol=0)
     tied = json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"]
     # Trained apart in a HookedTransformer, and one and the same in a TransformerBridge.
-    assert tied is (is_bridge(model) and kind in ("gpt2", "neo"))
+    assert tied is (backend_of(model) is bridge and kind in ("gpt2", "neo"))
 
 
 def test_untrained_weights_are_saved_as_they_were_read(tmp_path: Path) -> None:

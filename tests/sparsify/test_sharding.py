@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from circuits.cli import main
-from circuits.models.build_bridge import is_spare
+from circuits.models.backend import backend_of
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding
 from circuits.sparsify.train import TrainConfig, TrainResult, post_train
@@ -44,7 +44,8 @@ def make_config(n_processes: int, **changes: Any) -> TrainConfig:
 
 def unused(model: Any) -> set[str]:
     """Weights of a TransformerBridge that stand beside those that they were split into."""
-    return {name for name, _ in model.named_parameters() if is_spare(name)}
+    spare = backend_of(model).spare_parameters(model)
+    return {name for name, parameter in model.named_parameters() if parameter in spare}
 
 
 def train(out: Path, config: TrainConfig, **flags: Any) -> TrainResult:

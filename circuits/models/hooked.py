@@ -1,0 +1,126 @@
+"""The `Backend` of HookedTransformers (circuits/models/backend.py says what each function is).
+
+A HookedTransformer can run any of its modules by itself, and has every matrix in one parameter of
+its own. TransformerLens 4 has none; there this module is not imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+from transformers import PretrainedConfig, PreTrainedModel
+
+from circuits.models.anatomy import ATTENTION_WEIGHTS, MLP_WEIGHTS, shares_keys
+from circuits.models.backend import Hooks, Stream
+from circuits.models.build_hooked import converted
+from circuits.models.hf_weights import Rearrangement, learn_rearrangement
+
+
+def run_heads(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    layer: int,
+    resid: Stream,
+    *,
+    read: str,
+    changed: Stream,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Runs the norm and the attention module alone."""
+    block, z = model.blocks[layer], []
+    hooks: Hooks = [(f"blocks.{layer}.attn.hook_z", lambda act, hook: z.append(act))]
+    inputs = {part: block.ln1(changed if part == read else resid) for part in "qkv"}
+    with model.hooks(fwd_hooks=hooks):
+        block.attn(query_input=inputs["q"], key_input=inputs["k"], value_input=inputs["v"])
+    return z[0]
+
+
+def run_mlp(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+) -> Stream:
+    """Runs the norm and the MLP alone."""
+    block = model.blocks[layer]
+    return block.apply_mlp(block.ln2(resid))
+
+
+def run_from(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    layer: int,
+    resid: Stream,
+    hooks: Hooks,
+) -> Stream:
+    """Runs the layers from there on only."""
+    return model.run_with_hooks(
+        resid, fwd_hooks=hooks, start_at_layer=layer, stop_at_layer=model.cfg.n_layers
+    )
+
+
+@contextlib.contextmanager
+def own_keys_and_values(model: HookedTransformer) -> Iterator[None]:
+    """Has TransformerLens repeat shared keys and values, which it does by a flag."""
+    before = model.cfg.ungroup_grouped_query_attention
+    try:
+        model.set_ungroup_grouped_query_attention(before or shares_keys(model.cfg))
+        yield
+    finally:
+        model.set_ungroup_grouped_query_attention(before)
+
+
+def without_cache(model: HookedTransformer) -> contextlib.AbstractContextManager[None]:
+    """Changes nothing: a HookedTransformer is handed its cache by the caller."""
+    return contextlib.nullcontext()
+
+
+def forget_activations(model: HookedTransformer) -> None:
+    """Changes nothing: a HookedTransformer keeps no activations."""
+
+
+def named_weights(model: HookedTransformer) -> dict[str, Tensor]:
+    """Returns the model's parameters."""
+    return dict(model.named_parameters())
+
+
+def spare_parameters(model: HookedTransformer) -> set[nn.Parameter]:
+    """Returns none."""
+    return set()
+
+
+def part_of_weight(name: str, weight: Tensor) -> Literal["attention", "mlp"] | None:
+    """Reads the part off the last word of the name."""
+    leaf = name.rpartition(".")[2]
+    if leaf in ATTENTION_WEIGHTS:
+        return "attention"
+    return "mlp" if leaf in MLP_WEIGHTS else None
+
+
+def saved_parameters(
+    model: HookedTransformer, config: PretrainedConfig
+) -> tuple[dict[str, nn.Parameter], Rearrangement]:
+    """Watches TransformerLens convert a Hugging Face model."""
+    parameters, cfg = dict(model.named_parameters()), cast(Any, model.cfg)
+
+    def convert(hf_model: PreTrainedModel) -> dict[str, Tensor]:
+        return converted(hf_model, cfg, torch.float64)
+
+    return parameters, learn_rearrangement(config, parameters, convert, tied=False)
+
+
+def why_not_gated(attn: Any) -> str | None:
+    """Returns None: HookedTransformer computes all its scores itself."""
+    return None
+
+
+def list_hook_points(model: HookedTransformer) -> None:
+    """Lists all hook points anew."""
+    model.setup()
+
+
+def drop_hook_point(attn: Any, name: str) -> None:
+    """Takes the hook point off."""
+    delattr(attn, name)
