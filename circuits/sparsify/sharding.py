@@ -13,7 +13,8 @@ The sharded parameters are DTensors under the names that they had. `whole` gathe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -57,7 +58,7 @@ def shard_model(model: ModelT, sharding: Sharding) -> ModelT:
     """Leaves this process its part of the model, in place, on its device; returns the model.
 
     All processes must call this alike. One block at a time goes to the device. Gradients of a
-    backward pass are sums over the processes. Silences a warning of FSDP's.
+    backward pass are sums over the processes.
 
     Args:
         model: A HookedTransformer or TransformerBridge on the CPU; its parameters are replaced,
@@ -88,9 +89,18 @@ def shard_model(model: ModelT, sharding: Sharding) -> ModelT:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     held.cfg.device = str(sharding.device)  # where TransformerLens puts tokens and activations
-    # Logits are a view. FSDP could miss a change of them in place; they are only read.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     return model
+
+
+@contextmanager
+def views_are_read_only() -> Iterator[None]:
+    """Silences FSDP's warning that a module's output is a view, inside the context.
+
+    FSDP could miss a change of it in place. Logits are such views, and are only read.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+        yield
 
 
 def whole(tensor: Tensor) -> Tensor:

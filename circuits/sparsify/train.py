@@ -43,7 +43,7 @@ from circuits.sparsify.folder_lock import locked_folder
 from circuits.sparsify.progress import progress_bar
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
-from circuits.sparsify.sharding import Sharding, why_not_sharded
+from circuits.sparsify.sharding import Sharding, views_are_read_only, why_not_sharded
 from circuits.sparsify.stopping import TrainingInterrupted, stop_requests
 from circuits.sparsify.trackers import check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
@@ -149,6 +149,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
         progress_bar(config, shown=shown and workers.is_first) as bar,
         open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
         stop_requests() as asked,
+        views_are_read_only() if run.sharding else nullcontext(),
     ):
         while run.step < config.steps:
             record = run.train_step()
