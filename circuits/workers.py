@@ -4,15 +4,18 @@
 are; accelerate's PartialState reads it and joins them (gloo on CPUs, nccl on GPUs). In training a
 batch falls into the same parts however many processes share them, and each part has random numbers
 of its own, so a run takes the same steps in one process or in many. All processes must see one
-folder. Attribution and circuits share their prompts inside `share_prompts`: each process runs its
-own, and all of them get the sums.
+folder.
+
+In attribution and circuits the prompts are shared: an `Experiment` holds the `Workers` that it was
+given, each process runs its own prompts, and all of them get the sums. All processes must make the
+same calls with the same models, prompts and seeds; all get the same results, those of one process
+but for rounding.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,36 +70,15 @@ class Workers:
         return number
 
 
-_ALONE = Workers()
-_sharing = _ALONE
+ALONE = Workers()
+"""One process by itself."""
 
 
 def join_workers(device: torch.device) -> Workers:
     """Returns the processes that a launcher started, joined; without one, this process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return _ALONE
+        return ALONE
     from accelerate import PartialState
 
     state = PartialState(cpu=device.type == "cpu")
     return Workers(state.process_index, state.num_processes)
-
-
-@contextmanager
-def share_prompts(workers: Workers) -> Iterator[None]:
-    """Shares the prompts of attribution and of circuits among the processes, inside the context.
-
-    All processes must make the same calls with the same models, prompts and seeds; all get the
-    same results, those of one process but for rounding. Ablated activations are made, and held, by
-    every process for all prompts.
-    """
-    global _sharing
-    before, _sharing = _sharing, workers
-    try:
-        yield
-    finally:
-        _sharing = before
-
-
-def prompt_workers() -> Workers:
-    """Returns the processes that share the prompts; outside `share_prompts`, this one alone."""
-    return _sharing

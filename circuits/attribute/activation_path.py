@@ -9,7 +9,7 @@ from circuits.attribute.gradients import add_edge_scores, check_differentiable, 
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import noting_changes, own_batches, with_arguments
+from circuits.intervene.activations import noting_changes, with_arguments
 
 
 def integrated_activations(
@@ -29,13 +29,13 @@ def integrated_activations(
     if steps < 1:
         raise ValueError(f"integrated gradients need at least 1 step, got {steps}")
     check_differentiable(experiment.model)
-    graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
+    graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
 
     def toward(act: Tensor, hook: object, *, gone: Tensor, fraction: float) -> Tensor:
         return torch.lerp(gone, act, fraction)
 
-    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in experiment.own_batches():
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         places: list[tuple[str, Tensor, slice, int | None]] = []

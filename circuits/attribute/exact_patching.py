@@ -36,11 +36,9 @@ from circuits.intervene.activations import (
     attended_value,
     logits_after,
     noting_changes,
-    own_batches,
 )
 from circuits.metrics import METRICS
 from circuits.models.backend import Hooks
-from circuits.workers import prompt_workers
 
 
 def exact_edge_effects(
@@ -121,7 +119,7 @@ def exact_patching(
         ValueError: a score is not finite, the model's heads cannot be run on their own, or the
             checkpoint is of another experiment or of several processes.
     """
-    if checkpoint is not None and prompt_workers().count > 1:
+    if checkpoint is not None and experiment.workers.count > 1:
         raise ValueError(
             "processes that share prompts cannot share a checkpoint; leave it out, or run one"
         )
@@ -139,7 +137,7 @@ def exact_patching(
         sums["attention_edges"] = sums_like(experiment.ablated.embed, shape)
     fingerprint = _fingerprint(experiment, attention_edges)
     n_done = _restore(checkpoint, sums, fingerprint)
-    batches = own_batches(graph, prompts, cfg.d_model)
+    batches = experiment.own_batches()
     n_steps = len(batches) * (graph.n_layers + 1)
     on_step(n_done, n_steps)
     for number, rows in enumerate(batches):
@@ -159,7 +157,7 @@ def exact_patching(
                 _measure_layer(experiment, later, sums, change, place)
             _store(checkpoint, sums, fingerprint, step + 1)
             on_step(step + 1, n_steps)
-    prompt_workers().add_up(sums.values())
+    experiment.workers.add_up(sums.values())
     return Scores(
         graph=graph,
         edges=sums["edges"].cpu() / len(prompts),

@@ -14,7 +14,7 @@ from circuits.attribute.gradients import add_edge_scores, check_differentiable, 
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import noting_changes, own_batches
+from circuits.intervene.activations import noting_changes
 from circuits.models.backend import Hooks
 
 
@@ -59,10 +59,10 @@ def score_along_inputs(
         ValueError: a score is not finite, or the model has a norm that is not known.
     """
     check_differentiable(experiment.model)
-    graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
+    graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
     weight = 1 / len(fractions)
-    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in experiment.own_batches():
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for fraction in sorted(fractions, reverse=True):

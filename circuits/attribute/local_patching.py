@@ -25,7 +25,7 @@ from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import logits_after, noting_changes, own_batches
+from circuits.intervene.activations import logits_after, noting_changes
 from circuits.metrics import METRICS
 
 
@@ -37,9 +37,9 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
     """
     check_differentiable(experiment.model)
     check_runnable(experiment)
-    graph, ablated, prompts = experiment.graph, experiment.ablated, experiment.prompts
+    graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
-    for rows in own_batches(graph, prompts, experiment.model.cfg.d_model):
+    for rows in experiment.own_batches():
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
         for layer in range(graph.n_layers):

@@ -11,7 +11,6 @@ from torch import Tensor
 from circuits.attribute.gradients import Run, attention_edge_scores
 from circuits.attribute.scores import Scores
 from circuits.intervene.ablate import Experiment
-from circuits.workers import prompt_workers
 
 
 class Totals:
@@ -59,7 +58,7 @@ class Totals:
             ValueError: a score is not finite.
         """
         edges, attention = self.edges.clone(), self._attention.clone()
-        prompt_workers().add_up([edges, attention] if self._groups else [edges])
+        self._experiment.workers.add_up([edges, attention] if self._groups else [edges])
         n_prompts = len(self._experiment.prompts)
         lengths = self._experiment.prompts.lengths
         return Scores(

@@ -80,7 +80,7 @@ def compare_command(
         from circuits.comparison.compare_models import compare, steps_of_compare
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
-        from circuits.workers import join_workers, share_prompts
+        from circuits.workers import join_workers
 
         tasks = read_tasks(task or DEFAULT_TASKS)
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
@@ -97,7 +97,7 @@ def compare_command(
     beside = "".join(f", beside {name}" for name in others)
     err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
     n_steps = steps_of_compare(config, len(tasks), len(others))
-    with progress_bar(n_steps) as step, share_prompts(workers):
+    with progress_bar(n_steps) as step:
         comparison = compare(
             *models,
             tasks,
@@ -106,6 +106,7 @@ def compare_command(
             names=(dense, sparse),
             others=others,
             twins=[one.partition("=")[0] for one in twin or []],
+            workers=workers,
             on_step=step,
         )
     if not launch.is_first:
@@ -165,7 +166,7 @@ def robustness_command(
         from circuits.figures import robustness_figure
         from circuits.figures.style import PAGE_CONFIG
         from circuits.files import check_folder, write_text
-        from circuits.workers import join_workers, share_prompts
+        from circuits.workers import join_workers
 
         tasks = read_tasks(task or DEFAULT_TASKS)
         methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
@@ -175,7 +176,7 @@ def robustness_command(
         workers = join_workers(models[0].W_E.device)
     err_console.print(f"trying {dense} and {sparse} on {device}, seed {seed}")
     steps = n_steps(len(tasks), methods)
-    with progress_bar(steps) as step, usage_errors(), share_prompts(workers):
+    with progress_bar(steps) as step, usage_errors():
         table = robustness(
             *models,
             tasks,
@@ -183,6 +184,7 @@ def robustness_command(
             methods=methods,
             n_prompts=prompts,
             seed=seed,
+            workers=workers,
             on_step=step,
         )
     if not launch.is_first:

@@ -51,7 +51,7 @@ def discover_command(
         from circuits.discovery.find_circuits import discover, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
-        from circuits.workers import join_workers, share_prompts
+        from circuits.workers import join_workers
 
         chosen = read_task(task)
         config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
@@ -60,8 +60,8 @@ def discover_command(
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
     err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {seed}")
-    with progress_bar(steps_of(config)) as step, share_prompts(workers):
-        found = discover(loaded, chosen, config, on_step=step)
+    with progress_bar(steps_of(config)) as step:
+        found = discover(loaded, chosen, config, workers=workers, on_step=step)
     if not launch.is_first:
         return
     found.save(out)

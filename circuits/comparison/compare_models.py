@@ -35,6 +35,7 @@ from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate
 from circuits.tasks import Task, TaskPrompts, check_task_names
 from circuits.tasks.corpus import words
+from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -54,6 +55,7 @@ def compare(
     names: tuple[str, str] = ("dense", "sparse"),
     others: Mapping[str, Model] | None = None,
     twins: Sequence[str] = (),
+    workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> Comparison:
     """Returns what discovery finds in both models, and how good and how sparse they are.
@@ -75,6 +77,8 @@ def compare(
             cannot do is noted, not an error.
         twins: Which of the others are sparse twins too, from other training seeds: ratios then
             also have a mean and an interval over seeds.
+        workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
+            of them make the same call and get the same comparison.
         on_step: Called with a few words after each forward run.
 
     All models and tasks are checked before anything long is run. A task that one of the pair does
@@ -120,7 +124,8 @@ def compare(
         facts[side] = _model_facts(model, shown, texts.get(side), first, read_as[side])
         on_step(f"{side} cross-entropy and density")
     refused = {
-        task.name: _why_not(models, task, prompts[task.name], config.ablation) for task in tasks
+        task.name: _why_not(models, task, prompts[task.name], config.ablation, workers)
+        for task in tasks
     }
     _check_some_left(refused)
     discoveries: dict[str, dict[str, Discovery]] = {}
@@ -137,7 +142,12 @@ def compare(
 
             try:
                 discoveries[task.name][side] = discover(
-                    model, task, config, prompts=prompts[task.name][side], on_step=step
+                    model,
+                    task,
+                    config,
+                    prompts=prompts[task.name][side],
+                    workers=workers,
+                    on_step=step,
                 )
             except ValueError as error:
                 raise ValueError(f"{side} model, task {task.name}: {error}") from error
@@ -149,7 +159,7 @@ def compare(
         reporting = {side: prompts[task.name][side].reporting for side in SIDES}
         found = {side: discoveries[task.name][side] for side in SIDES}
         if graph_of(dense).mask.shape == graph_of(sparse).mask.shape:
-            transfers += transfer(pair, reporting, task, found)
+            transfers += transfer(pair, reporting, task, found, workers=workers)
         if same_tokens:
             heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
             roles += head_roles(pair, reporting, heads, task.name)
@@ -258,6 +268,7 @@ def _why_not(
     task: Task,
     prompts: Mapping[str, TaskPrompts],
     ablation: str,
+    workers: Workers,
 ) -> dict[str, str]:
     """Why models have no circuit for a task, by model; only those that do not do it."""
     found = {}
@@ -266,7 +277,9 @@ def _why_not(
             # What `discover` asks of its prompts.
             for part in (prompts[side].sizing, prompts[side].reporting):
                 check_does_task(
-                    prepare_experiment(model, part, metric=task.metric, ablation=ablation)
+                    prepare_experiment(
+                        model, part, metric=task.metric, ablation=ablation, workers=workers
+                    )
                 )
         except CannotDoTask as error:
             found[side] = str(error)

@@ -36,6 +36,7 @@ from circuits.results.comparison import SIDES
 from circuits.results.discovery import DiscoverConfig
 from circuits.results.intervals import ratio_interval
 from circuits.tasks import Task, TooFewPrompts, check_task_names
+from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -84,6 +85,7 @@ def robustness(
     n_prompts: int = 50,
     prompt_counts: Sequence[int] = PROMPT_COUNTS,
     seed: int = 0,
+    workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> pd.DataFrame:
     """Returns the ratio of circuit sizes, dense over sparse, for each choice.
@@ -92,7 +94,9 @@ def robustness(
     them is varied at a time. Components are ranked on as many prompts and sized on as many others.
     Ratios have 95 % intervals over the sizing prompts, the same for both models; none where there
     are fewer than ten. Where a model does not do the task in a setting, or the task has too few
-    prompts, there is no size and `note` says why.
+    prompts, there is no size and `note` says why. `workers` are the processes that share the
+    prompts, from `circuits.workers.join_workers`; all of them make the same call and get the same
+    table.
 
     Raises:
         ValueError: an unknown choice, bad prompts, or a model whose metric or scores are not
@@ -136,7 +140,7 @@ def robustness(
                     n = setting.n_prompts
                     prompts = task.draw(tokenizer_of(model), n, n, seed=seed)
                     found[side] = _sizes_of(
-                        model, metric, prompts, setting, granularities, targets, seed
+                        model, metric, prompts, setting, granularities, targets, seed, workers
                     )
                 except (CannotDoTask, TooFewPrompts) as error:
                     note = f"{side} model: {error}"
@@ -215,10 +219,11 @@ def _sizes_of(
     granularities: Sequence[str],
     targets: Sequence[float],
     seed: int,
+    workers: Workers,
 ) -> dict[tuple[str, float], _Sizes]:
     """Circuit sizes by granularity and target; sizes that were run once are not run again."""
     ranked, sizing = (
-        prepare_experiment(model, part, metric=metric, ablation=setting.ablation)
+        prepare_experiment(model, part, metric=metric, ablation=setting.ablation, workers=workers)
         for part in prompts
     )
     check_does_task(sizing)

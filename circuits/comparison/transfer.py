@@ -19,6 +19,7 @@ from circuits.prompts import Prompts
 from circuits.results.discovery import Discovery
 from circuits.results.transfer import Transfer
 from circuits.tasks import Task
+from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -29,6 +30,8 @@ def transfer(
     prompts: dict[str, Prompts],
     task: Task,
     found: dict[str, Discovery],
+    *,
+    workers: Workers = ALONE,
 ) -> list[Transfer]:
     """Returns the faithfulness of each model's circuits of heads, MLPs and edges in the other.
 
@@ -37,13 +40,18 @@ def transfer(
         prompts: The same reporting prompts for each.
         task: The behaviour.
         found: What was found in each model, by the same config.
+        workers: The processes that share the prompts.
     """
     one, two = models
     rows = []
     for name, other in ((one, two), (two, one)):
         config = found[other].config
         experiment = prepare_experiment(
-            models[other], prompts[other], metric=task.metric, ablation=config.ablation
+            models[other],
+            prompts[other],
+            metric=task.metric,
+            ablation=config.ablation,
+            workers=workers,
         )
         graph = experiment.graph
 

@@ -26,6 +26,7 @@ from circuits.models.load import tokenizer_of
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery, Found
 from circuits.tasks import Task, TaskPrompts
+from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -40,6 +41,7 @@ def discover(
     config: DiscoverConfig | None = None,
     *,
     prompts: TaskPrompts | None = None,
+    workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
 ) -> Discovery:
     """Returns the smallest faithful circuits of a model for a task, one for each granularity.
@@ -49,6 +51,8 @@ def discover(
         task: The behaviour.
         config: How to look; the defaults if left out.
         prompts: Prompts made before, in place of those drawn from the task.
+        workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
+            of them make the same call and get the same circuits.
         on_step: Called with a few words after each forward run of the search.
 
     Raises:
@@ -62,7 +66,9 @@ def discover(
         )
 
     def experiment_on(part: Prompts) -> Experiment:
-        return prepare_experiment(model, part, metric=task.metric, ablation=config.ablation)
+        return prepare_experiment(
+            model, part, metric=task.metric, ablation=config.ablation, workers=workers
+        )
 
     sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)
     for experiment in (sizing, reporting):

@@ -31,7 +31,7 @@ from circuits.intervene.activations import (
     attended_value,
     logits_after,
     noting_changes,
-    own_batches,
+    row_batches,
     run_to_final,
     with_arguments,
 )
@@ -39,7 +39,7 @@ from circuits.metrics import METRICS
 from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
-from circuits.workers import prompt_workers
+from circuits.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Experiment:
         prompts: The prompts, on the model's device.
         metric: A name in `circuits.metrics.METRICS`.
         ablation: What components outside a circuit write.
-        ablated: The activations that stand in for ablated components.
+        ablated: The activations that stand in for ablated components, of all prompts in every
+            process.
+        workers: The processes that share the prompts.
     """
 
     model: Model
@@ -64,6 +66,12 @@ class Experiment:
     metric: str
     ablation: Ablation | str
     ablated: Activations
+    workers: Workers = ALONE
+
+    def own_batches(self) -> list[slice]:
+        """Returns the batches of prompts that this process runs."""
+        batches = row_batches(self.graph, self.prompts, self.model.cfg.d_model, self.workers.count)
+        return [rows for _, rows in self.workers.own(batches)]
 
     @cached_property
     def clean_logits(self) -> Float[Tensor, "batch d_vocab"]:
@@ -133,8 +141,16 @@ def prepare_experiment(
     *,
     metric: str,
     ablation: Ablation | str = "corrupted",
+    workers: Workers = ALONE,
 ) -> Experiment:
     """Returns an experiment with the clean and the ablated run, made once.
+
+    Args:
+        model: The model under study; put into evaluation mode.
+        prompts: The prompts.
+        metric: A name in `circuits.metrics.METRICS`.
+        ablation: What components outside a circuit write.
+        workers: The processes that share the prompts, from `circuits.workers.join_workers`.
 
     Raises:
         ValueError: an unknown ablation or metric, or prompts longer than the model's context.
@@ -150,7 +166,7 @@ def prepare_experiment(
     prompts = prompts.to(model.W_E.device)
     model.eval()
     ablated = ablated_activations(model, graph, prompts, ablation)
-    return Experiment(model, graph, prompts, metric, ablation, ablated)
+    return Experiment(model, graph, prompts, metric, ablation, ablated, workers)
 
 
 def _checked(experiment: Experiment, values: Tensor, which: str) -> Float[Tensor, " batch"]:
@@ -231,12 +247,12 @@ def _logits(
     experiment: Experiment, hooks_of: Callable[[slice], Hooks]
 ) -> Float[Tensor, "batch d_vocab"]:
     """The logits at the answer position of all prompts, run a batch at a time with hooks."""
-    model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
+    model, prompts = experiment.model, experiment.prompts
     found = model.W_U.new_zeros(len(prompts), model.W_U.shape[-1])
-    for rows in own_batches(graph, prompts, model.cfg.d_model):
+    for rows in experiment.own_batches():
         resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
         found[rows] = logits_after(model, resid, prompts.last[rows])
-    prompt_workers().add_up([found])
+    experiment.workers.add_up([found])
     return found
 
 

@@ -23,7 +23,6 @@ from circuits.graph import Graph
 from circuits.models.anatomy import logit_cap, value_limit
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts, TooFewPrompts
-from circuits.workers import prompt_workers
 
 MOST_PROMPTS = 64
 """Prompts run at once at most."""
@@ -299,13 +298,6 @@ def row_batches(graph: Graph, prompts: Prompts, d_model: int, n_workers: int = 1
     per_prompt = graph.n_sources * prompts.clean.shape[1] * d_model
     size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt), -(-len(prompts) // n_workers))
     return [slice(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-
-
-def own_batches(graph: Graph, prompts: Prompts, d_model: int) -> list[slice]:
-    """Returns the batches that this process runs: its share, inside `share_prompts`, else all."""
-    workers = prompt_workers()
-    batches = row_batches(graph, prompts, d_model, workers.count)
-    return [rows for _, rows in workers.own(batches)]
 
 
 def ablated_activations(

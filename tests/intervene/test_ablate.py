@@ -16,6 +16,7 @@ from circuits.intervene.ablate import (
     run_attention_edges,
     run_edges,
 )
+from circuits.workers import Workers
 from tests.helpers import make_prompts, make_tiny_model
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
@@ -68,6 +69,22 @@ def test_with_no_edge_it_is_the_corrupted_run(model):
     with torch.no_grad():
         corrupted = experiment.score(model(prompts.corrupted)[:, -1])
     torch.testing.assert_close(experiment.empty, corrupted, **CLOSE)
+
+
+def test_an_experiment_runs_the_share_of_the_process_that_it_was_given(tiny_model):
+    prompts = make_prompts(tiny_model, batch=5)
+
+    def rows_of(workers: Workers) -> list[int]:
+        experiment = prepare_experiment(tiny_model, prompts, metric="logit_diff", workers=workers)
+        return [row for rows in experiment.own_batches() for row in range(5)[rows]]
+
+    first, second = rows_of(Workers(0, 2)), rows_of(Workers(1, 2))
+    assert first
+    assert second
+    assert sorted(first + second) == [0, 1, 2, 3, 4]
+    # What one experiment shares, the next does not.
+    alone = prepare_experiment(tiny_model, prompts, metric="logit_diff")
+    assert alone.own_batches() == [slice(0, 5)]
 
 
 def test_mean_ablation_of_everything_unembeds_the_mean_of_each_template(tiny_model):
