@@ -175,15 +175,22 @@ def _at_head_inputs(model: Model, run: Run, layer: int) -> Float[Tensor, "dest b
     gain = norm_gain(cfg, model.blocks[layer].ln1)
     if gain is not None:
         weights = weights * gain[:, None]
-    resid = run.acts[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1)
     if subtracts_mean(cfg):
         weights = weights - weights.mean(dim=1, keepdim=True)
-        resid = resid - resid.mean(dim=-1, keepdim=True)
-    scale = (resid.square().mean(dim=-1, keepdim=True) + cfg.eps).sqrt()
-    normalized = resid / scale
+    normalized, scale = _normalised(model, run.acts[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1))
     gradients = torch.bmm(slopes / scale, weights.mT)
     along = torch.einsum("hpd,pd->hp", gradients, normalized) / cfg.d_model
     return gradients.addcmul_(along[..., None], normalized, value=-1)
+
+
+def _normalised(
+    model: Model, resid: Float[Tensor, "rows d_model"]
+) -> tuple[Float[Tensor, "rows d_model"], Float[Tensor, "rows 1"]]:
+    """What a norm makes of the stream before its gain, and the scale that it divides by."""
+    if subtracts_mean(model.cfg):
+        resid = resid - resid.mean(dim=-1, keepdim=True)
+    scale = (resid.square().mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
+    return resid / scale, scale
 
 
 def attention_edge_scores(
@@ -198,8 +205,11 @@ def attention_edge_scores(
     return kept - experiment.ablated.attention.dot(layer, gradient, rows)
 
 
+@torch.no_grad()
 def check_differentiable(model: Model) -> None:
     """Refuses a model whose gradients at head inputs are not known here.
+
+    Norms are run on one vector: what they make of it must be what the gradients are taken of.
 
     Raises:
         ValueError: an unknown normalisation, or weights packed into four bits.
@@ -207,6 +217,20 @@ def check_differentiable(model: Model) -> None:
     subtracts_mean(model.cfg)
     if not has_whole_weights(model.cfg):
         raise ValueError("attribution needs whole weights; load the model in bfloat16, not 4 bits")
+    if model.cfg.normalization_type is None:
+        return
+    vector = torch.arange(model.cfg.d_model, device=model.W_E.device)[None].sin().to(model.W_E)
+    tolerance = 1e-3 if vector.dtype in (torch.float32, torch.float64) else 0.1
+    for layer, block in enumerate(model.blocks):
+        gain = norm_gain(model.cfg, block.ln1)
+        taken = _normalised(model, vector)[0] * (1 if gain is None else gain)
+        real = (block.ln1(vector[None]) - block.ln1(-vector[None]))[0] / 2  # without its bias
+        if (real - taken).abs().max() > tolerance * real.abs().max().clamp(min=1.0):
+            raise ValueError(
+                f"the norm before the heads of layer {layer} of {model.cfg.model_name} does not "
+                "compute what its config says, so gradients behind it are not known; "
+                "docs/models.md says where to add an architecture"
+            )
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from circuits.intervene.activations import (
     run_to_final,
     with_arguments,
 )
+from circuits.intervene.check_model import check_model
 from circuits.metrics import METRICS
 from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
 from circuits.models.backend import Hooks, Model, component_hooks
@@ -118,13 +119,14 @@ def graph_of(model: Model) -> Graph:
 
     Raises:
         ValueError: the residual stream is not the plain sum of the components' outputs, as in
-            models that normalise after attention and MLP (Gemma 2, OLMo 2).
+            models that normalise after attention and MLP (Gemma 2, OLMo 2) or scale what they
+            write (Granite).
     """
     cfg = model.cfg
     if (reason := why_not_a_sum(cfg)) is not None:
         raise ValueError(
-            f"{cfg.model_name} {reason}; edges are not defined for such a model, use one with "
-            "normalisation before each block only"
+            f"{cfg.model_name} {reason}; edges are not defined for such a model, use one whose "
+            "residual stream is the plain sum of what they write"
         )
     return Graph(
         n_layers=cfg.n_layers,
@@ -153,7 +155,8 @@ def prepare_experiment(
         workers: The processes that share the prompts, from `circuits.workers.join_workers`.
 
     Raises:
-        ValueError: an unknown ablation or metric, or prompts longer than the model's context.
+        ValueError: an unknown ablation or metric, prompts longer than the model's context, or a
+            model whose edges are not defined or cannot be measured (see `check_model`).
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
@@ -165,6 +168,7 @@ def prepare_experiment(
     graph = graph_of(model)
     prompts = prompts.to(model.W_E.device)
     model.eval()
+    check_model(model, graph, prompts)
     ablated = ablated_activations(model, graph, prompts, ablation)
     return Experiment(model, graph, prompts, metric, ablation, ablated, workers)
 

@@ -2,8 +2,9 @@
 
 `load` turns every name that a user can give (embedded, a folder, a hub name) into one hooked model.
 `names` knows where a name leads, `hf_files` and `hf_weights` read and write Hugging Face folders,
-`build_hooked` and `build_bridge` make the two classes of TransformerLens behind one set of
-functions, `saving` writes what was trained, `hub` sends it. Nothing here changes weights on the
+`build_hooked` and `build_bridge` make models of TransformerLens' two classes, which `backend` hides
+behind one set of functions, `hooked` and `bridge`. `anatomy` knows what is peculiar about an
+architecture. `saving` writes what was trained, `hub` sends it. Nothing here changes weights on the
 way: a loaded model computes what its files say.
 """
 

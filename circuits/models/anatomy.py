@@ -33,8 +33,17 @@ NORMS: dict[str | None, bool] = {
 }
 """The norms that attribution knows, and whether they subtract the mean; `Pre` is without a gain."""
 
-NORMALISED_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
-"""Architectures that normalise what heads and MLPs write, where their configs do not say so."""
+NORMALISED_AFTER = (
+    "Exaone4ForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "Glm4ForCausalLM",
+    "Olmo2ForCausalLM",
+    "Olmo3ForCausalLM",
+)
+"""Architectures that normalise what heads and MLPs write; not all of their configs say so."""
+GAIN_FROM_ONE = ("NemotronForCausalLM",)
+"""Architectures whose norms multiply by 1 + w, where their configs do not say so."""
 
 POSITIONS_HANDED_IN = ("shortformer", "relative_positional_bias")
 """Kinds of positions that each block is given as an input of its own."""
@@ -67,11 +76,13 @@ def why_not_a_sum(cfg: Any) -> str | None:
 
     None if it is.
     """
-    architecture = getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None)
     if getattr(cfg, "use_normalization_before_and_after", False) or (
-        architecture in NORMALISED_AFTER
+        _architecture(cfg) in NORMALISED_AFTER
     ):
         return "normalises what its heads and MLPs write"
+    factor = getattr(cfg, "residual_multiplier", None)
+    if factor not in (None, 1):
+        return f"multiplies what its heads and MLPs write by {factor:g}"
     return None
 
 
@@ -101,8 +112,9 @@ def subtracts_mean(cfg: Any) -> bool:
 def norm_gain(cfg: Any, norm: Any) -> Float[Tensor, " d_model"] | None:
     """Returns what a norm multiplies by; None for a norm without a gain."""
     gain = getattr(norm, "w", None)
-    # A TransformerBridge of the Gemma family holds what is added to 1.
-    return gain + 1 if gain is not None and getattr(cfg, "rmsnorm_uses_offset", False) else gain
+    # A TransformerBridge holds w as the Hugging Face model does, a HookedTransformer the gain.
+    from_one = getattr(cfg, "rmsnorm_uses_offset", False) or _architecture(cfg) in GAIN_FROM_ONE
+    return gain + 1 if gain is not None and from_one else gain
 
 
 def value_limit(cfg: Any) -> float | None:
@@ -132,6 +144,10 @@ def beyond_softmax(cfg: Any) -> str | None:
 def has_whole_weights(cfg: Any) -> bool:
     """Returns whether weights are numbers that can be multiplied, not packed into four bits."""
     return not getattr(cfg, "load_in_4bit", False)
+
+
+def _architecture(cfg: Any) -> str | None:
+    return getattr(cfg, "original_architecture", None) or getattr(cfg, "architecture", None)
 
 
 def _cap(cfg: Any, name: str) -> float | None:

@@ -188,7 +188,8 @@ def component_hooks(model: Model, *, split_heads: bool = True) -> Iterator[None]
     an exception.
 
     Raises:
-        ValueError: a TransformerBridge whose shared keys cannot be handed out.
+        ValueError: a TransformerBridge whose shared keys cannot be handed out, or whose attention
+            has no inputs for single heads.
     """
     flags: dict[str, Callable[[bool], None]] = {}
     if split_heads:
@@ -199,8 +200,18 @@ def component_hooks(model: Model, *, split_heads: bool = True) -> Iterator[None]
     with backend_of(model).own_keys_and_values(model):
         try:
             for switch in flags.values():
-                switch(True)
+                _switch_on(model, switch)
             yield
         finally:
             for name, switch in flags.items():
                 switch(before[name])
+
+
+def _switch_on(model: Model, switch: Callable[[bool], None]) -> None:
+    try:
+        switch(True)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"TransformerLens shows no inputs of single heads in {model.cfg.model_name}, so its "
+            f"circuits cannot be run ({error})"
+        ) from error
