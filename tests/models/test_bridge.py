@@ -89,6 +89,7 @@ def experiments(pair, **options):
     return [prepare_experiment(one, prompts, metric="logit_diff", **options) for one in pair]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_whole_and_ablated_runs_agree(pair, ablation):
     hooked, bridge = experiments(pair, ablation=ablation)
@@ -110,6 +111,7 @@ def test_circuits_of_attention_edges_agree(pair):
     torch.testing.assert_close(run_attention_edges(bridge, kept), run_attention_edges(hooked, kept))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     sorted(METHODS),
@@ -148,6 +150,7 @@ def test_the_gate_trains_on_a_bridge(folder):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["all weights", "low rank"])
 def test_a_trained_bridge_is_saved_with_what_it_computes(folder, tmp_path, options):
     dense = load_bridge(folder)
@@ -207,6 +210,7 @@ def test_a_checkpoint_of_hooked_weights_gives_the_same_bridge(tmp_path, config):
     torch.testing.assert_close(load_bridge(folder)(tokens), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "sparse"])
 def test_discovery_finds_the_same_circuits(name):
     config = DiscoverConfig(n_prompts=10, granularities=("head", "mlp"))
