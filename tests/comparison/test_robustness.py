@@ -80,7 +80,7 @@ def test_a_model_against_itself_has_ratio_1_everywhere(pair):
         ablations=("corrupted",),
         metrics=(),
         targets=(0.5, 0.9),
-        n_prompts=8,
+        n_prompts=12,
         prompt_counts=(),
     )
     assert (table[["ratio", "ratio_low", "ratio_high"]] == 1).all(axis=None)

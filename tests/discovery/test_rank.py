@@ -75,10 +75,9 @@ def test_attention_edges_do_not_cover_any_kind_of_node():
         rank_components(scores_of({}), "attention_edge")
 
 
-def test_attention_edges_are_ranked_within_the_prompt_and_never_look_ahead():
-    values = torch.zeros(1, 1, 3, 3)
-    values[0, 0, 1, 0], values[0, 0, 1, 1], values[0, 0, 0, 1], values[0, 0, 2, 2] = 1, -2, 9, 9
-    assert rank_attention_edges(values, 2).tolist() == [4, 3, 0]
+def test_attention_edges_are_ranked_and_never_look_ahead():
+    values = torch.tensor([[[[0.0, 9.0], [1.0, -2.0]]]])
+    assert rank_attention_edges(values).tolist() == [3, 2, 0]
 
 
 def test_choosing_among_heads_leaves_the_mlps_intact():
@@ -169,8 +168,8 @@ def test_signed_selection_puts_supporting_edges_first_and_countering_ones_last()
     assert torch.equal(ranking[:2], chosen_edges("a0.h1->a1.h0<k>", "input->m0"))
     assert torch.equal(ranking[-1:], chosen_edges("m1->logits"))
     pairs = torch.tensor([[[[0.0, 9.0], [-3.0, 1.0]]]])
-    assert rank_attention_edges(pairs, 2, "signed").tolist() == [3, 0, 2]
-    assert rank_attention_edges(pairs, 2).tolist() == [2, 3, 0]
+    assert rank_attention_edges(pairs, "signed").tolist() == [3, 0, 2]
+    assert rank_attention_edges(pairs).tolist() == [2, 3, 0]
 
 
 def test_greedy_selection_grows_from_the_logits_by_the_strongest_edge():

@@ -92,7 +92,7 @@ def test_density_is_in_percent_and_a_closed_layer_says_0():
     ("changes", "words"),
     [
         ({}, "95 % interval 5 to 8"),
-        ({"resampled_sizes": (6.0, 6.0)}, "the same in every resample"),
+        ({"resampled_sizes": (6.0,) * 4}, "the same in every resample"),
         (
             {
                 "size_low": math.nan,
