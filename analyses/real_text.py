@@ -150,7 +150,7 @@ def comparison(
 
     Whole files are drawn for the interval, since the sequences of one are like each other.
     """
-    drawn = resample_templates(files, seed=0)
+    drawn = resample_templates(files, seed=0).weights
     rows, first = [], None
     for name, model in track(models.items(), "measuring"):
         row, ces = measured(name, model, tokens)

@@ -53,17 +53,18 @@ def test_intervals_are_of_the_difference_to_the_first_model_and_over_files(monke
         return ce, SimpleNamespace(overall=0.25)
 
     monkeypatch.setattr(real_text, "evaluate", evaluate)
-    tokens = torch.tensor([[0, 1], [0, 1], [8, 1], [8, 1]])
+    tokens = torch.tensor([[0, 1], [0, 1], [8, 1], [8, 1]] * 3)
+    files = [name for name in "abcdef" for _ in range(2)]
     names = ("first", "same", "above", "one file")
-    table = real_text.comparison({n: n for n in names}, tokens, ["a", "a", "b", "b"])
+    table = real_text.comparison({n: n for n in names}, tokens, files)
     found = table.set_index("model")[["difference", "low", "high"]]
     assert found.loc["same"].tolist() == [0, 0, 0]
-    assert found.loc["above"].tolist() == [0.5, 0.5, 0.5]
-    # Two files that differ: a draw is one of them twice, or both.
+    assert found.loc["above"].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    # Three files have 0 and three have 8: in 3 % of the draws of five all are of one kind.
     assert found.loc["one file"].tolist() == [4, 0, 8]
     assert table["ce"].tolist() == [4, 4, 4.5, 8]
     assert (table["density"] == 0.25).all()
-    assert (table[["sequences", "files", "context"]].iloc[0] == [4, 2, 256]).all()
+    assert (table[["sequences", "files", "context"]].iloc[0] == [12, 6, 256]).all()
 
 
 @pytest.mark.parametrize("every", [2, 3])
