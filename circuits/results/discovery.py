@@ -7,6 +7,8 @@ what is known about it, `Discovery` holds all granularities of one model and one
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,12 @@ from circuits.seeds import check_seed
 
 FORMAT = 2
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
+
+_BOUNDS = (
+    *("size_low", "size_high", "faithfulness_low", "faithfulness_high"),
+    *("curve_low", "curve_high"),
+)
+"""The ends of intervals, which few prompts do not have: NaN, which JSON has no place for."""
 
 MeasuredOn = Literal["reporting", "sizing"]
 """The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
@@ -155,8 +163,10 @@ class Found:
         return sum(self.random_faithfulness) / len(self.random_faithfulness)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the evidence as plain values."""
+        """Returns the evidence as plain values; where there is no interval, its ends are None."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in _BOUNDS:
+            plain[name] = _each(plain[name], lambda end: None if math.isnan(end) else end)
         return plain | {"circuit": self.circuit.to_json()}
 
     @classmethod
@@ -166,8 +176,15 @@ class Found:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in content.items()
         }
+        for name in _BOUNDS:
+            values[name] = _each(values[name], lambda end: math.nan if end is None else end)
         values["circuit"] = Circuit.from_json(content["circuit"])
         return cls(**values)
+
+
+def _each(ends: Any, change: Callable[[Any], Any]) -> Any:
+    """One end of an interval changed, or each of several."""
+    return tuple(map(change, ends)) if isinstance(ends, tuple) else change(ends)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
         f'"When {a} and {b} went to the store, {b} gave a ring to",'
         f'"When {a} and {b} went to the store, David gave a ring to",{b},{a}'
         for a in ("Mary", "Alice", "Anna")
-        for b in ("John", "James")
+        for b in ("John", "James", "Mark")
     ]
     pairs = tmp_path / "giver.csv"
     pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(rows) + "\n")
@@ -207,7 +207,7 @@ def test_a_failure_exits_1_and_shows_a_traceback_only_with_debug(capsys, tmp_pat
         f'"When {a} and {b} went to the store, {b} gave a ring to",'
         f'"When {a} and {b} went to the store, David gave a ring to",{b},{a}'
         for a in ("Mary", "Alice", "Anna")
-        for b in ("John", "James")
+        for b in ("John", "James", "Mark")
     ]
     pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(lines) + "\n")
     arguments = ["discover", "--task", str(pairs), "--prompts", "3", "--out", str(tmp_path / "o")]

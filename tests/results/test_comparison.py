@@ -86,6 +86,20 @@ def test_too_few_prompts_have_neither_an_interval_nor_a_p_value():
     assert row[["ratio_low", "ratio_high", "p"]].isna().all()
 
 
+def test_what_has_no_interval_can_be_saved_and_is_loaded_without_one(tmp_path):
+    comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
+    none = {"size_low": math.nan, "faithfulness_high": math.nan, "curve_low": (math.nan,) * 3}
+    for discovery in comparison.discoveries["ioi"].values():
+        discovery.found["edge"] = replace(discovery.found["edge"], **none)
+    path = tmp_path / "a.json"
+    save_comparison(comparison, path)
+    one = load_comparison(path).discoveries["ioi"]["dense"].found["edge"]
+    assert math.isnan(one.size_low)
+    assert math.isnan(one.faithfulness_high)
+    assert all(map(math.isnan, one.curve_low))
+    assert one.size_high == comparison.discoveries["ioi"]["dense"].found["edge"].size_high
+
+
 def test_the_columns_of_the_summary_are_promised():
     assert ",".join(make_comparison().summary_table().columns) == (
         "task,granularity,dense,sparse,ratio,ratio_low,ratio_high,p,interval,note,templates_low,"
