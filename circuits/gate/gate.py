@@ -102,18 +102,11 @@ class GatedPattern(HookPoint):
         # In a tuple, so that the siblings are not registered as children a second time; a deep
         # copy or a pickle of the attention layer still keeps the three together.
         self._siblings = (scores, gate)
-        self.fused: Any = None  # see circuits/gate/fused/placement.py
 
     def forward(self, pattern: Tensor) -> Tensor:
         """Returns the gated pattern, not renormalised."""
-        point, gate = self._siblings
-        scores = point.take()
-        fused = self.fused and self.fused.pattern(scores, pattern, gate)
-        return pattern * gate(scores).to(pattern.dtype) if fused is None else fused
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns the state to copy or pickle: a copy is not inside `fused_attention`."""
-        return self.__dict__ | {"fused": None}
+        scores, gate = self._siblings
+        return pattern * gate(scores.take()).to(pattern.dtype)
 
 
 def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,12 +14,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
     PretrainedConfig,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -28,6 +33,8 @@ from circuits.gate.fused.blockwise import BlockwiseAttention
 from circuits.gate.gate import add_gate, gate_gradient, gates
 from circuits.gate.hook_points import attention_layers
 from circuits.gate.sampling import Noise
+from circuits.models import bridge
+from circuits.models.backend import backend_of
 from circuits.models.load import copy_model, from_hf, named_weights
 from circuits.sparsify.loss import cross_entropy
 from circuits.sparsify.recompute import recomputed_blocks
@@ -36,7 +43,7 @@ from tests.helpers import HAS_HOOKED_TRANSFORMER, make_tiny_model, needs_hooked_
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 needs_bridge_only = pytest.mark.skipif(
-    HAS_HOOKED_TRANSFORMER, reason="HookedTransformer does not read a Gemma 2 from its config"
+    HAS_HOOKED_TRANSFORMER, reason="a HookedTransformer is made of this config, or none"
 )
 SIZES: dict[str, Any] = {"vocab_size": 30, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 LLAMA: dict[str, Any] = {
@@ -61,12 +68,18 @@ HF_MODELS: dict[str, PretrainedConfig] = {
         **SIZES,
     ),
 }
+if not HAS_HOOKED_TRANSFORMER:  # It does not read these from their configs.
+    HF_MODELS["olmo2"] = Olmo2Config(**LLAMA)
+    HF_MODELS["falcon"] = FalconConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, alibi=False, **SIZES
+    )
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
 HOOKED: dict[str, dict[str, Any]] = {
     "rotary": ROTARY,
     "grouped": {"n_heads": 4, "n_key_value_heads": 2, "d_head": 4},
     "QK norm": {"use_qk_norm": True, **ROTARY},
     "scaled by layer": {"scale_attn_by_inverse_layer_idx": True},
+    "OLMo's norm": {"original_architecture": "Olmo2ForCausalLM"},
     "clipped": {"clip_qkv": 0.3},
     "parallel": {"parallel_attn_mlp": True},
 }
@@ -74,6 +87,10 @@ UNFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ALiBi": ({"positional_embedding_type": "alibi"}, "positions are added to its scores"),
     "capped": ({"attn_scores_soft_cap": 0.5}, "its scores are capped"),
     "sinks": ({"use_attention_sinks": True}, "attention sinks"),
+    "log-n": (
+        {"use_logn_attn": True, "train_seq_length": 20},
+        "its queries are scaled by their position",
+    ),
 }
 
 
@@ -298,7 +315,9 @@ def test_under_autocast_the_matrices_are_multiplied_in_half_precision(
     assert (half.float() - whole).norm() < 0.1 * whole.norm()
 
 
-@pytest.mark.parametrize("name", ["hook_attn_scores", "hook_gate", "hook_pattern"])
+@pytest.mark.parametrize(
+    "name", ["hook_q", "hook_rot_k", "hook_attn_scores", "hook_gate", "hook_pattern", "hook_z"]
+)
 def test_a_layer_that_is_looked_at_runs_by_its_hook_points(
     tokens: Tensor, calls: list[torch.Size], name: str
 ) -> None:
@@ -339,18 +358,57 @@ def test_text_is_generated_alike(tokens: Tensor) -> None:
     assert torch.equal(found, expected)
 
 
-@needs_hooked_transformer
-def test_scores_made_in_another_way_are_ordinary_scores(
+def test_a_layer_of_a_class_that_is_not_known_is_left_to_the_hook_points(
+    tokens: Tensor, calls: list[torch.Size], log: pytest.LogCaptureFixture
+) -> None:
+    model = from_config(HF_MODELS["llama"])
+    attn = attention_layers(model)[1]
+    attn.__class__ = type("Other", (type(attn),), {})
+    reason = "Other computes its scores in a way of its own"
+    with pytest.raises(ValueError, match=reason):
+        choose_path(model, "blockwise", 70)
+    assert choose_path(model, "auto", 70) == "blockwise"
+    assert_close(step(model, tokens, "blockwise"), step(model, tokens, "hooks"))
+    assert len(calls) == 1
+    for attn in attention_layers(model):
+        attn.__class__ = type("Other", (type(attn),), {})
+    assert choose_path(model, "auto", 70) == "hooks"
+    assert reason in log.text
+
+
+@needs_bridge_only
+def test_a_hugging_face_model_with_attention_of_its_own_is_left_to_the_hook_points(
     tokens: Tensor, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = add_gate(make_tiny_model(n_ctx=128), 0.1)
-    expected = step(model, tokens, "hooks")
+    model = from_config(HF_MODELS["llama"])
+    monkeypatch.setattr(type(model.original_model), "_supports_attention_backend", False)
+    with pytest.raises(ValueError, match="LlamaAttention does not use .* AttentionInterface"):
+        choose_path(model, "blockwise", 70)
+    assert_close(step(model, tokens, "blockwise"), step(model, tokens, "hooks"))
+    assert not calls
 
-    def by_einsum(self: Any, q: Tensor, k: Tensor) -> Tensor:
-        return torch.einsum("bqhd,bkhd->bhqk", q, torch.cat([k])) / self.attn_scale
 
-    monkeypatch.setattr(type(model.blocks[0].attn), "calculate_attention_scores", by_einsum)
-    assert_close(step(model, tokens, "blockwise"), expected)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_results_of_heads_are_shown_by_the_hook_points(
+    tokens: Tensor, calls: list[torch.Size], name: str
+) -> None:
+    model = from_config(HF_MODELS[name])
+    model.set_use_attn_result(True)
+    keys = [f"blocks.{layer}.attn.hook_result" for layer in (0, 1)]
+    with fused_attention(model, "blockwise"):
+        cache = model.run_with_cache(tokens, names_filter=keys)[1]
+        assert [cache[key].shape for key in keys] == [(3, 70, model.cfg.n_heads, 16)] * 2
+        model(tokens)
+    assert not calls
+
+
+def test_a_model_of_sliding_windows_runs_by_the_hook_points(
+    tokens: Tensor, calls: list[torch.Size]
+) -> None:
+    model = from_config(MistralConfig(sliding_window=4, **LLAMA))
+    fused, by_hooks = (step(model, tokens, path) for path in ("blockwise", "hooks"))
+    assert_close(fused, by_hooks)
+    assert fused[3].max() < 3 * 70 * 4
     assert not calls
 
 
@@ -372,27 +430,55 @@ def test_layers_with_a_window_run_by_the_hook_points(
     assert len(calls) == 1
 
 
+@needs_bridge_only
+def test_only_layers_with_a_window_run_by_the_hook_points(
+    tokens: Tensor, calls: list[torch.Size]
+) -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    model = from_config(Qwen2Config(**windows, **LLAMA))
+    fused, by_hooks = (step(model, tokens, path) for path in ("blockwise", "hooks"))
+    assert_close(fused, by_hooks)
+    assert fused[3][0, 0] > 3 * 70 * 4 > fused[3][1, 0]
+    assert len(calls) == 1
+
+
 def test_the_model_returns_to_what_it_was(tokens: Tensor, calls: list[torch.Size]) -> None:
     model = from_config(HF_MODELS["llama"])
-    before = [set(attn.__dict__) for attn in attention_layers(model)]
+    hf_config = (
+        getattr(model, "original_model", model).config if backend_of(model) is bridge else None
+    )
+
+    def state() -> Any:
+        return [set(attn.__dict__) for attn in attention_layers(model)], copy.deepcopy(hf_config)
+
+    before = state()
     with pytest.raises(KeyError), fused_attention(model, "blockwise"):
+        assert state() != before
         raise KeyError
-    assert [set(attn.__dict__) for attn in attention_layers(model)] == before
-    assert all(attn.hook_pattern.fused is None for attn in attention_layers(model))
+    assert state() == before
+    if hf_config is not None:
+        assert hf_config._attn_implementation == before[1]._attn_implementation
     with torch.no_grad():
         model(tokens)
     assert not calls
 
 
-def test_a_copy_made_inside_is_not_fused(tokens: Tensor, calls: list[torch.Size]) -> None:
-    model = from_config(HF_MODELS["gpt2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_copy_made_inside_is_not_fused(
+    tokens: Tensor, calls: list[torch.Size], name: str
+) -> None:
+    model = from_config(HF_MODELS[name])
     with torch.no_grad(), fused_attention(model, "blockwise"):
         twin = copy_model(model)
+        # A TransformerBridge cannot be pickled.
+        read = pickle.loads(pickle.dumps(model)) if HAS_HOOKED_TRANSFORMER else copy_model(twin)
         expected = model(tokens)
         assert len(calls) == 2
-    with torch.no_grad():
-        torch.testing.assert_close(twin(tokens), expected, atol=1e-5, rtol=1e-5)
-    assert all(attn.hook_pattern.fused is None for attn in attention_layers(twin))
+        for weight in model.parameters():
+            weight.zero_()
+        for other in (twin, read):
+            torch.testing.assert_close(other(tokens), expected, atol=1e-5, rtol=1e-5)
+    assert len(calls) == 2
 
 
 # ---- the choice ----------------------------------------------------------------------------
@@ -426,6 +512,14 @@ def test_attention_that_is_more_than_a_softmax_is_left_to_the_hook_points(
         choose_path(model, "blockwise", 32)
     # Asked for all the same, no number changes.
     assert_close(step(model, tokens, "blockwise"), step(model, tokens, "hooks"))
+
+
+@needs_hooked_transformer
+def test_packed_weights_are_left_to_the_hook_points(log: pytest.LogCaptureFixture) -> None:
+    model = add_gate(make_tiny_model())
+    model.cfg.load_in_4bit = True
+    assert choose_path(model, "auto", 32) == "hooks"
+    assert "its weights are packed in 4 bits" in log.text
 
 
 @needs_bridge_only

@@ -1,61 +1,43 @@
-"""Putting fused attention in the place of the steps between q, k and z of a gated model.
+"""Putting fused attention in the place of a gated model's attention layers.
 
-TransformerLens computes scores, masks them, runs `hook_attn_scores`, the softmax and
-`hook_pattern`, and multiplies by v. Where nobody looks at what lies between, all that can be one
-call. Inside `fused_attention`, the keys of a layer are a tensor that does not multiply: asked for
-their product with queries, they keep both, and give a placeholder of one element, on which the
-model's own code then works (a division by sqrt(d_head), say, leaves the scale in it). The pattern
-that comes out at the other end is such a tensor again, and makes z when it is multiplied by v. So
-projections, norms of q and k, rotations and shared keys stay the model's own, for a
-HookedTransformer and a TransformerBridge alike.
-
-A hook on `hook_attn_scores`, `hook_gate` or `hook_pattern`, a mask other than the causal one, or a
-cache of earlier keys lets that layer run by the hook points, as outside the context.
+Inside `fused_attention` a layer has another `forward` (circuits/gate/fused/forwards.py), which goes
+from queries, keys and values to z in one call and runs no hook point in between. If one of the
+layer's hook points has a hook, or the call has a mask other than the causal one or a cache of
+earlier keys, the layer's own `forward` runs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.model_bridge.generalized_components import (
-    JointQKVAttentionBridge,
-    JointQKVPositionEmbeddingsAttentionBridge,
-    PositionEmbeddingsAttentionBridge,
-)
+from transformer_lens.hook_points import HookPoint
 
 from circuits.choices import ATTENTION_PATHS, AttentionPath, check_choice
 from circuits.gate.fused.blockwise import BlockwiseAttention
+from circuits.gate.fused.forwards import (
+    FORWARDS,
+    IN_TRANSFORMERS,
+    Heads,
+    KeyHeads,
+    config_of,
+    layer_refuses,
+)
 from circuits.gate.fused.triton_attention import TritonAttention, triton_refuses
-from circuits.gate.gate import Gate, gates
+from circuits.gate.gate import gates
 from circuits.gate.hook_points import attention_layers
 
-_BRIDGES = {
-    JointQKVAttentionBridge,
-    JointQKVPositionEmbeddingsAttentionBridge,
-    PositionEmbeddingsAttentionBridge,
-}
-_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
-_SAME_NUMBERS = {
-    torch.transpose,
-    torch.reshape,
-    torch.repeat_interleave,
-    Tensor.transpose,
-    Tensor.permute,
-    Tensor.reshape,
-    Tensor.view,
-    Tensor.expand,
-    Tensor.repeat_interleave,
-    Tensor.__getitem__,
-    Tensor.contiguous,
-    Tensor.to,
-    Tensor.float,
-}
+# What a layer may be given besides its input and a mask: further terms of its scores, and caches.
+_MORE_THAN_CAUSAL = (
+    *("additive_attention_mask", "position_bias"),
+    *("past_kv_cache_entry", "past_key_values", "layer_past"),
+)
+# Options of TransformerLens that give a layer more hook points.
+_MORE_HOOK_POINTS = ("use_attn_result", "use_attn_in", "use_split_qkv_input")
 _log = logging.getLogger("circuits")
 
 
@@ -86,7 +68,7 @@ def choose_path(
         return path
     found: Any = model
     layers = attention_layers(model)
-    refusals = [reason for attn in layers if (reason := _layer_refuses(attn))]
+    refusals = [reason for attn in layers if (reason := layer_refuses(model, attn))]
     if refusals and path != "auto":
         raise ValueError(f"attention {path!r} does not work for this model: {refusals[0]}")
     if len(refusals) == len(layers):
@@ -120,101 +102,61 @@ def fused_attention(model: nn.Module, path: str) -> Iterator[None]:
         if path != "hooks":
             gates(model)
             kind = TritonAttention if path == "triton" else BlockwiseAttention
-            masks = _CausalMasks()
             for attn in attention_layers(model):
-                if _layer_refuses(attn) is None:
-                    _FusedLayer(attn, kind, masks).place(back)
+                if layer_refuses(model, attn) is None:
+                    _FusedLayer(attn, kind).place(back)
         yield
 
 
-def _layer_refuses(attn: Any) -> str | None:
-    """Why a layer's attention is more than a masked softmax of scale q.k; None if it is not."""
-    if hasattr(attn, "original_component"):
-        kind, held = type(attn), attn.original_component
-        if kind not in _BRIDGES:
-            return f"{kind.__name__} computes its scores in a way of its own"
-        if getattr(held, "attn_logit_softcapping", None) is not None:
-            return "its scores are capped"
-        return "it has attention sinks" if getattr(held, "sinks", None) is not None else None
-    cfg = attn.cfg
-    if cfg.positional_embedding_type in ("alibi", "relative_positional_bias"):
-        return f"positions are added to its scores ({cfg.positional_embedding_type})"
-    if cfg.attention_dir != "causal":
-        return "it is not causal"
-    if cfg.attn_scores_soft_cap > 0:
-        return "its scores are capped"
-    return "it has attention sinks" if cfg.use_attention_sinks else None
-
-
-class _CausalMasks:
-    """Tells whether a mask allows just what is not in the future; a model's layers share one."""
-
-    def __init__(self) -> None:
-        self._last: Tensor | None = None
-        self._causal = False
-
-    def are(self, mask: Tensor) -> bool:
-        """Whether this mask of [..., query_pos, key_pos], added to the scores, is causal alone."""
-        if mask is not self._last:
-            self._last = mask
-            allowed = mask if mask.dtype == torch.bool else mask == 0
-            full = allowed.shape[-1] == allowed.shape[-2]
-            self._causal = full and bool((allowed == torch.ones_like(allowed).tril()).all())
-        return self._causal
-
-
 class _FusedLayer:
-    """One layer's attention, from the product of queries and keys to z."""
+    """The `forward` of one attention layer inside the context."""
 
-    def __init__(self, attn: Any, kind: type[Any], masks: _CausalMasks) -> None:
-        self._attn, self._kind, self._masks = attn, kind, masks
-        self._held: tuple[Tensor, Tensor] | None = None
+    def __init__(self, attn: Any, kind: type[Any]) -> None:
+        self._attn, self._kind = attn, kind
+        self._points = [module for module in attn.modules() if isinstance(module, HookPoint)]
 
     def place(self, back: ExitStack) -> None:
         """Puts itself into the layer; `back` takes it out again."""
-        replaced: dict[str, Callable[..., Any]] = (
-            {"_update_kv_cache": self._bridge_keys, "_apply_reconstruct_attention_mask": self._mask}
-            if hasattr(self._attn, "original_component")
-            else {
-                "calculate_attention_scores": self._hooked_scores,
-                "apply_causal_mask": self._hooked_mask,
-            }
+        # Not by setattr: a TransformerBridge's modules pass that on to the one they wrap.
+        self._attn.__dict__["forward"] = self
+        back.callback(self._attn.__dict__.pop, "forward")
+        if hasattr(self._attn, "original_component"):
+            config = self._attn.original_component.config
+            for name, value in (("_attn_implementation", IN_TRANSFORMERS), ("use_cache", False)):
+                back.callback(setattr, config, name, getattr(config, name, None))
+                setattr(config, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the layer returns."""
+        attn, kind = self._attn, type(self._attn)
+        if self._needs_hook_points(kwargs):
+            return kind.forward(attn, *args, **kwargs)
+        return FORWARDS[kind.__name__](attn, self._attend, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the layer made inside the context, or a pickle, has its class's `forward`."""
+        return getattr, (self._attn, "forward")
+
+    def _needs_hook_points(self, arguments: dict[str, Any]) -> bool:
+        """Whether someone looks inside the layer, or its attention is more than causal."""
+        cfg, mask = config_of(self._attn), arguments.get("attention_mask")
+        return (
+            any(point.fwd_hooks or point.bwd_hooks for point in self._points)
+            or any(getattr(cfg, option, False) for option in _MORE_HOOK_POINTS)
+            or any(arguments.get(name) is not None for name in _MORE_THAN_CAUSAL)
+            or not (mask is None or _is_causal(mask))
+            or getattr(self._attn, "attn_type", "global") == "local"  # a sliding window
         )
-        for name, method in replaced.items():
-            # Not by setattr: a TransformerBridge's modules pass that on to the one they wrap.
-            self._attn.__dict__[name] = method
-            back.callback(self._attn.__dict__.pop, name)
-        self._attn.hook_pattern.fused = self
-        back.callback(setattr, self._attn.hook_pattern, "fused", None)
 
-    def scores(self, q: Tensor, transposed_k: Tensor) -> Tensor:
-        """Keeps q and k, and returns the placeholder for their product."""
-        self._held = None
-        if q.shape != transposed_k.mT.shape:  # Keys of a cache, which the queries are fewer than.
-            return q @ transposed_k
-        self._held = (q, transposed_k.mT)
-        return torch.ones(1, 1, 1, 1, dtype=torch.float64)
-
-    def pattern(self, placeholder: Tensor, pattern: Tensor, gate: Gate) -> Tensor | None:
-        """Returns what makes z when multiplied by v; None if the scores were computed after all."""
-        if self._held is None:
-            return None
-        held, self._held = self._held, None
-        scale = placeholder.item()
-
-        def attend(_: Tensor, v: Tensor) -> Tensor:
-            return self._attend(*held, v, scale, gate)
-
-        return _Multiplier.of(pattern, attend)
-
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, gate: Gate
-    ) -> Float[Tensor, "batch head query_pos d_head"]:
-        batch, n_heads, n_pos, _ = q.shape
+    def _attend(self, q: Heads, k: KeyHeads, v: KeyHeads, scale: float) -> Heads:
+        """Returns z, and records the open edges as the gate does."""
+        gate, (batch, n_heads, n_pos, _) = self._attn.hook_gate, q.shape
+        if k.shape[1] < n_heads:
+            k, v = (x.repeat_interleave(n_heads // k.shape[1], dim=1) for x in (k, v))
         dtype = v.dtype
         if torch.is_autocast_enabled(q.device.type):
             dtype = torch.get_autocast_dtype(q.device.type)
-        pairs = [one.to(dtype).flatten(0, 1) for one in (q, k, v)]
+        pairs = [x.to(dtype).flatten(0, 1) for x in (q, k, v)]
         z, expected, n_open = self._kind.apply(
             *pairs, scale, gate.bias, gate.training, gate.gradient == "frozen"
         )
@@ -225,80 +167,9 @@ class _FusedLayer:
             gate.recorder.add(gate.layer(), expected, torch.stack((n_open, allowed)))
         return z.unflatten(0, (batch, n_heads))
 
-    def _is_active(self) -> bool:
-        """Whether no hook looks at what is not computed, and this is no copy made meanwhile."""
-        points = (self._attn.hook_attn_scores, self._attn.hook_gate, self._attn.hook_pattern)
-        if any(point.fwd_hooks or point.bwd_hooks for point in points):
-            return False
-        return self._attn.hook_pattern.fused is self
 
-    def _keys(self, k: Tensor) -> Tensor:
-        self._held = None
-        return _Multiplier.of(k, self.scores) if self._is_active() else k
-
-    def _materialised(self, placeholder: Tensor) -> Tensor:
-        """The scores that a placeholder stands for; what is no placeholder stays."""
-        if self._held is None:
-            return placeholder
-        (q, k), self._held = self._held, None
-        return (q @ k.mT) * placeholder.item()
-
-    def _bridge_keys(self, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        k, v = type(self._attn)._update_kv_cache(self._attn, k, v, **options)
-        return self._keys(k), v
-
-    def _mask(self, attn_scores: Tensor, attention_mask: Tensor | None, **sizes: Any) -> Tensor:
-        causal = self._attn.is_causal and not self._attn.is_cross_attention
-        if attention_mask is not None:
-            causal = attention_mask.ndim == 4 and self._masks.are(attention_mask)
-        if self._held is not None and causal:
-            return attn_scores
-        return type(self._attn)._apply_reconstruct_attention_mask(
-            self._attn, self._materialised(attn_scores), attention_mask, **sizes
-        )
-
-    def _hooked_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        return type(self._attn).calculate_attention_scores(self._attn, q, self._keys(k))
-
-    def _hooked_mask(
-        self, scores: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        causal = attention_mask is None and self._attn.attn_type != "local"
-        if self._held is not None and causal:
-            return scores
-        return type(self._attn).apply_causal_mask(
-            self._attn, self._materialised(scores), past_kv_pos_offset, attention_mask
-        )
-
-
-class _Multiplier(Tensor):
-    """A tensor whose matrix products a function takes the place of; else as any other.
-
-    What has only another shape or dtype is one too. All else that is made of it is an ordinary
-    tensor, so code that multiplies in a way not foreseen here gets ordinary scores.
-    """
-
-    product: Callable[[Tensor, Tensor], Tensor]
-
-    @classmethod
-    def of(cls, tensor: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> _Multiplier:
-        """Returns the tensor as one of this kind; `product` is called with both factors."""
-        made = tensor.as_subclass(cls)
-        made.product = product
-        return made
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Runs a function of torch on tensors of this kind."""
-        own = next((one for one in args if isinstance(one, cls)), None)
-        if own is not None and func in _PRODUCTS:
-            return own.product(*(one.as_subclass(Tensor) for one in args))
-        made = super().__torch_function__(func, types, args, kwargs or {})
-        if not isinstance(made, cls):
-            return made
-        if own is None or func not in _SAME_NUMBERS:
-            return made.as_subclass(Tensor)
-        made.product = own.product
-        return made
+def _is_causal(mask: Tensor) -> bool:
+    """Whether a mask says no more than the causal one, which some models write out (Falcon)."""
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    full = mask.ndim == 4 and mask.shape[-2] == mask.shape[-1]
+    return full and torch.equal(allowed, torch.ones_like(allowed).tril())
