@@ -177,7 +177,7 @@ def test_a_damaged_older_state_does_not_stop_the_next_one_from_being_saved(
     ("content", "message"),
     [
         ("", "run/run.json is not readable as JSON"),
-        ("[1]", "run/run.json must hold a JSON object, got list"),
+        ("[1]", r"run/run.json must hold a JSON object, got the list \[1\]"),
         ('{"config": 3}', "holds a different run: config.steps was None and is 3"),
     ],
 )
