@@ -349,7 +349,7 @@ def _joined(parts: list[slow.SlowScores], prompts: Prompts) -> slow.SlowScores:
 
 
 def _assert_same(scores: Any, expected: slow.SlowScores, prompts: Prompts) -> None:
-    """Edges as means over all prompts, attention edges as means over each template's."""
+    """Edges as means over all prompts, attention edges over each template's, as wide as it is."""
     graph = scores.graph
     edges = torch.zeros(graph.mask.shape, dtype=torch.float64)
     for name, values in expected.edges.items():
@@ -359,11 +359,13 @@ def _assert_same(scores: Any, expected: slow.SlowScores, prompts: Prompts) -> No
     heads = [[f"a{layer}.h{head}" for head in range(graph.n_heads)] for layer in range(2)]
     assert list(scores.attention_edges) == list(prompts.groups())
     for template, rows in prompts.groups().items():
+        width = int(prompts.lengths[rows].max())
         means = [
             torch.stack([expected.attention_edges[name][rows].mean(dim=0) for name in layer])
             for layer in heads
         ]
-        _assert_close(scores.attention_edges[template], torch.stack(means))
+        assert not torch.stack(means)[..., width:, :].any(), "a padded query has a score"
+        _assert_close(scores.attention_edges[template], torch.stack(means)[..., :width, :width])
 
 
 def _assert_close(found: Tensor, expected: Tensor) -> None:
