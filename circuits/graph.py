@@ -101,6 +101,12 @@ class Graph:
         first = layer * (3 * self.n_heads + self.has_mlps) + READS.index(read) * self.n_heads
         return slice(first, first + self.n_heads)
 
+    def head_destinations(self, layer: int) -> slice:
+        """Returns the columns of all inputs of a layer's heads: queries, then keys, then values."""
+        return slice(
+            self.read_destinations(layer, "q").start, self.read_destinations(layer, "v").stop
+        )
+
     def mlp_destination(self, layer: int) -> int:
         """Returns the column of a layer's MLP."""
         return self.read_destinations(layer, "v").stop

@@ -217,13 +217,28 @@ def check_does_task(experiment: Experiment, *, least_gap: float = 0.05) -> None:
 def run_edges(experiment: Experiment, edges: Bool[Tensor, "src dest"]) -> Float[Tensor, " batch"]:
     """Returns the metric per prompt with only `edges` intact.
 
-    A circuit of nodes is the special case where whole rows are intact or ablated.
+    Raises:
+        ValueError: the metric is not one finite number for each prompt.
+    """
+    edges, mask = edges & experiment.graph.mask, experiment.graph.mask
+    if torch.equal(edges, mask & edges.any(dim=1, keepdim=True)):
+        return run_nodes(experiment, edges.any(dim=1))
+    return _measure(
+        experiment, lambda rows: _edge_hooks(experiment, edges, rows), split_heads=True
+    )
+
+
+@torch.no_grad()
+def run_nodes(experiment: Experiment, nodes: Bool[Tensor, " src"]) -> Float[Tensor, " batch"]:
+    """Returns the metric per prompt with only `nodes` intact, each with all of its edges.
+
+    The special case of `run_edges` in which every destination reads the same sources, so that a
+    layer's heads share one residual stream: it takes about as long as a run of the model.
 
     Raises:
         ValueError: the metric is not one finite number for each prompt.
     """
-    edges = edges & experiment.graph.mask
-    return _measure(experiment, lambda rows: _edge_hooks(experiment, edges, rows))
+    return _measure(experiment, lambda rows: _node_hooks(experiment, nodes, rows))
 
 
 @torch.no_grad()
@@ -241,8 +256,10 @@ def run_attention_edges(
     return _measure(experiment, lambda rows: _attention_hooks(experiment, kept[rows], rows))
 
 
-def _measure(experiment: Experiment, hooks_of: Callable[[slice], Hooks]) -> Float[Tensor, " batch"]:
-    with component_hooks(experiment.model):
+def _measure(
+    experiment: Experiment, hooks_of: Callable[[slice], Hooks], *, split_heads: bool = False
+) -> Float[Tensor, " batch"]:
+    with component_hooks(experiment.model, split_heads=split_heads):
         values = experiment.score(_logits(experiment, hooks_of))
     return _checked(experiment, values, "partly ablated")
 
@@ -267,11 +284,16 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Float[Tensor, "dest batch pos d"]:
         kept = weight[:n_upstream, columns].T @ change[:n_upstream].flatten(1)
-        return base + kept.view(-1, *base.shape)
+        return kept.view(-1, *base.shape).add_(base)
+
+    made: dict[int, dict[str, Tensor]] = {}
 
     def set_head_inputs(act: Tensor, hook: object, *, layer: int, read: str) -> Tensor:
-        base, columns = ablated.resid_pre[layer, rows], graph.read_destinations(layer, read)
-        return inputs(base, graph.n_upstream_of_heads(layer), columns).permute(1, 2, 0, 3)
+        if layer not in made:  # one product for all three, so that changes are read once
+            base, columns = ablated.resid_pre[layer, rows], graph.head_destinations(layer)
+            every = inputs(base, graph.n_upstream_of_heads(layer), columns).permute(1, 2, 0, 3)
+            made[layer] = dict(zip(READS, every.chunk(len(READS), dim=2), strict=True))
+        return made[layer].pop(read)
 
     def set_mlp_input(act: Tensor, hook: object, *, layer: int) -> Tensor:
         resid = ablated.resid_pre if graph.parallel_attn_mlp else ablated.resid_mid
@@ -292,6 +314,29 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
         if graph.has_mlps:
             hooks.append((f"{block}.hook_mlp_in", with_arguments(set_mlp_input, layer=layer)))
     return [*hooks, (f"blocks.{graph.n_layers - 1}.hook_resid_post", set_final)]
+
+
+def _node_hooks(experiment: Experiment, nodes: Bool[Tensor, " src"], rows: slice) -> Hooks:
+    graph, ablated = experiment.graph, experiment.ablated
+
+    def put_in(act: Tensor, hook: object, *, place: Tensor) -> Tensor:
+        return place
+
+    def put_heads_in(z: Tensor, hook: object, *, layer: int) -> Tensor:
+        kept = nodes[graph.head_sources(layer)].to(z.device)
+        return torch.where(kept[:, None], z, ablated.z[layer, rows])
+
+    hooks: Hooks = []
+    if not nodes[0]:
+        embed = with_arguments(put_in, place=ablated.embed[rows])
+        hooks.append(("blocks.0.hook_resid_pre", embed))
+    for layer in range(graph.n_layers):
+        block = f"blocks.{layer}"
+        hooks.append((f"{block}.attn.hook_z", with_arguments(put_heads_in, layer=layer)))
+        if graph.has_mlps and not nodes[graph.mlp_source(layer)]:
+            mlp_out = with_arguments(put_in, place=ablated.mlp_out[layer, rows])
+            hooks.append((f"{block}.hook_mlp_out", mlp_out))
+    return hooks
 
 
 def _attention_hooks(

@@ -295,7 +295,10 @@ def _names(graph: Graph, mask: Tensor) -> set[str]:
 
 
 def _random_masks(graph: Graph) -> list[Tensor]:
-    return [(torch.rand(graph.mask.shape) < density) & graph.mask for density in (0.1, 0.5, 0.9)]
+    """Some edges, and whole nodes: all but the input, and some with it."""
+    edges = [(torch.rand(graph.mask.shape) < density) & graph.mask for density in (0.1, 0.5, 0.9)]
+    nodes = torch.rand(graph.n_sources, 1) < 0.5
+    return [*edges, *(nodes.index_fill(0, torch.tensor(0), value) & graph.mask for value in (0, 1))]
 
 
 def _mixed(model: HookedTransformer) -> Prompts:
