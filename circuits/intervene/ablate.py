@@ -223,9 +223,7 @@ def run_edges(experiment: Experiment, edges: Bool[Tensor, "src dest"]) -> Float[
     edges, mask = edges & experiment.graph.mask, experiment.graph.mask
     if torch.equal(edges, mask & edges.any(dim=1, keepdim=True)):
         return run_nodes(experiment, edges.any(dim=1))
-    return _measure(
-        experiment, lambda rows: _edge_hooks(experiment, edges, rows), split_heads=True
-    )
+    return _measure(experiment, lambda rows: _edge_hooks(experiment, edges, rows), split_heads=True)
 
 
 @torch.no_grad()

@@ -358,11 +358,11 @@ def test_a_full_disk_ends_training_with_one_line_and_resume_goes_on(capsys, tmp_
 
 @pytest.mark.slow
 def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path):
-    arguments = ["robustness", "--task", "ioi", "--granularity", "head", "--prompts", "6"]
+    arguments = ["robustness", "--task", "ioi", "--granularity", "mlp", "--prompts", "6"]
     arguments += ["--method", "attribution-patching", "--out", str(tmp_path / "out")]
     code, shown, _ = run(capsys, *arguments)
     assert code == 0
-    assert "ioi, head: of" in shown
+    assert "ioi, mlp: of" in shown
     table = pd.read_csv(tmp_path / "out" / "robustness.csv")
     assert set(table["ablation"]) == {"corrupted", "mean", "zero"}
     assert (tmp_path / "out" / "robustness.html").stat().st_size > 1e6

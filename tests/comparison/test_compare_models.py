@@ -29,7 +29,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def comparison(pair):
-    config = DiscoverConfig(n_prompts=20)
+    config = DiscoverConfig(n_prompts=10)
     return compare(*pair, [get_task("ioi"), get_task("greater_than")], config)
 
 
@@ -90,7 +90,7 @@ def test_the_dense_circuits_pose_the_question(comparison):
 
 
 def test_a_model_compared_with_itself_has_ratio_1(pair):
-    config = DiscoverConfig(n_prompts=20, granularities=("edge",))
+    config = DiscoverConfig(n_prompts=10, granularities=("head",))
     itself = compare(pair[1], pair[1], [get_task("ioi")], config)
     row = itself.summary_table().iloc[0]
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == 1
@@ -104,7 +104,7 @@ def with_others(pair):
     with torch.no_grad():
         for parameter in untrained.parameters():
             parameter.normal_(std=0.02)
-    config = DiscoverConfig(n_prompts=20, granularities=("head", "edge"))
+    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"))
     others = {"again": pair[1], "untrained": untrained}
     return compare(*pair, [get_task("ioi")], config, others=others)
 

@@ -27,7 +27,7 @@ def table(pair):
     found = robustness(
         *pair,
         [get_task("ioi")],
-        granularities=("head",),
+        granularities=("mlp",),
         methods=("attribution_patching", "gradient_average"),
         ablations=("corrupted", "zero"),
         metrics=("logit_diff", "kl_div"),
@@ -57,14 +57,14 @@ def test_sizes_are_those_that_discovery_finds(pair, table):
     for _, row in table[table["target"] == 0.9].iterrows():
         config = DiscoverConfig(
             target=row["target"],
-            granularities=("head",),
+            granularities=("mlp",),
             method=row["method"],
             ablation=row["ablation"],
             n_prompts=row["prompts"],
         )
         task = replace(get_task("ioi"), metric=row["metric"])
         for side, model in zip(("dense", "sparse"), pair, strict=True):
-            assert discover(model, task, config).found["head"].size == row[side]
+            assert discover(model, task, config).found["mlp"].size == row[side]
         assert row["ratio"] == row["dense"] / row["sparse"]
         assert row["ratio_low"] <= row["ratio"] * 1.5
         assert row["ratio_high"] >= row["ratio"] / 1.5
