@@ -67,7 +67,12 @@ def discover(
 
     def experiment_on(part: Prompts) -> Experiment:
         return prepare_experiment(
-            model, part, metric=task.metric, ablation=config.ablation, workers=workers
+            model,
+            part,
+            metric=task.metric,
+            ablation=config.ablation,
+            gates=config.gates,
+            workers=workers,
         )
 
     sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)
