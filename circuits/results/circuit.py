@@ -106,7 +106,7 @@ class Circuit:
 
         The kinds are a head's `q`, `k` and `v`, then `mlp` and `logits`.
         """
-        counts = dict.fromkeys((*READS, "mlp", LOGITS), 0)
+        counts: dict[str, int] = dict.fromkeys((*READS, "mlp", LOGITS), 0)
         per_destination = self.edges.sum(dim=0).tolist()
         for name, count in zip(self.graph.destinations, per_destination, strict=True):
             node, _, read = name.partition("<")
