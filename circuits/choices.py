@@ -28,6 +28,13 @@ ABLATIONS: dict[Ablation, str] = {
     "zero": "Nothing at all.",
 }
 
+Gates = Literal["follow", "clean"]
+"""What the gates of a sparse model do while a circuit runs; a dense model has none."""
+GATES: dict[Gates, str] = {
+    "follow": "Each decides from the scores of the run that it is in, also where that is ablated.",
+    "clean": "Each is held at its value in the whole model's run on the same clean prompt.",
+}
+
 Selection = Literal["absolute", "signed", "greedy"]
 """How scores put components in order."""
 SELECTIONS: dict[Selection, str] = {

@@ -13,6 +13,7 @@ from circuits.choices import check_choice
 KINDS = {
     "granularity": (choices.Granularity, choices.GRANULARITIES),
     "ablation": (choices.Ablation, choices.ABLATIONS),
+    "gates": (choices.Gates, choices.GATES),
     "selection": (choices.Selection, choices.SELECTIONS),
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
     "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),

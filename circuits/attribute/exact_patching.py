@@ -274,7 +274,8 @@ def _causal_chunks(n_heads: int, pos: int, n_prompts: int) -> Iterator[tuple[int
 def _fingerprint(experiment: Experiment, attention_edges: bool) -> str:
     """Tells one experiment from another, by what it runs and what comes out."""
     digest = hashlib.sha256(
-        f"{experiment.metric} {experiment.ablation} {attention_edges} {experiment.graph}".encode()
+        f"{experiment.metric} {experiment.ablation} {experiment.gates} {attention_edges} "
+        f"{experiment.graph}".encode()
     )
     for tensor in (experiment.prompts.clean, experiment.ablated.embed, experiment.clean_logits):
         digest.update(tensor.detach().float().cpu().numpy().tobytes())

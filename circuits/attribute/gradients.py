@@ -92,6 +92,7 @@ def run_backward(
     noting += [(name, with_arguments(keep, name=name)) for name in kept]
     with (
         component_hooks(model, split_heads=False),
+        experiment.hold_gates(rows),
         torch.enable_grad(),
         _parameters_without_gradient(model),
     ):

@@ -41,7 +41,8 @@ def head_responses(
     without = (resid - change).flatten(0, 1)
     whole = resid.repeat(len(change), 1, 1)
     tokens = _copies(experiment, rows, whole)
-    z = backend_of(model).run_heads(model, tokens, layer, whole, read=read, changed=without)
+    with experiment.hold_gates(rows):
+        z = backend_of(model).run_heads(model, tokens, layer, whole, read=read, changed=without)
     return z.unflatten(0, change.shape[:2])
 
 
@@ -66,7 +67,8 @@ def run_from(
 ) -> Float[Tensor, "copies_batch pos d_model"]:
     """Returns the final residual stream of copies of the prompts, with `resid` before a layer."""
     model, tokens = experiment.model, _copies(experiment, rows, resid)
-    return backend_of(model).run_from(model, tokens, layer, resid, hooks)
+    with experiment.hold_gates(rows):
+        return backend_of(model).run_from(model, tokens, layer, resid, hooks)
 
 
 def _copies(

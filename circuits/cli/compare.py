@@ -17,6 +17,7 @@ from circuits.cli.options import (
     DEFAULT_TASKS,
     AblationName,
     Device,
+    GatesName,
     Granularities,
     Method,
     NPrompts,
@@ -61,6 +62,7 @@ def compare_command(
     method: Method = "attribution_patching",
     selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
+    gates: GatesName = "follow",
     prompts: NPrompts = 100,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -83,7 +85,9 @@ def compare_command(
         from circuits.workers import join_workers
 
         tasks = read_tasks(task or DEFAULT_TASKS)
-        config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
+        config = discover_config(
+            target, granularity, method, selection, ablation, gates, prompts, seed
+        )
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)

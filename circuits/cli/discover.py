@@ -13,6 +13,7 @@ from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     AblationName,
     Device,
+    GatesName,
     Granularities,
     Method,
     NPrompts,
@@ -36,6 +37,7 @@ def discover_command(
     method: Method = "attribution_patching",
     selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
+    gates: GatesName = "follow",
     prompts: NPrompts = 100,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -54,7 +56,9 @@ def discover_command(
         from circuits.workers import join_workers
 
         chosen = read_task(task)
-        config = discover_config(target, granularity, method, selection, ablation, prompts, seed)
+        config = discover_config(
+            target, granularity, method, selection, ablation, gates, prompts, seed
+        )
         check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)

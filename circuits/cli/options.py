@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.choices import ABLATIONS, ATTRIBUTION_METHODS, GRANULARITIES, SELECTIONS
+from circuits.choices import ABLATIONS, ATTRIBUTION_METHODS, GATES, GRANULARITIES, SELECTIONS
 from circuits.seeds import SEED_RANGE, is_seed
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ AblationName = Annotated[
     str,
     typer.Option(
         "--ablation", help=f"What stands in for other components: {', '.join(ABLATIONS)}."
+    ),
+]
+GatesName = Annotated[
+    str,
+    typer.Option(
+        "--gates",
+        help=f"What a sparse model's gates do in a circuit: {', '.join(GATES)} (held at their "
+        "values in the clean run). A dense model has none.",
     ),
 ]
 NPrompts = Annotated[
@@ -116,6 +124,7 @@ def discover_config(
     method: str,
     selection: str,
     ablation: str,
+    gates: str,
     prompts: int,
     seed: int,
 ) -> DiscoverConfig:
@@ -129,6 +138,7 @@ def discover_config(
         method=method,
         selection=selection,
         ablation=ablation,
+        gates=gates,
         n_prompts=prompts,
         seed=seed,
     )

@@ -190,6 +190,7 @@ def compare(
             "method": config.method,
             "selection": config.selection,
             "ablation": config.ablation,
+            "gates": config.gates,
             "prompts": config.n_prompts,
         },
     )

@@ -51,6 +51,7 @@ def transfer(
             prompts[other],
             metric=task.metric,
             ablation=config.ablation,
+            gates=config.gates,
             workers=workers,
         )
         graph = experiment.graph

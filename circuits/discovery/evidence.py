@@ -113,6 +113,7 @@ def gather_evidence(
     found = {
         "task_metric": sizing.metric,
         "ablation": config.ablation,
+        "gates": config.gates,
         "method": config.method,
         "selection": config.selection,
         "target": config.target,

@@ -4,7 +4,7 @@ Three sets of prompts are used, each for one thing. Components are scored on the
 The size from which the circuit keeps the target is searched on the sizing prompts by real
 interventions, for each granularity. What the circuit does is measured on the reporting prompts,
 beside random circuits of the same size and the number of components that hold the same share of
-all absolute attribution (no intervention; the paper's count).
+all absolute attribution (no intervention).
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ def discover(
 
     def experiment_on(part: Prompts) -> Experiment:
         return prepare_experiment(
-            model, part, metric=task.metric, ablation=config.ablation, workers=workers
+            model,
+            part,
+            metric=task.metric,
+            ablation=config.ablation,
+            gates=config.gates,
+            workers=workers,
         )
 
     sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)

@@ -176,7 +176,9 @@ def build_attention_circuit(scores: Scores, chosen: dict[str, Ranking]) -> Circu
 def n_holding(values: Float[Tensor, " components"], share: float) -> int:
     """Returns how many of the strongest components hold `share` of all absolute attribution.
 
-    The paper's count without interventions (arXiv 2512.05865); 0 where all scores are zero.
+    A count without interventions, 0 where all scores are zero. It favours gated models by
+    construction: an attention edge that is shut in both runs scores exactly 0. Whether arXiv
+    2512.05865 counts in this way could not be verified.
     """
     held = values.abs().flatten().sort(descending=True).values.double().cumsum(0)
     if len(held) == 0 or held[-1] == 0:

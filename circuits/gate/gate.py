@@ -17,11 +17,11 @@ scores (-inf, or about the dtype's lowest number) are never open and never count
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, cast
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -201,3 +201,33 @@ def gate_gradient(model: nn.Module, gradient: GateGradient | str) -> Iterator[No
     finally:
         for gate, old in zip(found, before, strict=True):
             gate.gradient = old
+
+
+@contextmanager
+def hold_gates(
+    model: nn.Module, held: Bool[Tensor, "layer batch head query_pos key_pos"]
+) -> Iterator[None]:
+    """Gives every gate a fixed value inside the context, whatever scores it sees.
+
+    A run may be of several copies of the batch, one after the other. No gradient passes a gate
+    that is held.
+
+    Args:
+        model: A gated model.
+        held: Which query-key pairs are open.
+
+    Raises:
+        ValueError: the model has no gate.
+    """
+
+    def hold(values: Tensor) -> Callable[..., Tensor]:
+        def value(_gate: nn.Module, _scores: object, gate: Tensor) -> Tensor:
+            copies = len(gate) // len(values)
+            return values.to(gate.dtype).repeat(copies, 1, 1, 1)
+
+        return value
+
+    with ExitStack() as stack:
+        for gate, values in zip(gates(model), held, strict=True):
+            stack.callback(gate.register_forward_hook(hold(values)).remove)
+        yield

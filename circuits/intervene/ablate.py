@@ -10,12 +10,18 @@ where `output` is what the source writes in this very run. With all edges in the
 the model itself, with none it is the ablated model. Constants (biases, position terms) cancel in
 the differences, so one formula serves every architecture.
 
+The gates of a sparse model follow the run that they are in, or are held at their values in the
+whole model's run on the clean prompt (`gates="clean"`), both in every run of a circuit and in
+attribution. What stands in for an ablated component is the same for both: a corrupted run has
+gates of its own. The whole model and the ablated model are the same too.
+
 This module is the referee: attribution predicts what `exact_*` measures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +29,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.choices import Ablation
+from circuits.choices import GATES, Ablation, Gates, check_choice
+from circuits.gate.gate import hold_gates, is_gated
 from circuits.graph import READS, Graph
 from circuits.intervene.activations import (
     Activations,
@@ -31,6 +38,7 @@ from circuits.intervene.activations import (
     attended_value,
     logits_after,
     noting_changes,
+    record_gates,
     row_batches,
     run_to_final,
     with_arguments,
@@ -59,6 +67,7 @@ class Experiment:
         ablated: The activations that stand in for ablated components, of all prompts in every
             process.
         workers: The processes that share the prompts.
+        gates: What the gates of a sparse model do while a circuit runs.
     """
 
     model: Model
@@ -68,11 +77,23 @@ class Experiment:
     ablation: Ablation | str
     ablated: Activations
     workers: Workers = ALONE
+    gates: Gates | str = "follow"
 
     def own_batches(self) -> list[slice]:
         """Returns the batches of prompts that this process runs."""
         batches = row_batches(self.graph, self.prompts, self.model.cfg.d_model, self.workers.count)
         return [rows for _, rows in self.workers.own(batches)]
+
+    @cached_property
+    def clean_gates(self) -> Bool[Tensor, "layer batch head query_pos key_pos"]:
+        """Which gates of a sparse model are open in the whole model's run."""
+        return record_gates(self.model, self.graph, self.prompts)
+
+    def hold_gates(self, rows: slice) -> AbstractContextManager[None]:
+        """Returns a context for runs of some prompts, in which gates that are to be held are."""
+        if self.gates == "follow" or not is_gated(self.model):
+            return nullcontext()
+        return hold_gates(self.model, self.clean_gates[:, rows])
 
     @cached_property
     def clean_logits(self) -> Float[Tensor, "batch d_vocab"]:
@@ -143,6 +164,7 @@ def prepare_experiment(
     *,
     metric: str,
     ablation: Ablation | str = "corrupted",
+    gates: Gates | str = "follow",
     workers: Workers = ALONE,
 ) -> Experiment:
     """Returns an experiment with the clean and the ablated run, made once.
@@ -152,14 +174,16 @@ def prepare_experiment(
         prompts: The prompts.
         metric: A name in `circuits.metrics.METRICS`.
         ablation: What components outside a circuit write.
+        gates: What the gates of a sparse model do while a circuit runs; a dense model has none.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`.
 
     Raises:
-        ValueError: an unknown ablation or metric, prompts longer than the model's context, or a
-            model whose edges are not defined or cannot be measured (see `check_model`).
+        ValueError: an unknown name, prompts longer than the model's context, or a model whose edges
+            are not defined or cannot be measured (see `check_model`).
     """
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; choose one of {', '.join(METRICS)}")
+    check_choice("gates", gates, GATES)
     if prompts.clean.shape[1] > model.cfg.n_ctx:
         raise ValueError(
             f"the longest prompt has {prompts.clean.shape[1]} tokens, the model reads "
@@ -170,7 +194,7 @@ def prepare_experiment(
     model.eval()
     check_model(model, graph, prompts)
     ablated = ablated_activations(model, graph, prompts, ablation)
-    return Experiment(model, graph, prompts, metric, ablation, ablated, workers)
+    return Experiment(model, graph, prompts, metric, ablation, ablated, workers, gates)
 
 
 def _checked(experiment: Experiment, values: Tensor, which: str) -> Float[Tensor, " batch"]:
@@ -269,7 +293,8 @@ def _logits(
     model, prompts = experiment.model, experiment.prompts
     found = model.W_U.new_zeros(len(prompts), model.W_U.shape[-1])
     for rows in experiment.own_batches():
-        resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
+        with experiment.hold_gates(rows):
+            resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
         found[rows] = logits_after(model, resid, prompts.last[rows])
     experiment.workers.add_up([found])
     return found

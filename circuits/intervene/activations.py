@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.choices import ABLATIONS, Ablation, check_choice
@@ -255,6 +255,27 @@ def record_activations(model: Model, graph: Graph, tokens: Int[Tensor, "batch po
         run_to_final(model, tokens, hooks)
     found.embed.copy_(found.resid_pre[0])
     found.attention.value.copy_(attended_value(model, found.attention.value))
+    return found
+
+
+@torch.no_grad()
+def record_gates(
+    model: Model, graph: Graph, prompts: Prompts
+) -> Bool[Tensor, "layer batch head query_pos key_pos"]:
+    """Returns which gates of a gated model are open in its run on the clean prompts."""
+    batch, pos = prompts.clean.shape
+    shape = (graph.n_layers, batch, graph.n_heads, pos, pos)
+    found = torch.empty(shape, dtype=torch.bool, device=prompts.clean.device)
+
+    def keep(act: Tensor, hook: object, *, place: Tensor) -> None:
+        place.copy_(act > 0)
+
+    for rows in row_batches(graph, prompts, model.cfg.d_model):
+        hooks: Hooks = [
+            (f"blocks.{layer}.attn.hook_gate", with_arguments(keep, place=found[layer, rows]))
+            for layer in range(graph.n_layers)
+        ]
+        run_to_final(model, prompts.clean[rows], hooks)
     return found
 
 

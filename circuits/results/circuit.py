@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuits.choices import GRANULARITIES, Granularity, check_choice
 from circuits.files import write_json
-from circuits.graph import LOGITS, Graph, node_kind, node_layer
+from circuits.graph import LOGITS, READS, Graph, node_kind, node_layer
 from circuits.results.notebook import table_html
 
 
@@ -100,6 +100,18 @@ class Circuit:
         if self.granularity == "edge":
             return int(self.edges.sum())
         return sum(map(len, self.attention_edges.values())) / len(self.attention_edges)
+
+    def edges_by_kind(self) -> dict[str, int]:
+        """Returns how many of the circuit's edges end in what kind of input.
+
+        The kinds are a head's `q`, `k` and `v`, then `mlp` and `logits`.
+        """
+        counts: dict[str, int] = dict.fromkeys((*READS, "mlp", LOGITS), 0)
+        per_destination = self.edges.sum(dim=0).tolist()
+        for name, count in zip(self.graph.destinations, per_destination, strict=True):
+            node, _, read = name.partition("<")
+            counts[read.rstrip(">") or node_kind(node)] += count
+        return counts
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each component, the greatest absolute score first.

@@ -187,7 +187,11 @@ class Comparison:
         return [name for name, facts in self.models.items() if facts.tokenizer != own]
 
     def evidence_table(self) -> pd.DataFrame:
-        """Returns one row for each task, granularity and model: what stands beside the size."""
+        """Returns one row for each task, granularity and model: what stands beside the size.
+
+        The columns `edges_q`, `edges_k`, `edges_v`, `edges_mlp` and `edges_logits` say of a circuit
+        of edges how many end in what; other rows have none.
+        """
         return pd.DataFrame(
             [
                 {
@@ -214,6 +218,7 @@ class Comparison:
                     "random_same_size": one.random_same_size,
                     "cpr": one.cpr,
                     "cmd": one.cmd,
+                    **(_edge_counts(one.circuit) if granularity == "edge" else {}),
                 }
                 for task, found in self.discoveries.items()
                 for side, discovery in found.items()
@@ -312,6 +317,10 @@ class Comparison:
                 if "edge" in discovery.found
             ]
         )
+
+
+def _edge_counts(circuit: Circuit) -> dict[str, int]:
+    return {f"edges_{kind}": count for kind, count in circuit.edges_by_kind().items()}
 
 
 def _note(*found: Found) -> str:

@@ -18,9 +18,11 @@ import pandas as pd
 from circuits.choices import (
     ABLATIONS,
     ATTRIBUTION_METHODS,
+    GATES,
     GRANULARITIES,
     SELECTIONS,
     Ablation,
+    Gates,
     Granularity,
     Selection,
     check_choice,
@@ -53,6 +55,8 @@ class DiscoverConfig:
         method: How components are scored; a name in `circuits.choices.ATTRIBUTION_METHODS`.
         selection: How scores order components: `absolute`, `signed` or `greedy`.
         ablation: What components outside the circuit write.
+        gates: What the gates of a sparse model do while a circuit runs: `follow` the run, or keep
+            their `clean` values.
         n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
         seed: Seed of prompts, random circuits and resamples.
     """
@@ -62,6 +66,7 @@ class DiscoverConfig:
     method: str = "attribution_patching"
     selection: Selection | str = "absolute"
     ablation: Ablation | str = "corrupted"
+    gates: Gates | str = "follow"
     n_prompts: int = 100
     seed: int = 0
 
@@ -71,6 +76,7 @@ class DiscoverConfig:
         check_choice("method", self.method, ATTRIBUTION_METHODS)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("ablation", self.ablation, ABLATIONS)
+        check_choice("gates", self.gates, GATES)
         if not self.granularities:
             raise ValueError(f"no granularity given; choose among {', '.join(GRANULARITIES)}")
         for granularity in self.granularities:

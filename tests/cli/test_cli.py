@@ -122,6 +122,8 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
         (["compare", "--task", "iio"], "unknown task 'iio'"),
         (["compare", "--device", "tpu"], "device"),
         (["compare", "--granularity", "neuron"], "unknown granularity 'neuron'"),
+        (["discover", "--gates", "open"], "unknown gates 'open'"),
+        (["compare", "--gates", "open"], "unknown gates 'open'"),
         (["compare", "--method", "magic"], "unknown method 'magic'"),
         (["compare", "--selection", "luck"], "unknown selection 'luck'"),
         (["compare", "--target", "1.5"], "target"),

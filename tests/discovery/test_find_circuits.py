@@ -9,6 +9,7 @@ import torch
 from circuits.choices import GRANULARITIES
 from circuits.discovery.find_circuits import discover, steps_of
 from circuits.discovery.hand_built import induction
+from circuits.gate.gate import add_gate
 from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery
@@ -78,6 +79,21 @@ def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures()
         values = run_edges(experiment, found.circuit.edges)
         measured = float(faithfulness(values, experiment.full, experiment.empty))
         assert measured == pytest.approx(said, abs=1e-4)
+
+
+def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():
+    model = add_gate(make_tiny_model(), bias=0.1)
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(granularities=("edge",), gates="clean")
+    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    measured = {}
+    for gates in ("follow", "clean"):
+        experiment = prepare_experiment(model, prompts.sizing, metric="logit_diff", gates=gates)
+        values = run_edges(experiment, found.circuit.edges)
+        measured[gates] = float(faithfulness(values, experiment.full, experiment.empty))
+    assert found.faithfulness_sizing == pytest.approx(measured["clean"], abs=1e-4)
+    assert found.faithfulness_sizing != pytest.approx(measured["follow"], abs=1e-3)
+    assert found.circuit.found["gates"] == "clean"
 
 
 def test_what_the_reporting_prompts_say_does_not_change_the_circuit():

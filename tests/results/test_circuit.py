@@ -28,6 +28,18 @@ def circuit_of(*names, granularity="edge"):
     )
 
 
+def test_edges_are_counted_by_the_kind_of_what_they_end_in():
+    counts = circuit_of(*NAMES).edges_by_kind()
+    assert counts == {"q": 1, "k": 1, "v": 1, "mlp": 1, "logits": 2}
+    assert circuit_of().edges_by_kind() == dict.fromkeys(counts, 0)
+
+
+def test_all_edges_of_a_graph_are_counted_once():
+    graph = Graph(3, 2, has_mlps=False)
+    everything = Circuit(graph, "edge", torch.ones(7).bool(), graph.mask, torch.zeros(7, 19))
+    assert everything.edges_by_kind() == {"q": 18, "k": 18, "v": 18, "mlp": 0, "logits": 7}
+
+
 def test_a_file_gives_back_the_circuit(tmp_path):
     circuit = circuit_of(*NAMES)
     circuit.save(tmp_path / "c.json")

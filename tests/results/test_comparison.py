@@ -65,6 +65,15 @@ def test_a_comparison_of_another_version_is_refused_in_words(tmp_path, format_):
         load_comparison(path)
 
 
+def test_evidence_says_of_circuits_of_edges_what_their_edges_end_in():
+    table = make_comparison(tasks=("ioi",), granularities=("head", "edge")).evidence_table()
+    rows = table.set_index(["granularity", "model"]).filter(like="edges_")
+    assert rows.columns.tolist() == [f"edges_{kind}" for kind in ("q", "k", "v", "mlp", "logits")]
+    assert rows.loc[("edge", "dense")].tolist() == [1, 1, 2, 1, 1]
+    assert rows.loc[("edge", "sparse")].tolist() == [0, 0, 2, 0, 1]
+    assert rows.loc["head"].isna().all(axis=None)
+
+
 def test_sizes_that_no_resample_changes_are_said_to_be_so():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     assert comparison.summary_table()["note"].tolist() == [""]
