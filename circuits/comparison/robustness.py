@@ -1,9 +1,9 @@
 """Does the ratio of circuit sizes hold when the choices behind it change?
 
-One choice is varied at a time, the others stay at their defaults: the attribution method, the
-ablation, the metric, the number of prompts, and along with each of them the faithfulness that is
-asked for. A claim about two models that depends on one of these choices is a claim about the
-choice.
+One choice is varied at a time, the others stay at their defaults: the attribution method, the order
+in which components are taken, what gates do in a circuit's runs, the ablation, the metric, the
+number of prompts, and along with each of them the faithfulness that is asked for. A claim about two
+models that depends on one of these choices is a claim about the choice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from circuits.attribute import METHODS, Scores
-from circuits.choices import ABLATIONS
+from circuits.choices import ABLATIONS, GATES
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
 from circuits.discovery.resample import resample_prompts, resampled_sizes
 from circuits.discovery.search import find_smallest
@@ -47,9 +47,11 @@ FAST_METHODS = tuple(
     name for name in METHODS if name not in ("exact_patching", "integrated_activations")
 )
 """Methods that cost a few passes; the others can be asked for by name."""
+SELECTIONS = ("absolute", "signed")
 PROMPT_COUNTS = (25, 100)
 COLUMNS = (
-    *("task", "granularity", "method", "ablation", "metric", "target", "prompts"),
+    *("task", "granularity", "method", "selection", "gates", "ablation", "metric"),
+    *("target", "prompts"),
     *("dense", "sparse", "ratio", "ratio_low", "ratio_high", "note"),
 )
 
@@ -59,6 +61,8 @@ class _Setting:
     """One choice of each kind; without a metric it is the task's own."""
 
     method: str
+    selection: str
+    gates: str
     ablation: str
     metric: str | None
     n_prompts: int
@@ -79,6 +83,8 @@ def robustness(
     *,
     granularities: Sequence[str] = GRANULARITIES,
     methods: Sequence[str] = FAST_METHODS,
+    selections: Sequence[str] = SELECTIONS,
+    gates: Sequence[str] = tuple(GATES),
     ablations: Sequence[str] = tuple(ABLATIONS),
     metrics: Sequence[str] = tuple(METRICS),
     targets: Sequence[float] = TARGETS,
@@ -90,13 +96,13 @@ def robustness(
 ) -> pd.DataFrame:
     """Returns the ratio of circuit sizes, dense over sparse, for each choice.
 
-    The first method, the first ablation, the task's own metric and `n_prompts` are the base; one of
-    them is varied at a time. Components are ranked on as many prompts and sized on as many others.
-    Ratios have 95 % intervals over the sizing prompts, the same for both models; none where there
-    are fewer than ten. Where a model does not do the task in a setting, or the task has too few
-    prompts, there is no size and `note` says why. `workers` are the processes that share the
-    prompts, from `circuits.workers.join_workers`; all of them make the same call and get the same
-    table.
+    The first method, selection, gates and ablation, the task's own metric and `n_prompts` are the
+    base; one of them is varied at a time. Components are ranked on as many prompts and sized on as
+    many others. Ratios have 95 % intervals over the sizing prompts, the same for both models; none
+    where there are fewer than ten. Where a model does not do the task in a setting, or the task has
+    too few prompts, there is no size and `note` says why. `workers` are the processes that share
+    the prompts, from `circuits.workers.join_workers`; all of them make the same call and get the
+    same table.
 
     Raises:
         ValueError: an unknown choice, bad prompts, or a model whose metric or scores are not
@@ -108,8 +114,10 @@ def robustness(
     if unknown:
         raise ValueError(f"unknown metric {unknown[0]!r}; choose among {', '.join(METRICS)}")
     check_task_names(tasks)
-    base = _Setting(methods[0], ablations[0], None, n_prompts)
+    base = _Setting(methods[0], selections[0], gates[0], ablations[0], None, n_prompts)
     varied = [replace(base, method=method) for method in methods[1:]]
+    varied += [replace(base, selection=selection) for selection in selections[1:]]
+    varied += [replace(base, gates=kind) for kind in gates[1:]]
     varied += [replace(base, ablation=ablation) for ablation in ablations[1:]]
     varied += [replace(base, metric=metric) for metric in metrics]
     varied += [replace(base, n_prompts=count) for count in prompt_counts if count != n_prompts]
@@ -120,6 +128,8 @@ def robustness(
                 target=target,
                 granularities=tuple(granularities),
                 method=setting.method,
+                selection=setting.selection,
+                gates=setting.gates,
                 ablation=setting.ablation,
                 n_prompts=setting.n_prompts,
                 seed=seed,
@@ -155,6 +165,8 @@ def robustness(
                             "task": task.name,
                             "granularity": granularity,
                             "method": setting.method,
+                            "selection": setting.selection,
+                            "gates": setting.gates,
                             "ablation": setting.ablation,
                             "metric": metric,
                             "target": target,
@@ -169,17 +181,20 @@ def robustness(
 def n_steps(
     n_tasks: int,
     methods: Sequence[str] = FAST_METHODS,
+    selections: Sequence[str] = SELECTIONS,
+    gates: Sequence[str] = tuple(GATES),
     ablations: Sequence[str] = tuple(ABLATIONS),
     metrics: Sequence[str] = tuple(METRICS),
     prompt_counts: Sequence[int] = PROMPT_COUNTS,
 ) -> int:
     """Returns about how many times `robustness` calls `on_step`."""
-    others = len(prompt_counts) + max(0, len(metrics) - 1)
-    return 2 * n_tasks * (len(methods) + len(ablations) - 1 + others)
+    varied = sum(len(choices) - 1 for choices in (methods, selections, gates, ablations))
+    return 2 * n_tasks * (1 + varied + len(prompt_counts) + max(0, len(metrics) - 1))
 
 
 def _in_words(setting: _Setting, metric: str) -> str:
-    return f"{setting.method}, {setting.ablation}, {metric}, {setting.n_prompts} prompts"
+    choices = (setting.method, setting.selection, setting.gates, setting.ablation, metric)
+    return ", ".join((*choices, f"{setting.n_prompts} prompts"))
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:
@@ -223,7 +238,14 @@ def _sizes_of(
 ) -> dict[tuple[str, float], _Sizes]:
     """Circuit sizes by granularity and target; sizes that were run once are not run again."""
     ranked, sizing = (
-        prepare_experiment(model, part, metric=metric, ablation=setting.ablation, workers=workers)
+        prepare_experiment(
+            model,
+            part,
+            metric=metric,
+            ablation=setting.ablation,
+            gates=setting.gates,
+            workers=workers,
+        )
         for part in prompts
     )
     check_does_task(sizing)
@@ -233,15 +255,22 @@ def _sizes_of(
         (granularity, target): sizes
         for granularity in granularities
         for target, sizes in zip(
-            targets, _sizes_at(sizing, scores, granularity, targets, weights), strict=True
+            targets,
+            _sizes_at(sizing, scores, granularity, setting.selection, targets, weights),
+            strict=True,
         )
     }
 
 
 def _sizes_at(
-    sizing: Experiment, scores: Scores, granularity: str, targets: Sequence[float], weights: Tensor
+    sizing: Experiment,
+    scores: Scores,
+    granularity: str,
+    selection: str,
+    targets: Sequence[float],
+    weights: Tensor,
 ) -> list[_Sizes]:
-    ranking = rank_components(scores, granularity)
+    ranking = rank_components(scores, granularity, selection)
     measured: dict[int, Tensor] = {}
     counted: dict[int, float] = {}
 

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from circuits.figures.style import GREY, UNITS, safe, styled
 
-_CHOICES = ["method", "ablation", "metric", "prompts"]
+_CHOICES = ["method", "selection", "gates", "ablation", "metric", "prompts"]
 # Okabe and Ito (2008), from the first setting on.
 _COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
@@ -81,8 +81,8 @@ def robustness_figure(table: pd.DataFrame) -> go.Figure:
 
 def _in_words(setting: tuple[Any, ...], base: tuple[Any, ...]) -> str:
     """The base setting in full, another one by what it changes."""
-    method, ablation, _, prompts = base
+    method, selection, gates, ablation, _, prompts = base
     for name, own, other in zip(_CHOICES, setting, base, strict=True):
         if own != other:
             return f"{own} prompts" if name == "prompts" else f"{name} {own.replace('_', ' ')}"
-    return f"{method.replace('_', ' ')}, {ablation}, {prompts} prompts"
+    return f"{method.replace('_', ' ')}, {selection}, gates {gates}, {ablation}, {prompts} prompts"

@@ -56,3 +56,27 @@ def test_a_density_counts_only_at_equal_cross_entropy(ce, density, verdict):
     claim = results_page.density_claim("here", dense, sparse)
     assert claim["verdict"] == verdict
     assert f"CE {ce - 1:+.4f}" in claim["measured here"]
+
+
+def test_orders_and_gates_are_listed_at_the_base_of_all_other_choices():
+    base = {
+        "task": "ioi", "granularity": "edge", "method": "ig", "selection": "absolute",
+        "gates": "follow", "ablation": "corrupted", "metric": "logit_diff", "target": 0.9,
+        "prompts": 50, "dense": 139.0, "sparse": 264.0, "ratio": 0.53, "ratio_low": 0.39,
+        "ratio_high": 0.69,
+    }  # fmt: skip
+    changes = [
+        {}, {"target": 0.8}, {"method": "ap"}, {"selection": "signed"}, {"gates": "clean"},
+        {"metric": "kl_div"}, {"prompts": 25},
+        {"task": "greater_than", "metric": "prob_diff"},
+        {"task": "greater_than", "metric": "kl_div"},
+    ]  # fmt: skip
+    listed = results_page.orders(pd.DataFrame([base | change for change in changes]))
+    columns = ["behaviour", "order", "gates"]
+    assert list(listed[columns].itertuples(index=False, name=None)) == [
+        ("greater_than", "absolute", "follow"),
+        ("ioi", "absolute", "follow"),
+        ("ioi", "signed", "follow"),
+        ("ioi", "absolute", "clean"),
+    ]
+    assert set(listed["ratio [95 %]"]) == {"0.53 [0.39, 0.69]"}

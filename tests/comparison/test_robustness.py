@@ -36,21 +36,31 @@ def table(pair):
         prompt_counts=(10, 12),
         on_step=told.append,
     )
-    assert len(told) == n_steps(1, ("a", "b"), ("c", "d"), ("e", "f"), (12,)) == 10
+    choices = ("a", "b"), ("absolute", "signed"), ("follow", "clean"), ("c", "d"), ("e", "f")
+    assert len(told) == n_steps(1, *choices, (12,)) == 14
     return found
 
 
 def test_choices_are_varied_one_at_a_time(table):
     assert tuple(table.columns) == COLUMNS
-    columns = [table[name] for name in ("method", "ablation", "metric", "prompts")]
+    names = ("method", "selection", "gates", "ablation", "metric", "prompts")
+    columns = [table[name] for name in names]
     assert list(dict.fromkeys(zip(*columns, strict=True))) == [
-        ("attribution_patching", "corrupted", "logit_diff", 10),
-        ("gradient_average", "corrupted", "logit_diff", 10),
-        ("attribution_patching", "zero", "logit_diff", 10),
-        ("attribution_patching", "corrupted", "kl_div", 10),
-        ("attribution_patching", "corrupted", "logit_diff", 12),
+        ("attribution_patching", "absolute", "follow", "corrupted", "logit_diff", 10),
+        ("gradient_average", "absolute", "follow", "corrupted", "logit_diff", 10),
+        ("attribution_patching", "signed", "follow", "corrupted", "logit_diff", 10),
+        ("attribution_patching", "absolute", "clean", "corrupted", "logit_diff", 10),
+        ("attribution_patching", "absolute", "follow", "zero", "logit_diff", 10),
+        ("attribution_patching", "absolute", "follow", "corrupted", "kl_div", 10),
+        ("attribution_patching", "absolute", "follow", "corrupted", "logit_diff", 12),
     ]
-    assert len(table) == 5 * 2
+    assert len(table) == 7 * 2
+
+
+def test_gates_make_no_difference_to_a_model_without_them(table):
+    sizes = table[(table["target"] == 0.9)].set_index("gates")
+    base = table[(table["target"] == 0.9)].iloc[0]
+    assert sizes.loc["clean", "dense"] == base["dense"]
 
 
 def test_sizes_are_those_that_discovery_finds(pair, table):
@@ -59,6 +69,8 @@ def test_sizes_are_those_that_discovery_finds(pair, table):
             target=row["target"],
             granularities=("mlp",),
             method=row["method"],
+            selection=row["selection"],
+            gates=row["gates"],
             ablation=row["ablation"],
             n_prompts=row["prompts"],
         )
@@ -77,6 +89,8 @@ def test_a_model_against_itself_has_ratio_1_everywhere(pair):
         [get_task("ioi")],
         granularities=("head",),
         methods=("attribution_patching",),
+        selections=("absolute",),
+        gates=("follow",),
         ablations=("corrupted",),
         metrics=(),
         targets=(0.5, 0.9),
@@ -102,6 +116,8 @@ def test_a_task_that_a_model_cannot_do_is_noted_and_has_no_size(pair):
         *pair,
         [task],
         methods=("attribution_patching",),
+        selections=("absolute",),
+        gates=("follow",),
         ablations=("corrupted",),
         metrics=(),
         targets=(0.9,),
@@ -116,6 +132,8 @@ def test_a_task_that_a_model_cannot_do_is_noted_and_has_no_size(pair):
 QUICK = {
     "granularities": ("head",),
     "methods": ("attribution_patching",),
+    "selections": ("absolute",),
+    "gates": ("follow",),
     "ablations": ("corrupted",),
     "metrics": (),
     "targets": (0.9,),
@@ -153,6 +171,8 @@ def made_up(**columns):
         "task": "ioi",
         "granularity": "edge",
         "method": "attribution_patching",
+        "selection": "absolute",
+        "gates": "follow",
         "ablation": "corrupted",
         "metric": "logit_diff",
         "target": 0.9,
@@ -185,8 +205,10 @@ def test_verdicts_count_what_is_clear():
 def test_the_figure_has_a_line_for_each_setting_in_each_panel(table):
     figure = robustness_figure(table)
     assert [trace.name for trace in figure.data] == [
-        "attribution patching, corrupted, 10 prompts",
+        "attribution patching, absolute, gates follow, corrupted, 10 prompts",
         "method gradient average",
+        "selection signed",
+        "gates clean",
         "ablation zero",
         "metric kl div",
         "12 prompts",
@@ -201,6 +223,8 @@ def test_the_figure_has_a_line_for_each_setting_in_each_panel(table):
         ({"granularities": ("attention_edge",)}, "no robustness table"),
         ({"metrics": ("loss",)}, "unknown metric 'loss'; choose among logit_diff"),
         ({"methods": ("magic",)}, "unknown method 'magic'"),
+        ({"selections": ("luck",)}, "unknown selection 'luck'"),
+        ({"gates": ("open",)}, "unknown gates 'open'"),
         ({"ablations": ("noise",)}, "unknown ablation 'noise'"),
         ({"targets": (2.0,)}, "above 0 and at most 1"),
     ],
