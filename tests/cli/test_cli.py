@@ -31,7 +31,7 @@ def test_help_does_not_import_torch():
 def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path):
     out = tmp_path / "results"
     code, printed, _ = run(
-        capsys, "compare", "--task", "ioi", "--prompts", "20", "--granularity", "head",
+        capsys, "compare", "--task", "ioi", "--prompts", "12", "--granularity", "head",
         "--granularity", "edge", "--out", str(out),
     )  # fmt: skip
     assert code == 0
@@ -46,9 +46,9 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
     assert list(summary["granularity"]) == ["head", "edge"]
     assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.6).all(axis=None)
     assert (summary["measured_on"] == "reporting").all()
-    # Ten templates share 20 prompts: too few in each to be drawn within.
+    # Ten templates share 12 prompts: too few in each to be drawn within.
     assert (summary["interval"] == "prompts").all()
-    assert "on 20 fresh prompts" in printed
+    assert "on 12 fresh prompts" in printed
     models = pd.read_csv(out / "models.csv")
     assert list(models.columns) == [
         "model", "task", "metric", "accuracy", "ce", "density", "context",

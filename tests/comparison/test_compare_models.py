@@ -29,14 +29,14 @@ def pair():
 
 @pytest.fixture(scope="module")
 def comparison(pair):
-    config = DiscoverConfig(n_prompts=10)
+    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"))
     return compare(*pair, [get_task("ioi"), get_task("greater_than")], config)
 
 
 def test_both_models_do_both_tasks(comparison):
     table = comparison.models_table().set_index(["task", "model"])
     assert (table["accuracy"] >= 0.95).all()
-    assert (table.loc["greater_than", "metric"] >= 0.8).all()
+    assert (table.loc["greater_than", "metric"] >= 0.7).all()
 
 
 @pytest.mark.parametrize("name", ["ioi_swap", "induction", "pronoun", "subject_verb"])

@@ -105,7 +105,7 @@ def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
         pair = first[granularity], second[granularity]
         for name in ("size", "resampled_sizes", "faithfulness_sizing", "first_crossing"):
             assert getattr(pair[0], name) == getattr(pair[1], name)
-        assert pair[0].faithfulness != pair[1].faithfulness
+        assert pair[0].curve_faithfulness != pair[1].curve_faithfulness
 
 
 def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts():
