@@ -32,7 +32,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
     out = tmp_path / "results"
     code, printed, _ = run(
         capsys, "compare", "--task", "ioi", "--prompts", "12", "--granularity", "head",
-        "--granularity", "edge", "--out", str(out),
+        "--granularity", "mlp", "--out", str(out),
     )  # fmt: skip
     assert code == 0
     summary = pd.read_csv(out / "summary.csv")
@@ -43,7 +43,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
         "faithfulness_sparse", "faithfulness_sparse_low", "faithfulness_sparse_high",
         "target", "measured_on", "prompts",
     ]  # fmt: skip
-    assert list(summary["granularity"]) == ["head", "edge"]
+    assert list(summary["granularity"]) == ["head", "mlp"]
     assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.6).all(axis=None)
     assert (summary["measured_on"] == "reporting").all()
     # Ten templates share 12 prompts: too few in each to be drawn within.
@@ -54,7 +54,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path)
         "model", "task", "metric", "accuracy", "ce", "density", "context",
         "tokenizer",
     ]  # fmt: skip
-    assert json.loads((out / "circuits" / "ioi.sparse.edge.json").read_text())["edges"]
+    assert json.loads((out / "circuits" / "ioi.sparse.head.json").read_text())["edges"]
     assert (out / "report.html").stat().st_size < 8e6
     assert "ratio" in printed
     assert not list(tmp_path.glob(".results*"))
