@@ -153,6 +153,24 @@ def make_prompts(
     )
 
 
+def pad_together(*parts: Prompts) -> Prompts:
+    """Returns prompts of several lengths as one batch; no two parts share a template."""
+    width = max(part.clean.shape[1] for part in parts)
+
+    def padded(rows: list[Tensor]) -> Tensor:
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(part, (0, width - part.shape[1]), value=1) for part in rows])
+
+    return Prompts(
+        clean=padded([part.clean for part in parts]),
+        corrupted=padded([part.corrupted for part in parts]),
+        lengths=torch.cat([part.lengths for part in parts]),
+        answers=torch.cat([part.answers for part in parts]),
+        wrong_answers=torch.cat([part.wrong_answers for part in parts]),
+        templates=tuple(f"{n}.{name}" for n, part in enumerate(parts) for name in part.templates),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class CountingStream:
     """Each sequence counts upwards from a random token, so the next token is easy to learn."""

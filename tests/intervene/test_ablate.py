@@ -1,5 +1,6 @@
 import math
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from circuits.intervene.ablate import (
     run_edges,
 )
 from circuits.workers import Workers
-from tests.helpers import make_prompts, make_tiny_model
+from tests.helpers import make_prompts, make_tiny_model, pad_together
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
 
@@ -113,16 +114,7 @@ def of_two_lengths(model):
     """Prompts of a short template and of two longer ones, whose members take turns."""
     short, long = make_prompts(model, pos=5, templates=1), make_prompts(model, pos=8)
     rows = [0, 6, 1, 7, 8, 2, 9, 3, 10, 4, 11, 5]
-    joined = {
-        name: torch.cat([getattr(short, name), getattr(long, name)])
-        for name in ("lengths", "answers", "wrong_answers")
-    } | {
-        name: torch.cat(
-            [torch.nn.functional.pad(getattr(short, name), (0, 3), value=1), getattr(long, name)]
-        )
-        for name in ("clean", "corrupted")
-    }
-    return replace(long, templates=("short",) * 6 + long.templates, **joined).subset(rows)
+    return pad_together(short, long).subset(rows)
 
 
 def mean_terms_by_formula(model, prompts):
@@ -164,8 +156,9 @@ def test_ablated_attention_edges_write_the_mean_over_their_template(tiny_model):
     kept = torch.rand(len(prompts), 2, 2, 8, 8) < 0.5
     means, live = mean_terms_by_formula(tiny_model, prompts), {}
 
-    def note(act, hook):
-        live[hook.name.rpartition(".")[2]] = act
+    # Under these names: a TransformerBridge calls its hook points otherwise.
+    def note(act, hook, name):
+        live[name] = act
 
     def set_z(z, hook):
         layer = hook.layer()
@@ -174,7 +167,7 @@ def test_ablated_attention_edges_write_the_mean_over_their_template(tiny_model):
         return torch.where(mask, now, means[layer]).sum(dim=2)
 
     hooks = [
-        (f"blocks.{layer}.attn.{name}", set_z if name == "hook_z" else note)
+        (f"blocks.{layer}.attn.{name}", set_z if name == "hook_z" else partial(note, name=name))
         for layer in range(2)
         for name in ("hook_v", "hook_pattern", "hook_z")
     ]
@@ -202,19 +195,7 @@ def test_mean_ablation_holds_no_more_than_corrupted_ablation(tiny_model, monkeyp
 
 def test_prompts_of_two_lengths_give_what_each_gives_alone(tiny_model):
     short, long = make_prompts(tiny_model, pos=5, templates=1), make_prompts(tiny_model, pos=8)
-
-    def padded(tokens):
-        return torch.nn.functional.pad(tokens, (0, 3), value=1)
-
-    both = replace(
-        long,
-        clean=torch.cat([padded(short.clean), long.clean]),
-        corrupted=torch.cat([padded(short.corrupted), long.corrupted]),
-        lengths=torch.cat([short.lengths, long.lengths]),
-        answers=torch.cat([short.answers, long.answers]),
-        wrong_answers=torch.cat([short.wrong_answers, long.wrong_answers]),
-        templates=("short",) * len(short) + long.templates,
-    )
+    both = pad_together(short, long)
     some = Graph(2, 2).mask & (torch.rand(Graph(2, 2).mask.shape) < 0.5)
     for ablation in ("corrupted", "mean"):
         alone = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +11,12 @@ from circuits.attribute import attribution_patching, exact_patching
 from circuits.attribute.exact_patching import exact_edge_effects
 from circuits.gate.gate import add_gate, gate_gradient, hold_gates
 from circuits.intervene.ablate import prepare_experiment, run_attention_edges, run_edges
-from tests.helpers import make_prompts, make_tiny_model, needs_hooked_transformer
+from tests.helpers import (
+    make_prompts,
+    make_tiny_model,
+    needs_hooked_transformer,
+    pad_together,
+)
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
 
@@ -24,20 +28,7 @@ def gated():
 
 def mixed_prompts(model):
     """Prompts of 5 and of 8 tokens, the short ones padded."""
-    short, long = make_prompts(model, pos=5, templates=1), make_prompts(model, pos=8)
-
-    def padded(tokens):
-        return torch.nn.functional.pad(tokens, (0, 3), value=1)
-
-    return replace(
-        long,
-        clean=torch.cat([padded(short.clean), long.clean]),
-        corrupted=torch.cat([padded(short.corrupted), long.corrupted]),
-        lengths=torch.cat([short.lengths, long.lengths]),
-        answers=torch.cat([short.answers, long.answers]),
-        wrong_answers=torch.cat([short.wrong_answers, long.wrong_answers]),
-        templates=("short",) * len(short) + long.templates,
-    )
+    return pad_together(make_prompts(model, pos=5, templates=1), make_prompts(model, pos=8))
 
 
 def clean_gates(model, tokens):

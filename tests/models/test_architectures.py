@@ -26,7 +26,12 @@ from circuits.gate.gate import add_gate
 from circuits.graph import Graph
 from circuits.intervene.ablate import prepare_experiment, run_edges
 from circuits.prompts import Prompts
-from tests.helpers import make_prompts, make_tiny_model, skip_file_without_hooked_transformer
+from tests.helpers import (
+    make_prompts,
+    make_tiny_model,
+    pad_together,
+    skip_file_without_hooked_transformer,
+)
 from tests.models import slow_reference as slow
 
 pytestmark = pytest.mark.slow
@@ -304,20 +309,7 @@ def _random_masks(graph: Graph) -> list[Tensor]:
 def _mixed(model: HookedTransformer) -> Prompts:
     """Prompts of 4, 6 and 7 tokens, two of each, one after the other."""
     parts = [make_prompts(model, batch=2, pos=pos, templates=1, seed=pos) for pos in (4, 6, 7)]
-    order = [0, 2, 4, 1, 3, 5]  # the templates alternate
-
-    def together(rows: list[Tensor]) -> Tensor:
-        padded = [torch.nn.functional.pad(part, (0, 7 - part.shape[1]), value=1) for part in rows]
-        return torch.cat(padded)[order]
-
-    return Prompts(
-        clean=together([part.clean for part in parts]),
-        corrupted=together([part.corrupted for part in parts]),
-        lengths=torch.cat([part.lengths for part in parts])[order],
-        answers=torch.cat([part.answers for part in parts])[order],
-        wrong_answers=torch.cat([part.wrong_answers for part in parts])[order],
-        templates=("four", "six", "seven", "four", "six", "seven"),
-    )
+    return pad_together(*parts).subset([0, 2, 4, 1, 3, 5])  # the templates alternate
 
 
 def _unpadded(prompts: Prompts, rows: list[int]) -> Prompts:
