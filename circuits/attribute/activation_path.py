@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from circuits.attribute.gradients import add_edge_scores, check_differentiable, 
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.intervene.ablate import Experiment
-from circuits.intervene.activations import noting_changes, with_arguments
+from circuits.intervene.activations import noting_changes
 
 
 def integrated_activations(
@@ -50,7 +52,7 @@ def integrated_activations(
             for step in range(1, steps + 1):
                 run = clean
                 if step < steps:
-                    hook = with_arguments(toward, gone=gone, fraction=step / steps)
+                    hook = partial(toward, gone=gone, fraction=step / steps)
                     run = run_backward(experiment, rows, [(name, hook)], clean.logits)
                 add_edge_scores(
                     experiment, totals.edges, run, change, weight=1 / steps, sources=sources

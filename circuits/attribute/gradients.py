@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,6 @@ from circuits.intervene.activations import (
     attended_value,
     logits_after,
     run_to_final,
-    with_arguments,
 )
 from circuits.metrics import METRICS
 from circuits.models.anatomy import has_whole_weights, norm_gain, subtracts_mean
@@ -88,8 +88,8 @@ def run_backward(
         return act.detach().requires_grad_()
 
     before: Hooks = [*hooks, ("blocks.0.hook_resid_pre", with_gradient)]
-    noting: Hooks = [(name, with_arguments(differentiate, name=name)) for name in names]
-    noting += [(name, with_arguments(keep, name=name)) for name in kept]
+    noting: Hooks = [(name, partial(differentiate, name=name)) for name in names]
+    noting += [(name, partial(keep, name=name)) for name in kept]
     with (
         component_hooks(model, split_heads=False),
         experiment.hold_gates(rows),

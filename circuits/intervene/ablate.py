@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,7 +41,6 @@ from circuits.intervene.activations import (
     record_gates,
     row_batches,
     run_to_final,
-    with_arguments,
 )
 from circuits.intervene.check_model import check_model
 from circuits.metrics import METRICS
@@ -332,10 +331,10 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
     for layer in range(graph.n_layers):
         block = f"blocks.{layer}"
         for read in READS:
-            bound = with_arguments(set_head_inputs, layer=layer, read=read)
+            bound = partial(set_head_inputs, layer=layer, read=read)
             hooks.append((f"{block}.hook_{read}_input", bound))
         if graph.has_mlps:
-            hooks.append((f"{block}.hook_mlp_in", with_arguments(set_mlp_input, layer=layer)))
+            hooks.append((f"{block}.hook_mlp_in", partial(set_mlp_input, layer=layer)))
     return [*hooks, (f"blocks.{graph.n_layers - 1}.hook_resid_post", set_final)]
 
 
@@ -351,13 +350,13 @@ def _node_hooks(experiment: Experiment, nodes: Bool[Tensor, " src"], rows: slice
 
     hooks: Hooks = []
     if not nodes[0]:
-        embed = with_arguments(put_in, place=ablated.embed[rows])
+        embed = partial(put_in, place=ablated.embed[rows])
         hooks.append(("blocks.0.hook_resid_pre", embed))
     for layer in range(graph.n_layers):
         block = f"blocks.{layer}"
-        hooks.append((f"{block}.attn.hook_z", with_arguments(put_heads_in, layer=layer)))
+        hooks.append((f"{block}.attn.hook_z", partial(put_heads_in, layer=layer)))
         if graph.has_mlps and not nodes[graph.mlp_source(layer)]:
-            mlp_out = with_arguments(put_in, place=ablated.mlp_out[layer, rows])
+            mlp_out = partial(put_in, place=ablated.mlp_out[layer, rows])
             hooks.append((f"{block}.hook_mlp_out", mlp_out))
     return hooks
 
@@ -381,8 +380,8 @@ def _attention_hooks(
     for layer in range(experiment.graph.n_layers):
         attn = f"blocks.{layer}.attn"
         hooks += [
-            (f"{attn}.hook_v", with_arguments(note, name="value")),
-            (f"{attn}.hook_pattern", with_arguments(note, name="pattern")),
-            (f"{attn}.hook_z", with_arguments(set_z, layer=layer)),
+            (f"{attn}.hook_v", partial(note, name="value")),
+            (f"{attn}.hook_pattern", partial(note, name="pattern")),
+            (f"{attn}.hook_z", partial(set_z, layer=layer)),
         ]
     return hooks

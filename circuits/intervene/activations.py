@@ -11,8 +11,9 @@ and is computed only where a difference between two runs is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -156,15 +157,6 @@ def attended_value(model: Model, value: Tensor) -> Tensor:
     return value if limit is None else value.clamp(-limit, limit)
 
 
-def with_arguments(function: Callable[..., object], **fixed: object) -> Callable:
-    """Returns `function` with arguments fixed, callable as TransformerLens calls its hooks."""
-
-    def hook_function(act: Tensor, hook: object) -> object:
-        return function(act, hook, **fixed)
-
-    return hook_function
-
-
 def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "head batch pos d_model"]:
@@ -208,9 +200,9 @@ def noting_changes(
     hooks: Hooks = [("blocks.0.hook_resid_pre", note_input)]
     for layer in range(graph.n_layers):
         block = f"blocks.{layer}"
-        hooks.append((f"{block}.attn.hook_z", with_arguments(note_heads, layer=layer)))
+        hooks.append((f"{block}.attn.hook_z", partial(note_heads, layer=layer)))
         if graph.has_mlps:
-            hooks.append((f"{block}.hook_mlp_out", with_arguments(note_mlp, layer=layer)))
+            hooks.append((f"{block}.hook_mlp_out", partial(note_mlp, layer=layer)))
     return change, hooks
 
 
@@ -250,7 +242,7 @@ def record_activations(model: Model, graph: Graph, tokens: Int[Tensor, "batch po
     def keep(act: Tensor, hook: object, *, place: Tensor) -> None:
         place.copy_(act)
 
-    hooks: Hooks = [(name, with_arguments(keep, place=place)) for name, place in places.items()]
+    hooks: Hooks = [(name, partial(keep, place=place)) for name, place in places.items()]
     with component_hooks(model, split_heads=False), torch.no_grad():
         run_to_final(model, tokens, hooks)
     found.embed.copy_(found.resid_pre[0])
@@ -272,7 +264,7 @@ def record_gates(
 
     for rows in row_batches(graph, prompts, model.cfg.d_model):
         hooks: Hooks = [
-            (f"blocks.{layer}.attn.hook_gate", with_arguments(keep, place=found[layer, rows]))
+            (f"blocks.{layer}.attn.hook_gate", partial(keep, place=found[layer, rows]))
             for layer in range(graph.n_layers)
         ]
         run_to_final(model, prompts.clean[rows], hooks)

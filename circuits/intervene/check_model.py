@@ -10,6 +10,8 @@ unembedding make the model's logits of it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,6 @@ from circuits.intervene.activations import (
     logits_after,
     noting_changes,
     record_activations,
-    with_arguments,
 )
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
@@ -49,7 +50,7 @@ def check_model(model: Model, graph: Graph, prompts: Prompts) -> None:
     with component_hooks(model):
         known = [name for name in names if name in model.hook_dict]
         hooks: Hooks = [hook for hook in noting if hook[0] in known]
-        hooks += [(name, with_arguments(note, name=name)) for name in known]
+        hooks += [(name, partial(note, name=name)) for name in known]
         end = f"blocks.{graph.n_layers - 1}.hook_resid_post"
         hooks.append((end, lambda act, hook: final.append(act)))
         logits = model.run_with_hooks(prompts.clean[:1], fwd_hooks=hooks)

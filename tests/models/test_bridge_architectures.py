@@ -6,6 +6,7 @@ gradient there; the fast code follows it through the weights and the norm by han
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from circuits.intervene.activations import (
     record_activations,
     run_to_final,
     source_outputs,
-    with_arguments,
 )
 from circuits.metrics import METRICS
 from circuits.models import anatomy
@@ -97,7 +97,7 @@ def scores_by_autograd(experiment: Experiment) -> Tensor:
 
     names = [f"blocks.{n}.hook_{read}_input" for n in range(graph.n_layers) for read in READS]
     hooks: list[Any] = [("blocks.0.hook_resid_pre", lambda act, hook: act.requires_grad_())]
-    hooks += [(name, with_arguments(note, name=name)) for name in names]
+    hooks += [(name, partial(note, name=name)) for name in names]
     with component_hooks(model):
         logits = logits_after(model, run_to_final(model, prompts.clean, hooks), prompts.last)
         total = METRICS["logit_diff"](logits, prompts, logits.detach()).sum()
