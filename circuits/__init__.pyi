@@ -1,3 +1,4 @@
+from .attribute import register_method as register_method
 from .attribute.attribution_patching import attribution_patching as attribution_patching
 from .attribute.input_path import integrated_gradients as integrated_gradients
 from .attribute.scores import Scores as Scores
@@ -8,6 +9,8 @@ from .gate.gate import add_gate as add_gate
 from .gate.gate import is_gated as is_gated
 from .gate.gate import remove_gate as remove_gate
 from .graph import Graph as Graph
+from .metrics import register_metric as register_metric
+from .models.load import from_hf as from_hf
 from .models.load import load_bridge as load_bridge
 from .models.load import load_model as load_model
 from .models.saving import save_model as save_model
@@ -29,6 +32,9 @@ from .sparsify.config import TrainConfig as TrainConfig
 from .sparsify.train import post_train as post_train
 from .tasks import (
     Task as Task,
+)
+from .tasks import (
+    find_task as find_task,
 )
 from .tasks import (
     get_task as get_task,

@@ -7,7 +7,7 @@ but the standard library, so a list of choices costs no loading of torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Granularity = Literal["head", "mlp", "edge", "attention_edge"]
@@ -64,6 +64,14 @@ ATTRIBUTION_METHODS: dict[AttributionMethod, str] = {
     "exact_patching": "Everything after each component is run for real.",
 }
 
+METHOD_ALIASES: dict[str, AttributionMethod] = {
+    "eap": "attribution_patching",
+    "eap_ig": "integrated_gradients",
+    "eap_ig_inputs": "integrated_gradients",
+    "eap_ig_activations": "integrated_activations",
+}
+"""The methods by the names that the field has for them."""
+
 EdgePenalty = Literal["mean", "rms", "log"]
 """How the densities of the layers become one number; see `sparsify.loss.edge_penalty`."""
 EDGE_PENALTIES: dict[EdgePenalty, str] = {
@@ -95,6 +103,24 @@ PRECISIONS: dict[Precision, str] = {
     "float32": "Everything in the model's own dtype.",
     "bfloat16": "Training steps under autocast; weights and evaluations keep the model's dtype.",
 }
+
+
+_NONE: Mapping[str, str] = {}
+
+
+def spelled(value: str, choices: Iterable[str], aliases: Mapping[str, str] = _NONE) -> str:
+    """Returns a choice as it is written here: `attention-edges` is `attention_edge`.
+
+    Hyphens stand for underscores, a plural for the singular, an alias for its choice. What is no
+    choice in any of these ways comes back as it was given, for `check_choice` to refuse.
+    """
+    known = tuple(choices)
+    plain = value.lower().replace("-", "_")
+    plain = aliases.get(plain, plain)
+    for name in (plain, plain.removesuffix("s")):
+        if name in known:
+            return name
+    return value
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:

@@ -58,6 +58,24 @@ def accuracy(logits: Logits, prompts: Prompts) -> Bool[Tensor, " batch"]:
 METRICS: dict[str, Metric] = {"logit_diff": logit_diff, "prob_diff": prob_diff, "kl_div": kl_div}
 
 
+def register_metric(name: str, metric: Metric) -> Metric:
+    """Adds a metric to `METRICS`, so that tasks and experiments can name it; returns it.
+
+    Args:
+        name: Its name in files and tables.
+        metric: `(logits, prompts, clean_logits)` -> one number for each prompt, high when the
+            model shows the behaviour, differentiable for the methods that use gradients. `logits`
+            are those at each prompt's last token, `[batch d_vocab]`.
+
+    Raises:
+        ValueError: another metric already has that name.
+    """
+    if METRICS.get(name, metric) is not metric:
+        raise ValueError(f"a metric named {name!r} is already registered; choose another name")
+    METRICS[name] = metric
+    return metric
+
+
 def last_logits(
     logits: Float[Tensor, "batch pos d_vocab"], last: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch d_vocab"]:

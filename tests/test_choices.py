@@ -8,7 +8,13 @@ import pytest
 
 from circuits import choices
 from circuits.attribute import METHODS
-from circuits.choices import check_choice
+from circuits.choices import (
+    ATTRIBUTION_METHODS,
+    GRANULARITIES,
+    METHOD_ALIASES,
+    check_choice,
+    spelled,
+)
 
 KINDS = {
     "granularity": (choices.Granularity, choices.GRANULARITIES),
@@ -43,3 +49,24 @@ def test_a_choice_passes():
 
 def test_every_method_that_can_be_chosen_is_there():
     assert tuple(METHODS) == tuple(choices.ATTRIBUTION_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("edge", "edge"),
+        ("Edges", "edge"),
+        ("attention-edges", "attention_edge"),
+        ("heads", "head"),
+        ("nodes", "nodes"),
+        ("", ""),
+    ],
+)
+def test_a_choice_may_be_spelled_in_other_ways(given, written):
+    assert spelled(given, GRANULARITIES) == written
+
+
+def test_the_names_of_the_field_stand_for_methods():
+    methods = [spelled(name, ATTRIBUTION_METHODS, METHOD_ALIASES) for name in ("EAP", "eap-ig")]
+    assert methods == ["attribution_patching", "integrated_gradients"]
+    assert set(METHOD_ALIASES.values()) <= set(ATTRIBUTION_METHODS)

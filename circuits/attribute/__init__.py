@@ -1,6 +1,6 @@
 """Attribution: (model, prompts) -> a signed score for every head, MLP, edge and attention edge."""
 
-from typing import Protocol
+from typing import Protocol, cast, runtime_checkable
 
 from circuits.attribute.activation_path import integrated_activations
 from circuits.attribute.attribution_patching import attribution_patching
@@ -13,9 +13,11 @@ from circuits.attribute.exact_patching import (
 from circuits.attribute.input_path import gradient_average, integrated_gradients
 from circuits.attribute.local_patching import local_patching
 from circuits.attribute.scores import Scores
+from circuits.choices import ATTRIBUTION_METHODS, AttributionMethod
 from circuits.intervene.ablate import Experiment
 
 
+@runtime_checkable
 class Method(Protocol):
     """What scores every component of an experiment."""
 
@@ -34,6 +36,26 @@ METHODS: dict[str, Method] = {
 }
 """The methods by name, all of one signature."""
 
+
+def register_method(name: str, method: Method, sentence: str) -> Method:
+    """Adds a method to `METHODS`, so that `DiscoverConfig.method` can name it; returns it.
+
+    Args:
+        name: Its name in files, in tables and on the command line.
+        method: A function of an experiment, as the others are. Its keyword arguments beside
+            `attention_edges` are its options (`DiscoverConfig.method_options`).
+        sentence: What it does, in a sentence, for lists of methods.
+
+    Raises:
+        ValueError: another method already has that name.
+    """
+    if METHODS.get(name, method) is not method:
+        raise ValueError(f"a method named {name!r} is already registered; choose another name")
+    METHODS[name] = method
+    ATTRIBUTION_METHODS[cast("AttributionMethod", name)] = sentence
+    return method
+
+
 __all__ = [
     "METHODS",
     "Method",
@@ -47,4 +69,5 @@ __all__ = [
     "integrated_activations",
     "integrated_gradients",
     "local_patching",
+    "register_method",
 ]

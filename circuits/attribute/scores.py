@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from pandas import DataFrame
 from torch import Tensor
 
-from circuits.choices import Ablation
-from circuits.graph import Graph
+from circuits.choices import GRANULARITIES, Ablation, Granularity, check_choice
+from circuits.graph import Graph, node_layer
+from circuits.results.circuit import edge_rows, score_table
+from circuits.results.notebook import table_html
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """Signed attribution of every component; positive supports the behaviour.
 
@@ -47,6 +50,44 @@ class Scores:
         exactly the sum of its edges', unless the method measures nodes by themselves.
         """
         return self.edges.sum(dim=1) if self.node_scores is None else self.node_scores
+
+    def to_dataframe(self, granularity: Granularity | str = "edge") -> DataFrame:
+        """Returns one row for each component, the greatest absolute score first.
+
+        Heads and MLPs have the columns `component`, `layer` and `score`, edges `component`,
+        `source`, `destination` and `score`, attention edges `template`, `layer`, `head`, `query`,
+        `key` and `score`.
+
+        Raises:
+            ValueError: an unknown granularity.
+        """
+        check_choice("granularity", granularity, GRANULARITIES)
+        graph = self.graph
+        if granularity == "attention_edge":
+            rows = [
+                (template, *place, float(scores[tuple(place)]))
+                for template, scores in self.attention_edges.items()
+                for place in torch.ones(scores.shape).tril().nonzero().tolist()
+            ]
+        elif granularity == "edge":
+            rows = edge_rows(graph, graph.mask, self.edges)
+        else:
+            names = graph.sources
+            rows = [
+                (names[row], node_layer(names[row]), float(self.nodes[row]))
+                for row in graph.nodes_of_kind("head" if granularity == "head" else "mlp")
+            ]
+        return score_table(granularity, rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"Scores({self.method}: {self.graph.n_edges} edges, {len(self.attention_edges)} "
+            f"templates, {self.n_prompts} prompts)"
+        )
+
+    def _repr_html_(self) -> str:
+        caption = f"scores of edges by {self.method}, mean over {self.n_prompts} prompts"
+        return table_html(caption, self.to_dataframe())
 
     def check_finite(self) -> Scores:
         """Returns the scores.

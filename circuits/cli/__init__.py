@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from circuits.cli.compare import compare_command, robustness_command
-from circuits.cli.console import say
+from circuits.cli.console import out_console, say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
 from circuits.cli.show import models_command, push_command, tasks_command
@@ -27,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 for name, command in {
@@ -42,11 +44,23 @@ for name, command in {
     app.command(name)(command)
 
 
+def _tell_version(wanted: bool | None) -> None:
+    if wanted:
+        out_console.print(f"circuits {version('sparse-circuits')}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    tell_version: Annotated[
+        bool | None,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Print the version and end."
+        ),
+    ] = None,
 ) -> None:
-    del debug  # Read in main(), which catches the errors.
+    del debug, tell_version  # Read in main(), which catches the errors; in its callback.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

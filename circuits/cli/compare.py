@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.choices import ATTRIBUTION_METHODS, GRANULARITIES, METHOD_ALIASES, spelled
 from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
@@ -20,6 +21,7 @@ from circuits.cli.options import (
     GatesName,
     Granularities,
     Method,
+    MethodOptions,
     NPrompts,
     Seed,
     SelectionName,
@@ -28,7 +30,6 @@ from circuits.cli.options import (
     TrustRemoteCode,
     discover_config,
     held_out_texts,
-    read_tasks,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def compare_command(
     target: Target = 0.9,
     granularity: Granularities = None,
     method: Method = "attribution_patching",
+    method_option: MethodOptions = None,
     selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
     gates: GatesName = "follow",
@@ -82,11 +84,12 @@ def compare_command(
         from circuits.comparison.compare_models import compare, steps_of_compare
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
+        from circuits.tasks import find_tasks
         from circuits.workers import join_workers
 
-        tasks = read_tasks(task or DEFAULT_TASKS)
+        tasks = find_tasks(task or DEFAULT_TASKS)
         config = discover_config(
-            target, granularity, method, selection, ablation, gates, prompts, seed
+            target, granularity, method, method_option, selection, ablation, gates, prompts, seed
         )
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
@@ -162,18 +165,22 @@ def robustness_command(
     with usage_errors():
         from circuits.comparison.robustness import (
             FAST_METHODS,
-            GRANULARITIES,
             n_steps,
             robustness,
             verdicts,
         )
+        from circuits.comparison.robustness import GRANULARITIES as TABLED
         from circuits.figures import robustness_figure
         from circuits.figures.style import PAGE_CONFIG
         from circuits.files import check_folder, write_text
+        from circuits.tasks import find_tasks
         from circuits.workers import join_workers
 
-        tasks = read_tasks(task or DEFAULT_TASKS)
-        methods = tuple(name.replace("-", "_") for name in method or FAST_METHODS)
+        tasks = find_tasks(task or DEFAULT_TASKS)
+        methods = tuple(
+            spelled(name, ATTRIBUTION_METHODS, METHOD_ALIASES) for name in method or FAST_METHODS
+        )
+        kinds = tuple(spelled(name, GRANULARITIES) for name in granularity or TABLED)
         check_folder(out)
         device = launch.own_device(device)
         models = _loaded_pair(dense, sparse, device, trust_remote_code)
@@ -184,7 +191,7 @@ def robustness_command(
         table = robustness(
             *models,
             tasks,
-            granularities=tuple(granularity or GRANULARITIES),
+            granularities=kinds,
             methods=methods,
             n_prompts=prompts,
             seed=seed,

@@ -16,13 +16,13 @@ from circuits.cli.options import (
     GatesName,
     Granularities,
     Method,
+    MethodOptions,
     NPrompts,
     Seed,
     SelectionName,
     Target,
     TrustRemoteCode,
     discover_config,
-    read_task,
 )
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 
 def discover_command(
     model: Annotated[str, typer.Option(help="A model: a name or folder.")] = "dense",
-    task: Annotated[str, typer.Option(help="A task's name, or a file of prompt pairs.")] = "ioi",
+    task: Annotated[str, typer.Option(help="A task's name, or a file as in compare.")] = "ioi",
     target: Target = 0.9,
     granularity: Granularities = None,
     method: Method = "attribution_patching",
+    method_option: MethodOptions = None,
     selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
     gates: GatesName = "follow",
@@ -53,11 +54,12 @@ def discover_command(
         from circuits.discovery.find_circuits import discover, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
+        from circuits.tasks import find_task
         from circuits.workers import join_workers
 
-        chosen = read_task(task)
+        chosen = find_task(task)
         config = discover_config(
-            target, granularity, method, selection, ablation, gates, prompts, seed
+            target, granularity, method, method_option, selection, ablation, gates, prompts, seed
         )
         check_file(out)
         device = launch.own_device(device)

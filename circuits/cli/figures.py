@@ -31,13 +31,8 @@ def figures_command(
         if column not in PRINT_WIDTHS:
             known = ", ".join(PRINT_WIDTHS)
             raise ValueError(f"unknown column {column!r}; choose one of {known}")
-        saved = results / "comparison.json"
-        if not saved.is_file():
-            raise FileNotFoundError(
-                f"{results} holds no comparison; make one with circuits compare"
-            )
         check_folder(out)
-        comparison = load_comparison(saved)
+        comparison = load_comparison(results)
     out.mkdir(parents=True, exist_ok=True)
     figures = dict(figures_of(comparison))
     written = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,19 +17,29 @@ if TYPE_CHECKING:
 
     from circuits.results.discovery import DiscoverConfig
     from circuits.sparsify.data import TokenStream
-    from circuits.tasks import Task
 
 Target = Annotated[float, typer.Option(help="Faithfulness that a circuit must reach, 0 to 1.")]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", help="A task's name, or a .csv or .jsonl of prompt pairs. Repeatable."),
+    typer.Option(
+        "--task",
+        help="A task's name, a .csv or .jsonl of prompt pairs, or a .py that registers a task. "
+        "Repeatable.",
+    ),
 ]
 Granularities = Annotated[
     list[str] | None,
     typer.Option("--granularity", help=f"{', '.join(GRANULARITIES)}. Repeatable."),
 ]
 Method = Annotated[
-    str, typer.Option(help=f"How components are scored: {', '.join(ATTRIBUTION_METHODS)}.")
+    str,
+    typer.Option(
+        help=f"How components are scored: {', '.join(ATTRIBUTION_METHODS)}; also eap and eap-ig."
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None,
+    typer.Option("--method-option", help="An option of the method, as steps=10. Repeatable."),
 ]
 SelectionName = Annotated[
     str, typer.Option("--selection", help=f"Order of components: {', '.join(SELECTIONS)}.")
@@ -74,28 +85,6 @@ TrustRemoteCode = Annotated[
 DEFAULT_TASKS = ["ioi", "greater_than"]
 
 
-def read_task(name: str) -> Task:
-    """Returns the task of that name, or of that file of prompt pairs."""
-    from circuits.tasks import get_task, task_from_file
-
-    if name.endswith((".csv", ".jsonl")):
-        return task_from_file(name)
-    return get_task(name.replace("-", "_"))
-
-
-def read_tasks(names: list[str]) -> list[Task]:
-    """Returns the tasks of those names and files.
-
-    Raises:
-        ValueError: a name is unknown, or two tasks would share one.
-    """
-    from circuits.tasks import check_task_names
-
-    tasks = [read_task(name) for name in names]
-    check_task_names(tasks)
-    return tasks
-
-
 def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStream:
     """Returns the stream of a UTF-8 text file."""
     from circuits.sparsify.data import TextStream
@@ -118,10 +107,22 @@ def held_out_texts(path: Path, models: Mapping[str, Any], seed: int) -> dict[str
     return found
 
 
+def _option(text: str) -> tuple[str, Any]:
+    """The name and the value in `NAME=VALUE`; what is no number, true or false is text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"--method-option is {text!r}; write NAME=VALUE, such as steps=10")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def discover_config(
     target: float,
     granularity: list[str] | None,
     method: str,
+    method_option: list[str] | None,
     selection: str,
     ablation: str,
     gates: str,
@@ -131,11 +132,11 @@ def discover_config(
     """Returns the configuration that the options say."""
     from circuits.results.discovery import DiscoverConfig
 
-    names = [name.replace("-", "_") for name in granularity or GRANULARITIES]
     return DiscoverConfig(
         target=target,
-        granularities=tuple(dict.fromkeys(names)),
+        granularities=tuple(granularity or GRANULARITIES),
         method=method,
+        method_options=dict(_option(text) for text in method_option or ()),
         selection=selection,
         ablation=ablation,
         gates=gates,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from circuits.cli.console import out_console, usage_errors
-from circuits.cli.options import Seed, TrustRemoteCode, read_task
+from circuits.cli.options import Seed, TrustRemoteCode
 
 
 def tasks_command(
@@ -22,7 +22,7 @@ def tasks_command(
     """List the tasks, or show prompts of one."""
     with usage_errors():
         from circuits.models.load import load_model
-        from circuits.tasks import get_task, task_names
+        from circuits.tasks import find_task, get_task, task_names
 
         if task is None:
             table = Table("task", "metric", "what it is")
@@ -30,7 +30,7 @@ def tasks_command(
                 table.add_row(name, get_task(name).metric, get_task(name).description)
             out_console.print(table)
             return
-        chosen = read_task(task)
+        chosen = find_task(task)
         tokenizer: Any = load_model(model, trust_remote_code=trust_remote_code).tokenizer
         chosen.draw(tokenizer, show, seed=seed)  # The checks.
     for pair in chosen.pairs(tokenizer, show, seed):

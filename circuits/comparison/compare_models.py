@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -24,7 +26,7 @@ from circuits.gate.density import dense_density, measure_density
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import is_top_k
 from circuits.intervene.ablate import CannotDoTask, check_does_task, graph_of, prepare_experiment
-from circuits.models.load import tokenizer_of, versions
+from circuits.models.load import as_model, tokenizer_of, versions
 from circuits.models.tokenization import tokenizer_fingerprint
 from circuits.prompts import Prompts, is_single_token
 from circuits.results.comparison import SIDES, AttentionExample, Comparison, ModelFacts
@@ -33,12 +35,17 @@ from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
 from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.train import evaluate
-from circuits.tasks import Task, TaskPrompts, check_task_names
+from circuits.tasks import Task, TaskPrompts, find_tasks
 from circuits.tasks.corpus import words
 from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from circuits.models.backend import Model
+
+    AnyModel = Model | PreTrainedModel | str | Path
+    AnyTask = Task | str | Path
 
 N_SEQUENCES = 64
 CONTEXT = 128
@@ -46,33 +53,36 @@ N_EXAMPLES = 4
 
 
 def compare(
-    dense: Model,
-    sparse: Model,
-    tasks: Sequence[Task],
+    dense: AnyModel,
+    sparse: AnyModel,
+    tasks: AnyTask | Sequence[AnyTask],
     config: DiscoverConfig | None = None,
     *,
     text: Int[Tensor, "sequences pos"] | Mapping[str, Tensor] | None = None,
-    names: tuple[str, str] = ("dense", "sparse"),
-    others: Mapping[str, Model] | None = None,
+    names: tuple[str, str] | None = None,
+    others: Mapping[str, AnyModel] | None = None,
     twins: Sequence[str] = (),
     workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
+    **settings: Any,
 ) -> Comparison:
     """Returns what discovery finds in both models, and how good and how sparse they are.
 
     The pair's circuits are also run in each other's model, and the roles of its heads measured.
 
     Args:
-        dense: The dense model.
+        dense: The dense model. A name, a folder or a Hugging Face model is loaded as
+            `circuits.models.load.as_model` says.
         sparse: Its sparse twin (any model: the names only say which side it stands on).
-        tasks: The behaviours.
+        tasks: The behaviours, or their names or files; one alone need not be in a list.
         config: How circuits are looked for; the defaults if left out.
         text: Held-out token sequences on which cross-entropy and density are measured: of all
             models, if they share a tokenizer, or by model ("dense", "sparse" and the names of
             `others`), each in its own tokens. Without them the synthetic corpus serves models that
             know its words; for others cross-entropy stays unknown, and density is measured on the
             tasks' prompts.
-        names: What to call the two models in the results.
+        names: What to call the two models in the results; by default as they were given, or
+            "dense" and "sparse".
         others: More models by name, such as controls and further twins. A task that one of them
             cannot do is noted, not an error.
         twins: Which of the others are sparse twins too, from other training seeds: ratios then
@@ -80,6 +90,7 @@ def compare(
         workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
             of them make the same call and get the same comparison.
         on_step: Called with a few words after each forward run.
+        settings: Fields of `DiscoverConfig` that differ from `config`, such as `n_prompts=20`.
 
     All models and tasks are checked before anything long is run. A task that one of the pair does
     not do is left out, and `Comparison.refused` says why. Where the pair's tokenizers differ, heads
@@ -91,17 +102,16 @@ def compare(
             in one tokenizer's tokens for models of several, or a model whose numbers are not
             finite.
     """
-    config = config or DiscoverConfig()
-    if not tasks:
-        raise ValueError("no tasks given; name at least one, such as 'ioi'")
-    check_task_names(tasks)
+    config = replace(config or DiscoverConfig(), **settings)
+    tasks = find_tasks(tasks)
     started = time.perf_counter()
-    models = _named(dense, sparse, others or {})
+    given = _named(dense, sparse, others or {})
+    models = {side: as_model(one) for side, one in given.items()}
     unknown = [name for name in twins if name not in (others or {})]
     if unknown:
         raise ValueError(f"the twin {unknown[0]!r} is not among the other models")
     pair = {side: models[side] for side in SIDES}
-    labels: dict[str, str] = dict(zip(SIDES, names, strict=True))
+    labels: dict[str, str] = dict(zip(SIDES, names or _labels(given), strict=True))
     read_as = {side: tokenizer_fingerprint(tokenizer_of(one)) for side, one in models.items()}
     texts = _texts(models, read_as, text)
     # All prompts are built first: bad ones are refused before anything long is run.
@@ -158,7 +168,7 @@ def compare(
     for task in done:
         reporting = {side: prompts[task.name][side].reporting for side in SIDES}
         found = {side: discoveries[task.name][side] for side in SIDES}
-        if graph_of(dense).mask.shape == graph_of(sparse).mask.shape:
+        if _same_graph(pair):
             transfers += transfer(pair, reporting, task, found, workers=workers)
         if same_tokens:
             heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
@@ -184,10 +194,11 @@ def compare(
         run={
             "versions": versions(),
             "seed": config.seed,
-            "device": str(dense.W_E.device),
+            "device": str(models["dense"].W_E.device),
             "seconds": round(time.perf_counter() - started, 1),
             "target": config.target,
             "method": config.method,
+            "method_options": dict(config.method_options),
             "selection": config.selection,
             "ablation": config.ablation,
             "gates": config.gates,
@@ -222,9 +233,22 @@ def check_model_names(names: Iterable[str]) -> None:
             )
 
 
-def _named(dense: Model, sparse: Model, others: Mapping[str, Model]) -> dict[str, Model]:
+def _named(
+    dense: AnyModel, sparse: AnyModel, others: Mapping[str, AnyModel]
+) -> dict[str, AnyModel]:
     check_model_names(others)
     return {"dense": dense, "sparse": sparse, **others}
+
+
+def _labels(given: Mapping[str, AnyModel]) -> tuple[str, ...]:
+    """The names and folders that the pair was given as; the side of what was given as a model."""
+    return tuple(str(given[side]) if isinstance(given[side], str | Path) else side
+                 for side in SIDES)  # fmt: skip
+
+
+def _same_graph(pair: Mapping[str, Model]) -> bool:
+    dense, sparse = (graph_of(model).mask.shape for model in pair.values())
+    return dense == sparse
 
 
 def _heads(found: Discovery) -> list[str]:

@@ -9,26 +9,31 @@ all absolute attribution (no intervention).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from circuits.attribute import METHODS, Scores
+from circuits.attribute import METHODS, Method, Scores
 from circuits.discovery.evidence import N_RANDOM, gather_evidence
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents
 from circuits.discovery.search import N_CURVE, find_smallest
 from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
-from circuits.models.load import tokenizer_of
+from circuits.models.load import as_model, tokenizer_of
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery, Found
-from circuits.tasks import Task, TaskPrompts
+from circuits.tasks import Task, TaskPrompts, find_task
 from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from circuits.models.backend import Model
 
 _TRIALS = {"head": 35, "mlp": 12, "edge": 90, "attention_edge": 90}
@@ -36,29 +41,34 @@ _TRIALS = {"head": 35, "mlp": 12, "edge": 90, "attention_edge": 90}
 
 
 def discover(
-    model: Model,
-    task: Task,
+    model: Model | PreTrainedModel | str | Path,
+    task: Task | str | Path,
     config: DiscoverConfig | None = None,
     *,
     prompts: TaskPrompts | None = None,
     workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
+    **settings: Any,
 ) -> Discovery:
     """Returns the smallest faithful circuits of a model for a task, one for each granularity.
 
     Args:
-        model: The model, dense or gated; put into evaluation mode.
-        task: The behaviour.
+        model: The model, dense or gated; put into evaluation mode. A name, a folder or a Hugging
+            Face model is loaded as `circuits.models.load.as_model` says.
+        task: The behaviour, or its name or file as `circuits.tasks.find_task` says.
         config: How to look; the defaults if left out.
         prompts: Prompts made before, in place of those drawn from the task.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
             of them make the same call and get the same circuits.
         on_step: Called with a few words after each forward run of the search.
+        settings: Fields of `DiscoverConfig` that differ from `config`, such as `n_prompts=20`.
 
     Raises:
         ValueError: bad prompts, or a model that does not do the task.
     """
-    config = config or DiscoverConfig()
+    config = replace(config or DiscoverConfig(), **settings)
+    _method(config)  # An option that the method lacks is refused before anything is loaded.
+    model, task = as_model(model), find_task(task)
     n = config.n_prompts
     if prompts is None:
         prompts = task.build(
@@ -119,7 +129,7 @@ def _scores(
     ranked on its own sizing prompts: the positions of others mean something else.
     """
     wanted = "attention_edge" in config.granularities
-    method = METHODS[config.method]
+    method = _method(config)
     scores = method(experiment_on(prompts.ranking), attention_edges=wanted)
     templates = prompts.sizing.templates
     lone = [i for i, name in enumerate(templates) if name not in scores.attention_edges]
@@ -127,6 +137,24 @@ def _scores(
         return scores
     own = method(experiment_on(prompts.sizing.subset(lone)))
     return replace(scores, attention_edges=scores.attention_edges | own.attention_edges)
+
+
+def _method(config: DiscoverConfig) -> Method:
+    """The method with its options fixed.
+
+    Raises:
+        ValueError: it has no such option.
+    """
+    method = METHODS[config.method]
+    known = [name for name in inspect.signature(method).parameters
+             if name not in ("experiment", "attention_edges", "checkpoint", "on_step")]  # fmt: skip
+    unknown = [name for name in config.method_options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{config.method} has no option {unknown[0]!r}; its options are "
+            f"{', '.join(known) or 'none'}"
+        )
+    return partial(method, **config.method_options)
 
 
 def _find(

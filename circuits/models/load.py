@@ -106,6 +106,38 @@ def load_model(
     return _load(name_or_path, device, dtype, trust_remote_code, _builder)
 
 
+def as_model(model: Model | PreTrainedModel | str | Path) -> Model:
+    """Returns a model that can be run here, for whatever a user has of it.
+
+    Args:
+        model: A model as `load_model` returns it, which stays as it is; a name or folder for
+            `load_model`; or a Hugging Face model, whose tokenizer is read from where it came from
+            and which is copied (`from_hf` takes a tokenizer of your own, and makes no copy).
+
+    Raises:
+        ValueError: what is given is none of these, or as `load_model` and `from_hf`.
+        FileNotFoundError: as `load_model`.
+    """
+    if isinstance(model, str | Path):
+        return load_model(model)
+    if isinstance(model, PreTrainedModel):
+        name = model.config.name_or_path
+        if not name:
+            raise ValueError(
+                "this Hugging Face model was made without a name, so its tokenizer is not known; "
+                "give circuits.from_hf(model, tokenizer)"
+            )
+        with hub_errors(f"{name} (the tokenizer of the given model)"):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return from_hf(copy.deepcopy(model), tokenizer, name=Path(name).name).eval()
+    if not hasattr(model, "hook_dict"):
+        raise ValueError(
+            f"a {type(model).__name__} is not a model; give a name, a folder, a HookedTransformer, "
+            "a TransformerBridge or a Hugging Face model"
+        )
+    return model
+
+
 def load_bridge(
     name_or_path: str | Path,
     *,

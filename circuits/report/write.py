@@ -12,10 +12,15 @@ from pathlib import Path
 from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, replace_folder, write_text
 from circuits.report.page import TABLES, figures_of, report_html, tables_of
-from circuits.results.comparison import Comparison, save_comparison
+from circuits.results.comparison import COMPARISON_FILE, Comparison, save_comparison
 
-MARKER = "comparison.json"
-_WRITTEN = {MARKER, "report.html", "circuits", "figures", *(f"{name}.csv" for name in TABLES)}
+_WRITTEN = {
+    COMPARISON_FILE,
+    "report.html",
+    "circuits",
+    "figures",
+    *(f"{name}.csv" for name in TABLES),
+}
 
 
 def check_writable(out: str | Path) -> None:
@@ -39,8 +44,8 @@ def check_writable(out: str | Path) -> None:
         present = {path.name for path in out.iterdir()}
         # The marker alone would not do: replacing a folder deletes everything in it.
         foreign = sorted(present - _WRITTEN)
-        if present and (foreign or MARKER not in present):
-            why = f"such as {foreign[0]}" if foreign else f"and no {MARKER}"
+        if present and (foreign or COMPARISON_FILE not in present):
+            why = f"such as {foreign[0]}" if foreign else f"and no {COMPARISON_FILE}"
             raise FileExistsError(
                 f"{out} holds other files, {why}, so it is not replaced; give a new or empty folder"
             )
@@ -79,4 +84,4 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
         path = folder / "figures" / f"{file_name_of(name)}.html"
         figure.write_html(path, include_plotlyjs="directory", config=PAGE_CONFIG)
     write_text(folder / "report.html", report_html(comparison, figures))
-    save_comparison(comparison, folder / MARKER)
+    save_comparison(comparison, folder / COMPARISON_FILE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from circuits.files import write_json
 from circuits.graph import LOGITS, READS, Graph, node_kind, node_layer
 from circuits.results.notebook import table_html
 
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "head": ("component", "layer", "score"),
+    "mlp": ("component", "layer", "score"),
+    "edge": ("component", "source", "destination", "score"),
+    "attention_edge": ("template", "layer", "head", "query", "key", "score"),
+}
+
 
 @dataclass(frozen=True)
 class AttentionEdge:
@@ -36,7 +44,7 @@ class AttentionEdge:
     score: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """Chosen components of a graph.
 
@@ -67,6 +75,69 @@ class Circuit:
                     f"{name} has shape {tuple(matrix.shape)}, the graph needs "
                     f"{tuple(self.graph.mask.shape)}"
                 )
+
+    @classmethod
+    def from_heads(cls, graph: Graph, heads: Iterable[str]) -> Circuit:
+        """Returns the circuit of these heads and all MLPs, as one of the granularity `head`.
+
+        Args:
+            graph: The graph, such as `Graph.of(model)`.
+            heads: Names like `a3.h7`.
+
+        Raises:
+            ValueError: a name is not a head of the graph.
+        """
+        chosen, known = list(heads), graph.nodes_of_kind("head")
+        names = {graph.sources[row] for row in known}
+        unknown = [name for name in chosen if name not in names]
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]!r} is not a head of a graph with {graph.n_layers} layers of "
+                f"{graph.n_heads} heads; heads are like {graph.sources[known[0]]}"
+            )
+        kept = torch.tensor([name in chosen or name not in names for name in graph.sources])
+        edges = graph.connected(graph.mask & kept[:, None])
+        nodes = edges.any(dim=1)
+        nodes[0] = True
+        return cls(graph, "head", nodes, edges, torch.zeros(edges.shape))
+
+    @classmethod
+    def from_edges(cls, graph: Graph, edges: Iterable[str]) -> Circuit:
+        """Returns the circuit of these edges, as one of the granularity `edge`.
+
+        Args:
+            graph: The graph, such as `Graph.of(model)`.
+            edges: Names like `input->a0.h0<q>`, `a0.h1->m0`, `m3->logits`.
+
+        Raises:
+            ValueError: a name is not an edge of the graph.
+        """
+        chosen = torch.zeros_like(graph.mask)
+        for name in edges:
+            chosen[graph.edge_index(name)] = True
+        nodes = chosen.any(dim=1)
+        nodes[0] = True
+        return cls(graph, "edge", nodes, chosen, torch.zeros(chosen.shape))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same components of the same graph, found in the same way."""
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        return (
+            (self.graph, self.granularity, self.attention_edges, self.found)
+            == (other.graph, other.granularity, other.attention_edges, other.found)
+            and torch.equal(self.nodes, other.nodes)
+            and torch.equal(self.edges, other.edges)
+            and torch.equal(self.scores, other.scores)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it holds tensors
+
+    def __repr__(self) -> str:
+        names = {"head": self.heads, "mlp": self.mlps, "edge": self.edge_names}
+        shown = ", ".join(names.get(self.granularity, [])[:3])
+        more = f": {shown}{', ...' if self.size > 3 else ''}" if shown else ""
+        return f"Circuit({self.size:.4g} {self.granularity}s{more})"
 
     @property
     def heads(self) -> list[str]:
@@ -121,32 +192,19 @@ class Circuit:
         `template`, `layer`, `head`, `query`, `key` and `score`.
         """
         if self.granularity == "attention_edge":
-            columns = ["template", "layer", "head", "query", "key", "score"]
             rows = [
                 (template, edge.layer, edge.head, edge.query, edge.key, edge.score)
                 for template, chosen in self.attention_edges.items()
                 for edge in chosen
             ]
         elif self.granularity == "edge":
-            columns = ["component", "source", "destination", "score"]
-            rows = [
-                (*self._edge_ends(src, dest), float(self.scores[src, dest]))
-                for src, dest in self.edges.nonzero().tolist()
-            ]
+            rows = edge_rows(self.graph, self.edges, self.scores)
         else:
-            columns = ["component", "layer", "score"]
             totals = dict(zip(self.graph.sources, self.scores.sum(dim=1).tolist(), strict=True))
             rows = [
                 (name, node_layer(name), totals[name]) for name in self._names(self.granularity)
             ]
-        frame = pd.DataFrame(rows, columns=columns)
-        return frame.sort_values(
-            "score", key=abs, ascending=False, kind="stable", ignore_index=True
-        )
-
-    def _edge_ends(self, src: int, dest: int) -> tuple[str, str, str]:
-        graph = self.graph
-        return graph.edge_name(src, dest), graph.sources[src], graph.destinations[dest]
+        return score_table(self.granularity, rows)
 
     def _repr_html_(self) -> str:
         caption = (
@@ -281,6 +339,27 @@ class Circuit:
             },
             found=content.get("found", {}),
         )
+
+
+def score_table(granularity: Granularity | str, rows: Iterable[tuple[Any, ...]]) -> pd.DataFrame:
+    """Returns components with their scores as a frame, the greatest absolute score first."""
+    frame = pd.DataFrame(list(rows), columns=list(_COLUMNS[granularity]))
+    return frame.sort_values("score", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def edge_rows(
+    graph: Graph, edges: Bool[Tensor, "src dest"], scores: Float[Tensor, "src dest"]
+) -> list[tuple[str, str, str, float]]:
+    """Returns name, source, destination and score of each of `edges`, for `score_table`."""
+    return [
+        (
+            graph.edge_name(src, dest),
+            graph.sources[src],
+            graph.destinations[dest],
+            float(scores[src, dest]),
+        )
+        for src, dest in edges.nonzero().tolist()
+    ]
 
 
 def _listed_nodes(graph: Graph, listed: dict[str, Any]) -> Bool[Tensor, " src"]:

@@ -27,6 +27,7 @@ from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
 
 SIDES = ("dense", "sparse")
+COMPARISON_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class AttentionExample:
     patterns: dict[str, list[list[list[list[float]]]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Everything that the tables, figures and the report are made of.
 
@@ -101,6 +102,10 @@ class Comparison:
     twins: tuple[str, ...] = ()
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        tasks, models = ", ".join(self.discoveries), ", ".join(self.models)
+        return f"Comparison(models: {models}; tasks: {tasks})"
 
     def _repr_html_(self) -> str:
         return table_html("Are the models equally good?", self.models_table()) + table_html(
@@ -409,14 +414,22 @@ def _facts(content: dict[str, Any]) -> ModelFacts:
     return ModelFacts(**content | {"density_per_layer": per_layer, "density_per_head": per_head})
 
 
-def load_comparison(path: Path) -> Comparison:
+def load_comparison(path: str | Path) -> Comparison:
     """Returns the comparison that `save_comparison` wrote.
 
+    Args:
+        path: The file, or a folder that `circuits compare` wrote.
+
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is none, or of another version of the package.
     """
+    path = Path(path)
+    path = path / COMPARISON_FILE if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"no comparison at {path}; make one with `circuits compare`")
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(path.read_text())
         check_format(content, path, "discoveries", "circuits compare")
         models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {

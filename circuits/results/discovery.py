@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,14 @@ from circuits.choices import (
     ATTRIBUTION_METHODS,
     GATES,
     GRANULARITIES,
+    METHOD_ALIASES,
     SELECTIONS,
     Ablation,
     Gates,
     Granularity,
     Selection,
     check_choice,
+    spelled,
 )
 from circuits.files import write_json
 from circuits.results.circuit import Circuit
@@ -51,8 +53,11 @@ class DiscoverConfig:
 
     Attributes:
         target: The faithfulness that a circuit must reach.
-        granularities: The kinds of component to choose among.
-        method: How components are scored; a name in `circuits.choices.ATTRIBUTION_METHODS`.
+        granularities: The kinds of component to choose among; one alone need not be in a tuple.
+        method: How components are scored; a name in `circuits.choices.ATTRIBUTION_METHODS`, or one
+            of the field's, such as `eap` and `eap-ig`.
+        method_options: Options of the method by name, such as `{"steps": 10}` for integrated
+            gradients.
         selection: How scores order components: `absolute`, `signed` or `greedy`.
         ablation: What components outside the circuit write.
         gates: What the gates of a sparse model do while a circuit runs: `follow` the run, or keep
@@ -62,8 +67,9 @@ class DiscoverConfig:
     """
 
     target: float = 0.9
-    granularities: tuple[Granularity | str, ...] = tuple(GRANULARITIES)
+    granularities: tuple[Granularity | str, ...] | str = tuple(GRANULARITIES)
     method: str = "attribution_patching"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     selection: Selection | str = "absolute"
     ablation: Ablation | str = "corrupted"
     gates: Gates | str = "follow"
@@ -73,6 +79,12 @@ class DiscoverConfig:
     def __post_init__(self) -> None:
         if not 0 < self.target <= 1:
             raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
+        given = self.granularities
+        several = (given,) if isinstance(given, str) else given
+        names = dict.fromkeys(spelled(name, GRANULARITIES) for name in several)
+        object.__setattr__(self, "granularities", tuple(names))
+        method = spelled(self.method, ATTRIBUTION_METHODS, METHOD_ALIASES)
+        object.__setattr__(self, "method", method)
         check_choice("method", self.method, ATTRIBUTION_METHODS)
         check_choice("selection", self.selection, SELECTIONS)
         check_choice("ablation", self.ablation, ABLATIONS)
@@ -86,7 +98,7 @@ class DiscoverConfig:
         check_seed(self.seed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """The circuit found at one granularity, with its evidence.
 
@@ -158,6 +170,12 @@ class Found:
     cpr: float
     cmd: float
 
+    def __repr__(self) -> str:
+        return (
+            f"Found({self.size:.4g} of {self.n_components:.4g} {self.circuit.granularity}s, "
+            f"faithfulness {self.faithfulness:.3f} on {self.n_measured} {self.measured_on} prompts)"
+        )
+
     @property
     def is_in_every_resample(self) -> bool:
         """Whether every resample has the same size: its interval is one number, not no width."""
@@ -193,7 +211,7 @@ def _each(ends: Any, change: Callable[[Any], Any]) -> Any:
     return tuple(map(change, ends)) if isinstance(ends, tuple) else change(ends)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Discovery:
     """What was found in one model for one task.
 
@@ -216,6 +234,10 @@ class Discovery:
     n_reporting: int
     config: DiscoverConfig
     found: dict[str, Found]
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{one.size:.4g} {name}s" for name, one in self.found.items())
+        return f"Discovery({self.task}: {sizes} at {self.config.target:.0%})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each granularity: size and faithfulness with intervals, baselines.

@@ -2,6 +2,7 @@
 
 from circuits.prompts import PromptPair, Prompts, TooFewPrompts, tokenize_pairs
 from circuits.tasks import brackets, greater_than, induction, ioi, pronoun, subject_verb
+from circuits.tasks.find import find_task, find_tasks
 from circuits.tasks.from_file import task_from_file
 from circuits.tasks.task import (
     Task,
@@ -23,6 +24,8 @@ __all__ = [
     "TaskPrompts",
     "TooFewPrompts",
     "check_task_names",
+    "find_task",
+    "find_tasks",
     "get_task",
     "register_task",
     "task_from_file",

@@ -3,6 +3,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pandas as pd
 import pytest
@@ -91,11 +92,28 @@ def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
     code, printed, _ = run(
         capsys, "discover", "--model", "sparse", "--task", "greater-than", "--prompts", "20",
-        "--granularity", "mlp", "--out", str(out),
+        "--granularity", "mlps", "--method", "eap-ig", "--method-option", "steps=2",
+        "--out", str(out),
     )  # fmt: skip
     assert code == 0
-    assert json.loads(out.read_text())["task"] == "greater_than"
+    found = json.loads(out.read_text())
+    assert found["task"] == "greater_than"
+    assert found["config"]["method"] == "integrated_gradients"
+    assert found["config"]["method_options"] == {"steps": 2}
     assert "greater_than" in printed
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_has_two_names(capsys, option):
+    code, printed, _ = run(capsys, "compare", option)
+    assert code == 0
+    assert "--dense" in printed
+
+
+def test_the_version_is_told(capsys):
+    code, printed, _ = run(capsys, "--version")
+    assert code == 0
+    assert printed.split() == ["circuits", version("sparse-circuits")]
 
 
 def test_tasks_lists_and_shows_prompts(capsys):
@@ -123,6 +141,8 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
         (["compare", "--device", "tpu"], "device"),
         (["compare", "--granularity", "neuron"], "unknown granularity 'neuron'"),
         (["discover", "--gates", "open"], "unknown gates 'open'"),
+        (["discover", "--method-option", "steps"], "write NAME=VALUE, such as steps=10"),
+        (["discover", "--method-option", "steps=2"], "attribution_patching has no option 'steps'"),
         (["compare", "--gates", "open"], "unknown gates 'open'"),
         (["compare", "--method", "magic"], "unknown method 'magic'"),
         (["compare", "--selection", "luck"], "unknown selection 'luck'"),

@@ -92,9 +92,12 @@ def test_the_dense_circuits_pose_the_question(comparison):
         assert dense["edge"].size >= 40
 
 
-def test_a_model_compared_with_itself_has_ratio_1(pair):
-    config = DiscoverConfig(n_prompts=10, granularities=("head",))
-    itself = compare(pair[1], pair[1], [get_task("ioi")], config)
+def test_a_model_compared_with_itself_by_name_has_ratio_1():
+    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="head")
+    assert {side: facts.name for side, facts in itself.models.items()} == dict.fromkeys(
+        ("dense", "sparse"), "sparse"
+    )
+    assert repr(itself) == "Comparison(models: dense, sparse; tasks: ioi)"
     row = itself.summary_table().iloc[0]
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == 1
     assert "no clear difference" in headlines(itself)[0]

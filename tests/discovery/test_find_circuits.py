@@ -6,11 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.choices import GRANULARITIES
+from circuits.attribute import (
+    METHODS,
+    attribution_patching,
+    integrated_gradients,
+    register_method,
+)
+from circuits.choices import ATTRIBUTION_METHODS, GRANULARITIES
 from circuits.discovery.find_circuits import discover, steps_of
 from circuits.discovery.hand_built import induction
 from circuits.gate.gate import add_gate
 from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
+from circuits.metrics import METRICS, register_metric
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery
 from circuits.tasks import Task, TaskPrompts
@@ -216,3 +223,78 @@ def test_selection_changes_the_order_in_which_components_are_taken():
         assert found.circuit.found["selection"] == selection
         curves.add(found.curve_faithfulness)
     assert len(curves) > 1
+
+
+def test_fields_of_the_config_can_be_given_by_themselves():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(target=0.5, granularities=("head",), seed=3)
+    found = discover(model, TASK, config, prompts=prompts)
+    assert (
+        discover(model, TASK, prompts=prompts, target=0.5, granularities="heads", seed=3) == found
+    )
+    assert discover(model, TASK, replace(config, seed=0), prompts=prompts, seed=3) == found
+    with pytest.raises(TypeError, match="granularity"):
+        discover(model, TASK, prompts=prompts, granularity="head")
+
+
+def test_a_discovery_is_shown_in_a_line_and_equals_what_was_saved(tmp_path):
+    found = discover(INDUCTION.model, TASK, prompts=known_prompts(), granularities=("head", "edge"))
+    shown = repr(found)
+    assert shown.startswith("Discovery(made_up: ") and shown.endswith("edges at 90%)")
+    assert "\n" not in shown and len(repr(found.found["edge"])) < 120
+    found.save(tmp_path / "d.json")
+    assert Discovery.load(tmp_path / "d.json") == found
+
+
+def test_the_options_of_a_method_are_passed_on_and_unknown_ones_refused():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(granularities="head", method="eap-ig", method_options={"steps": 2})
+    assert config.method == "integrated_gradients"
+    found = discover(model, TASK, config, prompts=prompts).found["head"].circuit.scores
+    experiment = prepare_experiment(model, prompts.ranking, metric=TASK.metric)
+    two = integrated_gradients(experiment, steps=2, attention_edges=False).edges
+    assert torch.equal(found, two)
+    assert not torch.equal(found, integrated_gradients(experiment, attention_edges=False).edges)
+    with pytest.raises(ValueError, match="no option 'step'; its options are steps"):
+        discover(model, TASK, replace(config, method_options={"step": 2}), prompts=prompts)
+
+
+def test_a_method_and_a_metric_of_ones_own_can_be_named():
+    def own_method(experiment, *, attention_edges=True, factor=1.0):
+        scores = attribution_patching(experiment, attention_edges=attention_edges)
+        return replace(scores, edges=factor * scores.edges, method="own")
+
+    register_metric("own_metric", lambda logits, _prompts, _clean: logits[:, 0])
+    register_method("own", own_method, "Attribution patching times a factor.")
+    try:
+        model = make_tiny_model()
+        task = replace(TASK, metric="own_metric")
+        clean, corrupted = (torch.randint(model.cfg.d_vocab, (12, 5)) for _ in range(2))
+        with torch.no_grad():
+            drop = model(clean)[:, -1, 0] - model(corrupted)[:, -1, 0]
+        higher = drop[:, None] > 0
+        prompts = Prompts(
+            clean=clean.where(higher, corrupted),
+            corrupted=corrupted.where(higher, clean),
+            lengths=torch.full((12,), 5),
+            answers=torch.zeros(12, 1, dtype=torch.long),
+            wrong_answers=torch.ones(12, 1, dtype=torch.long),
+            templates=("one",) * 12,
+        )
+        sets = TaskPrompts(prompts, prompts, prompts)
+        found = discover(
+            model, task, prompts=sets, method="own", method_options={"factor": 3.0},
+            granularities="mlp",
+        )  # fmt: skip
+        assert found.metric_full - found.metric_empty == pytest.approx(drop.abs().mean().item())
+        experiment = prepare_experiment(model, prompts, metric="own_metric")
+        expected = 3 * attribution_patching(experiment).edges
+        torch.testing.assert_close(found.found["mlp"].circuit.scores, expected)
+        with pytest.raises(ValueError, match="'own' is already registered"):
+            register_method("own", attribution_patching, "Another.")
+        with pytest.raises(ValueError, match="'logit_diff' is already registered"):
+            register_metric("logit_diff", lambda logits, _prompts, _clean: logits[:, 0])
+    finally:
+        del METHODS["own"], ATTRIBUTION_METHODS["own"], METRICS["own_metric"]

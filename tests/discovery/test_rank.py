@@ -214,3 +214,23 @@ def test_a_threshold_keeps_what_is_at_least_as_strong():
 def test_a_bad_threshold_is_refused(threshold):
     with pytest.raises(ValueError, match="threshold must be 0 or more"):
         build_circuit_above(scores_of({}), "edge", threshold)
+
+
+def test_scores_are_listed_by_component_greatest_first():
+    attention = torch.zeros(2, 2, 3, 3)
+    attention[1, 0, 2, 1] = -4.0
+    scores = scores_of({"input->m0": 0.5, "m1->logits": -2.0, "a0.h1->m1": 1.0}, {"t": attention})
+    edges = scores.to_dataframe()
+    assert len(edges) == GRAPH.n_edges
+    assert list(edges["component"][:3]) == ["m1->logits", "a0.h1->m1", "input->m0"]
+    assert list(edges.iloc[0]) == ["m1->logits", "m1", "logits", -2.0]
+    heads = scores.to_dataframe("head")
+    assert list(heads["component"]) == ["a0.h1", "a0.h0", "a1.h0", "a1.h1"]
+    assert list(scores.to_dataframe("mlp")["score"]) == [-2.0, 0.0]
+    between = scores.to_dataframe("attention_edge")
+    assert len(between) == 2 * 2 * 6  # keys up to the query
+    assert list(between.iloc[0]) == ["t", 1, 0, 2, 1, -4.0]
+    with pytest.raises(ValueError, match="unknown granularity 'node'"):
+        scores.to_dataframe("node")
+    assert "<table" in scores._repr_html_()
+    assert len(repr(scores)) < 100

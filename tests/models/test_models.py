@@ -37,6 +37,7 @@ from circuits.models.backend import backend_of, component_hooks
 from circuits.models.hf_files import HFSource
 from circuits.models.load import (
     GateCard,
+    as_model,
     from_hf,
     load_model,
     model_info,
@@ -703,3 +704,20 @@ def test_a_tiny_model_with_words_reads_them() -> None:
     model = make_tiny_model(tokenizer=word_tokenizer(["to", "be"]))
     assert model.cfg.d_vocab == 4
     assert model.to_tokens("be to").tolist() == [[0, 3, 2]]
+
+
+def test_a_model_may_be_given_by_name_as_itself_or_as_a_hugging_face_model(tmp_path: Path) -> None:
+    folder = hf_folder(tmp_path / "m")
+    tokens = torch.arange(6)[None]
+    by_name = as_model(folder)
+    assert as_model(by_name) is by_name
+    given = AutoModelForCausalLM.from_pretrained(folder)
+    before = {name: weight.clone() for name, weight in given.state_dict().items()}
+    torch.testing.assert_close(as_model(given)(tokens), by_name(tokens))
+    assert as_model(given).tokenizer is not None
+    assert list(given.state_dict()) == list(before)  # the one that is given stays as it was
+    given.config.name_or_path = given.name_or_path = ""
+    with pytest.raises(ValueError, match="made without a name.*from_hf"):
+        as_model(given)
+    with pytest.raises(ValueError, match="a Linear is not a model"):
+        as_model(torch.nn.Linear(2, 2))

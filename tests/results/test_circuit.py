@@ -103,3 +103,42 @@ def test_the_shape_of_a_circuit_by_hand():
 def test_a_wrong_granularity_or_shape_is_refused():
     with pytest.raises(ValueError, match="unknown granularity 'neuron'"):
         circuit_of(*NAMES, granularity="neuron")
+
+
+def test_a_circuit_can_be_made_of_names_of_edges():
+    circuit = Circuit.from_edges(GRAPH, NAMES)
+    assert sorted(circuit.edge_names) == sorted(NAMES)
+    assert circuit.size == len(NAMES)
+    assert circuit.heads == ["a0.h1", "a1.h0"]
+    with pytest.raises(ValueError, match="does not run forwards"):
+        Circuit.from_edges(GRAPH, ["a1.h0->m0"])
+
+
+def test_a_circuit_of_heads_leaves_every_mlp_in():
+    circuit = Circuit.from_heads(GRAPH, ["a1.h1", "a0.h0"])
+    assert circuit.heads == ["a0.h0", "a1.h1"]
+    assert circuit.mlps == ["m0", "m1"]
+    assert circuit.size == 2
+    touched = [name for name in circuit.edge_names if "a0.h1" in name or "a1.h0" in name]
+    assert touched == []
+    # input->a0.h0 and ->a1.h1 in q, k, v; input->m0, m1, logits; a0.h0 and m0 to a1.h1 in q, k, v;
+    # a0.h0->m0, m1, logits; m0->m1, logits; a1.h1->m1, logits; m1->logits
+    assert circuit.edges.sum() == 6 + 3 + 6 + 3 + 2 + 2 + 1
+    with pytest.raises(ValueError, match="'m0' is not a head of a graph with 2 layers of 2 heads"):
+        Circuit.from_heads(GRAPH, ["m0"])
+
+
+def test_circuits_are_equal_where_everything_in_them_is(tmp_path):
+    circuit = circuit_of(*NAMES)
+    circuit.save(tmp_path / "c.json")
+    assert Circuit.load(tmp_path / "c.json") == circuit
+    assert circuit != Circuit.from_edges(GRAPH, NAMES)
+    assert Circuit.from_edges(GRAPH, NAMES) == Circuit.from_edges(GRAPH, reversed(NAMES))
+    assert Circuit.from_edges(GRAPH, NAMES) != Circuit.from_edges(GRAPH, NAMES[1:])
+    assert circuit != "a circuit"
+
+
+def test_a_circuit_is_shown_in_a_line():
+    shown = repr(Circuit.from_edges(GRAPH, NAMES))
+    assert shown == "Circuit(6 edges: input->a0.h1<v>, input->a1.h0<q>, a0.h1->a1.h0<k>, ...)"
+    assert repr(Circuit.from_heads(GRAPH, ["a1.h1"])) == "Circuit(1 heads: a1.h1)"
