@@ -28,6 +28,7 @@ from .results.comparison import (
 )
 from .results.discovery import DiscoverConfig as DiscoverConfig
 from .results.discovery import Discovery as Discovery
+from .show import show_attention as show_attention
 from .sparsify.config import TrainConfig as TrainConfig
 from .sparsify.train import post_train as post_train
 from .tasks import (

@@ -9,7 +9,7 @@ from circuits.figures.attention import attention_figure, token_labels
 from circuits.figures.density import density_figure, head_density_figure
 from circuits.figures.diagram import circuit_figure
 from circuits.figures.export import PRINT_WIDTHS, for_print, save_figure
-from circuits.figures.patterns import patterns_figure
+from circuits.figures.patterns import head_figure, patterns_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.sizes import faithfulness_figure, sizes_figure
 from circuits.figures.style import COLOURS, UNITS, counted, rounded
@@ -28,6 +28,7 @@ __all__ = [
     "for_print",
     "frontier_figure",
     "head_density_figure",
+    "head_figure",
     "patterns_figure",
     "robustness_figure",
     "rounded",

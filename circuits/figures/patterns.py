@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
+from circuits.figures.attention import short_label
 from circuits.figures.style import COLOURS, safe, styled
 
 
@@ -74,3 +75,43 @@ def patterns_figure(
     figure.update_yaxes(showticklabels=True, col=1)
     figure.update_annotations(font={"size": 12})
     return styled(figure, title, 160 + len(rows) * max(170, 18 * len(tokens)), legend_rows=0)
+
+
+def head_figure(
+    patterns: Mapping[str, tuple[Sequence[str], Float[Tensor, "query key"]]],
+    *,
+    title: str = "attention after the gate (rows look at columns)",
+) -> go.Figure:
+    """Returns one head's attention in each model, side by side.
+
+    Args:
+        patterns: For each name of a model its tokens as text and the head's pattern on them.
+        title: The figure's title.
+
+    Raises:
+        ValueError: a pattern does not fit its tokens.
+    """
+    for name, (tokens, pattern) in patterns.items():
+        if tuple(pattern.shape) != (len(tokens), len(tokens)):
+            raise ValueError(
+                f"the pattern of {name} has shape {tuple(pattern.shape)}, but there are "
+                f"{len(tokens)} tokens"
+            )
+    figure = make_subplots(cols=len(patterns), subplot_titles=[safe(name) for name in patterns])
+    longest = max(len(tokens) for tokens, _ in patterns.values())
+    for column, (name, (tokens, pattern)) in enumerate(patterns.items(), start=1):
+        figure.add_heatmap(
+            row=1,
+            col=column,
+            z=pattern.tolist(),
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "#FFFFFF"], [1, COLOURS.get(name, COLOURS["dense"])]],
+            showscale=False,
+            name=safe(name),
+            hovertemplate="from %{y} to %{x}: %{z:.3f}<extra></extra>",
+        )
+        ticks = {"tickvals": list(range(len(tokens))), "ticktext": list(map(short_label, tokens))}
+        figure.update_xaxes(tickangle=90, mirror=True, **ticks, row=1, col=column)
+        figure.update_yaxes(autorange="reversed", mirror=True, **ticks, row=1, col=column)
+    return styled(figure, title, 220 + max(220, 20 * longest), legend_rows=0)
