@@ -19,6 +19,7 @@ from circuits.cli.compare import compare_command, robustness_command
 from circuits.cli.console import out_console, say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
+from circuits.cli.methods import methods_command
 from circuits.cli.show import models_command, push_command, tasks_command
 from circuits.cli.train import train_command
 
@@ -36,6 +37,7 @@ for name, command in {
     "robustness": robustness_command,
     "discover": discover_command,
     "figures": figures_command,
+    "methods": methods_command,
     "tasks": tasks_command,
     "models": models_command,
     "train": train_command,

@@ -34,6 +34,7 @@ def test_every_option_of_every_command_is_there(site):
         "compare",
         "discover",
         "figures",
+        "methods",
         "models",
         "push",
         "robustness",

@@ -125,7 +125,7 @@ def test_the_command_writes_every_figure_of_a_comparison(tmp_path, capsys):
     [
         (["--format", "jpg"], "unknown format 'jpg'; choose one of pdf, svg, png"),
         (["--column", "triple"], "unknown column 'triple'; choose one of single, double"),
-        ([], "holds no comparison; make one with circuits compare"),
+        ([], "make one with `circuits compare`"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, tmp_path, capsys):
