@@ -70,7 +70,9 @@ def find_folder(name_or_path: str | Path) -> Path | None:
         _check_files(path)
         return path
     if mode is not None:
-        raise ValueError(f"{said} is a file; give the model's folder, {shown(str(path.parent))}")
+        raise ValueError(
+            f"{said} is a file; give the model's folder, {shown(str(path.parent))}, or a .gguf file"
+        )
     if name.lower() in _known_names():
         return None
     is_repository = name.count("/") == 1 and all(name.split("/")) and name[0] not in "./~"
