@@ -18,7 +18,8 @@ from circuits.cli.compare import compare_command, robustness_command
 from circuits.cli.console import say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
-from circuits.cli.show import models_command, push_command, tasks_command
+from circuits.cli.models import models_app
+from circuits.cli.show import push_command, tasks_command
 from circuits.cli.train import train_command
 
 app = typer.Typer(
@@ -35,11 +36,11 @@ for name, command in {
     "discover": discover_command,
     "figures": figures_command,
     "tasks": tasks_command,
-    "models": models_command,
     "train": train_command,
     "push": push_command,
 }.items():
     app.command(name)(command)
+app.add_typer(models_app, name="models")
 
 
 @app.callback()

@@ -1,4 +1,4 @@
-"""`circuits tasks`, `circuits models` and `circuits push`: what there is, and handing it on."""
+"""`circuits tasks` and `circuits push`: what there is, and handing it on."""
 
 from __future__ import annotations
 
@@ -38,35 +38,6 @@ def tasks_command(
         out_console.print(f"clean      {pair.clean}", markup=False, highlight=False)
         out_console.print(f"corrupted  {pair.corrupted}", markup=False, highlight=False)
         out_console.print(f"answer     {answers}\n", markup=False, highlight=False)
-
-
-def models_command(
-    model: Annotated[str | None, typer.Argument(help="Inspect this name or folder.")] = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """List the embedded models, or inspect one model without loading its weights."""
-    with usage_errors():
-        from circuits.models.load import model_info
-        from circuits.models.names import EMBEDDED
-
-        names = EMBEDDED if model is None else [model]
-        infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
-    table = Table("model", "architecture", "layers", "heads", "d_model", "parameters", "gate")
-    for info in infos:
-        density = (info.gate.density or {}) if info.gate else {}
-        gate = "none (dense)" if info.gate is None else "bias " + str(info.gate.bias)
-        if density:
-            gate += f", {density['overall']:.2%} open at T = {density['context']}"
-        table.add_row(
-            info.name,
-            info.architecture,
-            str(info.n_layers),
-            str(info.n_heads),
-            str(info.d_model),
-            f"{info.n_parameters:,}",
-            gate,
-        )
-    out_console.print(table)
 
 
 def push_command(

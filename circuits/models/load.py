@@ -87,6 +87,7 @@ def load_model(
     - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
       `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
       `./dense` for a folder of that name);
+    - `smollm2`, once `circuits models get smollm2` has fetched it;
     - a GGUF file, `x.gguf`, of an architecture that transformers reads: dequantised;
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
