@@ -55,6 +55,17 @@ def accuracy(logits: Logits, prompts: Prompts) -> Bool[Tensor, " batch"]:
     return (logits.argmax(dim=-1, keepdim=True) == prompts.answers).any(dim=-1)
 
 
+def beats_wrong(logits: Logits, prompts: Prompts) -> Bool[Tensor, " batch"]:
+    """Returns whether a right answer is likelier than a wrong one: all right against all wrong."""
+    log_probs = logits.log_softmax(dim=-1)
+
+    def of_any(ids: Int[Tensor, "batch n"]) -> PerPrompt:
+        gathered = log_probs.gather(-1, ids.clamp(min=0))
+        return gathered.masked_fill(ids < 0, -torch.inf).logsumexp(dim=-1)
+
+    return of_any(prompts.answers) > of_any(prompts.wrong_answers)
+
+
 METRICS: dict[str, Metric] = {"logit_diff": logit_diff, "prob_diff": prob_diff, "kl_div": kl_div}
 
 

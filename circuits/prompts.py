@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 NO_ANSWER = -1
 """Fills the rows of `Prompts.answers` where a prompt has fewer answers than the longest row."""
 
+_SPACES = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers write a space
+_TEXTS_BEFORE = ("\n", ".")  # which no tokenizer is likely to join with a word
+
 
 class TooFewPrompts(ValueError):
     """A task has fewer different prompts than are needed; a smaller number may do."""
@@ -112,9 +115,9 @@ class Prompts:
         return found
 
 
-def is_single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Returns whether `text` is exactly one known token."""
-    ids = token_ids(tokenizer, text)
+def is_single_token(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool = False) -> bool:
+    """Returns whether `text` is exactly one known token, within a text or where it `begins` one."""
+    ids = token_ids(tokenizer, text) if begins else continuation_ids(tokenizer, text)
     return len(ids) == 1 and ids[0] != tokenizer.unk_token_id
 
 
@@ -122,6 +125,23 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Returns the ids of `text` as it stands, without tokens that mark begin or end."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     return [int(i) for i in ids]  # type: ignore[arg-type]
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Returns the ids of `text` where other text stands before it, as before an answer.
+
+    They are those of `token_ids`, but for tokenizers that put a space before the first word of a
+    text (SentencePiece's, such as Llama 2's): " Mary" alone has two spaces there, and "3" has one.
+    """
+    ids = token_ids(tokenizer, text)
+    first = tokenizer.convert_ids_to_tokens(token_ids(tokenizer, "a")[:1])
+    if not first or not str(first[0]).startswith(_SPACES):
+        return ids
+    for before in _TEXTS_BEFORE:
+        ids_before, both = (token_ids(tokenizer, one) for one in (before, before + text))
+        if both[: len(ids_before)] == ids_before:
+            return both[len(ids_before) :]
+    return ids
 
 
 def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPair]) -> Prompts:
@@ -138,8 +158,9 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPai
     faults: list[str] = []
     template_length: dict[str, int] = {}
     clean, corrupted, answers, wrong = [], [], [], []
+    known: dict[str, list[int]] = {}
     for number, pair in enumerate(pairs, start=1):
-        fault, rows = _tokenize_pair(tokenizer, pair)
+        fault, rows = _tokenize_pair(tokenizer, pair, known)
         if fault is None:
             length = template_length.setdefault(pair.template, len(rows[0]))
             if length != len(rows[0]):
@@ -167,9 +188,12 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPai
 
 
 def _tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase, pair: PromptPair
+    tokenizer: PreTrainedTokenizerBase, pair: PromptPair, known: dict[str, list[int]]
 ) -> tuple[str | None, tuple[list[int], list[int], list[int], list[int]]]:
-    """Returns what is wrong with the pair, if anything, and its four rows of token ids."""
+    """Returns what is wrong with the pair, if anything, and its four rows of token ids.
+
+    The ids of answers are looked up in `known`, and kept there: most pairs share them.
+    """
     start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]  # type: ignore[arg-type]
     clean, corrupted = (start + token_ids(tokenizer, text) for text in (pair.clean, pair.corrupted))
     answers: list[int] = []
@@ -190,15 +214,17 @@ def _tokenize_pair(
         if not texts:
             return "lacks an answer or a wrong answer", rows
         for text in texts:
-            if not is_single_token(tokenizer, text):
-                ids = token_ids(tokenizer, text)
+            if text not in known:
+                known[text] = continuation_ids(tokenizer, text)
+            ids = known[text]
+            if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
                 return (
                     f"the answer {text!r} is not one token for this tokenizer but {len(ids)} "
                     f"({tokenizer.convert_ids_to_tokens(ids)}); use a word that is one token, "
                     "with its leading space if the tokenizer marks one",
                     rows,
                 )
-            column.append(token_ids(tokenizer, text)[0])
+            column.append(ids[0])
     if set(answers) & set(wrong):
         return "a right answer is also a wrong one", rows
     return None, rows

@@ -20,11 +20,19 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def commands() -> str:
     """Returns a section of Markdown for each command."""
     group: Any = typer.main.get_command(app)
-    context = click.Context(group, info_name="circuits")
+    return "\n\n".join(_sections(group, click.Context(group, info_name="circuits"), "circuits"))
+
+
+def _sections(group: Any, context: click.Context, path: str) -> list[str]:
+    """A section for each command of a group, and of the groups in it."""
     parts = []
     for name, command in group.commands.items():
+        inner = click.Context(command, context, info_name=name)
+        if hasattr(command, "commands"):
+            parts += _sections(command, inner, f"{path} {name}")
+            continue
         rows = ["| Option | Default | |", "|---|---|---|"]
-        usage = command.collect_usage_pieces(click.Context(command, context, info_name=name))
+        usage = command.collect_usage_pieces(inner)
         for option in command.params:
             if option.name == "help":
                 continue
@@ -33,7 +41,7 @@ def commands() -> str:
             shown = ", ".join(f"`{one}`" for one in names)
             rows.append(f"| {shown} | {default} | {option.help or ''} |")
         parts.append(
-            f"## circuits {name}\n\n{command.help}\n\n"
-            f"    circuits {name} {' '.join(usage)}\n\n" + "\n".join(rows)
+            f"## {path} {name}\n\n{command.help}\n\n"
+            f"    {path} {name} {' '.join(usage)}\n\n" + "\n".join(rows)
         )
-    return "\n\n".join(parts)
+    return parts

@@ -1,6 +1,6 @@
 import torch
 
-from circuits.metrics import accuracy, kl_div, last_logits, logit_diff, prob_diff
+from circuits.metrics import accuracy, beats_wrong, kl_div, last_logits, logit_diff, prob_diff
 from circuits.prompts import Prompts
 
 LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, 0.0, 0.0, 3.0]])
@@ -44,3 +44,13 @@ def test_last_logits_reads_each_prompt_at_its_own_end():
     logits = torch.arange(24.0).view(2, 3, 4)
     found = last_logits(logits, torch.tensor([2, 1]))
     assert torch.equal(found, torch.stack([logits[0, 2], logits[1, 1]]))
+
+
+def test_right_answers_beat_wrong_ones_by_their_probability_together():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.45, 0.25, 0.2, 0.1]]).log() + 7
+    # 0.3 + 0.2 against 0.4; 0.45 against 0.25 + 0.2 + 0.1, though it is above each.
+    assert beats_wrong(logits, prompts([[2, 1], [0, -1]], [[3, -1, -1], [1, 2, 3]])).tolist() == [
+        True,
+        False,
+    ]
+    assert beats_wrong(logits, prompts([[0], [0]], [[1], [1]])).tolist() == [False, True]

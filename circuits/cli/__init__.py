@@ -20,7 +20,8 @@ from circuits.cli.console import out_console, say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
-from circuits.cli.show import models_command, push_command, tasks_command
+from circuits.cli.models import models_app
+from circuits.cli.show import push_command, tasks_command
 from circuits.cli.train import train_command
 
 app = typer.Typer(
@@ -39,11 +40,11 @@ for name, command in {
     "figures": figures_command,
     "methods": methods_command,
     "tasks": tasks_command,
-    "models": models_command,
     "train": train_command,
     "push": push_command,
 }.items():
     app.command(name)(command)
+app.add_typer(models_app, name="models")
 
 
 def _tell_version(wanted: bool | None) -> None:

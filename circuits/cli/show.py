@@ -1,38 +1,63 @@
-"""`circuits tasks`, `circuits models` and `circuits push`: what there is, and handing it on."""
+"""`circuits tasks` and `circuits push`: what there is, and handing it on."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from circuits.cli.console import out_console, usage_errors
-from circuits.cli.options import Seed, TrustRemoteCode
+from circuits.cli.console import out_console, progress_bar, usage_errors
+from circuits.cli.options import Device, Seed, TrustRemoteCode
+from circuits.files import check_file, write_text
+
+if TYPE_CHECKING:
+    from circuits.models.backend import Model
 
 
 def tasks_command(
     task: Annotated[str | None, typer.Argument(help="Show prompts of this task.")] = None,
-    model: Annotated[str, typer.Option(help="Model whose tokenizer to use.")] = "dense",
-    show: Annotated[int, typer.Option(help="How many prompts.")] = 5,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Say which tasks this model does; with a task, show its prompts for the model's "
+            "tokenizer (dense, if left out)."
+        ),
+    ] = None,
+    show: Annotated[int, typer.Option(help="How many prompts of a task to show.")] = 5,
+    prompts: Annotated[int, typer.Option(help="Prompts of each task to try a model on.")] = 100,
     seed: Seed = 0,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV file for the table of what a model does.")
+    ] = None,
 ) -> None:
-    """List the tasks, or show prompts of one."""
+    """List the tasks, say which of them a model does, or show prompts of one."""
     with usage_errors():
         from circuits.models.load import load_model
         from circuits.tasks import find_task, get_task, task_names
 
-        if task is None:
+        if task is None and model is None:
             table = Table("task", "metric", "what it is")
             for name in task_names():
                 table.add_row(name, get_task(name).metric, get_task(name).description)
             out_console.print(table)
             return
-        chosen = find_task(task)
-        tokenizer: Any = load_model(model, trust_remote_code=trust_remote_code).tokenizer
-        chosen.draw(tokenizer, show, seed=seed)  # The checks.
+        if task is None:
+            if prompts < 2:
+                raise ValueError(f"--prompts is {prompts}; at least 2 prompts are needed")
+            if out is not None:
+                check_file(out)
+        chosen = None if task is None else find_task(task)
+        loaded = load_model(model or "dense", device=device, trust_remote_code=trust_remote_code)
+        tokenizer: Any = loaded.tokenizer
+        if chosen is not None:
+            chosen.draw(tokenizer, show, seed=seed)  # The checks.
+    if chosen is None:
+        _say_what_it_does(loaded, prompts, seed, out)
+        return
     for pair in chosen.pairs(tokenizer, show, seed):
         answers = ", ".join(pair.answers[:3]) + (" ..." if len(pair.answers) > 3 else "")
         out_console.print(f"clean      {pair.clean}", markup=False, highlight=False)
@@ -40,33 +65,39 @@ def tasks_command(
         out_console.print(f"answer     {answers}\n", markup=False, highlight=False)
 
 
-def models_command(
-    model: Annotated[str | None, typer.Argument(help="Inspect this name or folder.")] = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
-    """List the embedded models, or inspect one model without loading its weights."""
-    with usage_errors():
-        from circuits.models.load import model_info
-        from circuits.models.names import EMBEDDED
+def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -> None:
+    from circuits.discovery.behaviours import behaviours, behaviours_table
+    from circuits.tasks import get_task, task_names
 
-        names = EMBEDDED if model is None else [model]
-        infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
-    table = Table("model", "architecture", "layers", "heads", "d_model", "parameters", "gate")
-    for info in infos:
-        density = (info.gate.density or {}) if info.gate else {}
-        gate = "none (dense)" if info.gate is None else "bias " + str(info.gate.bias)
-        if density:
-            gate += f", {density['overall']:.2%} open at T = {density['context']}"
+    tasks = [get_task(name) for name in task_names()]
+    with progress_bar(len(tasks)) as step:
+        found = behaviours(model, tasks, n_prompts=prompts, seed=seed, on_step=step)
+    if out is not None:
+        write_text(out, behaviours_table(found).to_csv(index=False))
+    table = Table("task", "does it", "prompts", "right > wrong", "top", "metric", "over ablated")
+    for one in found:
+        if not one.n_prompts:
+            table.add_row(one.task, "no", "0", "-", "-", f"{one.metric} -", "-")
+            continue
         table.add_row(
-            info.name,
-            info.architecture,
-            str(info.n_layers),
-            str(info.n_heads),
-            str(info.d_model),
-            f"{info.n_parameters:,}",
-            gate,
+            one.task,
+            "yes" if one.does else "no",
+            str(one.n_prompts),
+            f"{one.right_beats_wrong:.0%}",
+            f"{one.top:.0%}",
+            f"{one.metric} {one.full:.2f}",
+            f"{one.margin:.2f} +- {one.margin_error:.2f}",
         )
     out_console.print(table)
+    for one in found:
+        if one.why_not:
+            out_console.print(f"{one.task}: {one.why_not}", markup=False, soft_wrap=True)
+    out_console.print(
+        "right > wrong, top: share of prompts in which the right answer beats the wrong one, and "
+        "is the likeliest token. over ablated: the metric minus that with everything ablated, with "
+        "its standard error; circuits are a share of it.",
+        soft_wrap=True,
+    )
 
 
 def push_command(

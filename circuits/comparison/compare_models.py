@@ -26,6 +26,7 @@ from circuits.gate.density import dense_density, measure_density
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import is_top_k
 from circuits.intervene.ablate import CannotDoTask, check_does_task, graph_of, prepare_experiment
+from circuits.models.hf_files import quantization_of
 from circuits.models.load import as_model, tokenizer_of, versions
 from circuits.models.tokenization import tokenizer_fingerprint
 from circuits.prompts import Prompts, is_single_token
@@ -359,6 +360,7 @@ def _model_facts(
         context=density.context,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokenizer=tokenizer,
+        quantization=quantization_of(model),
     )
 
 

@@ -31,6 +31,9 @@ from circuits.models.config_file import CONFIG_FILE, Held, check_total
 from circuits.models.weight_files import is_weight
 from circuits.reading import refused_as
 
+QUANTIZATION = "dequantized_from"
+"""The entry of a config that says what its weights were quantised as, before they were floats."""
+
 
 @dataclass(frozen=True)
 class HFSource:
@@ -40,19 +43,42 @@ class HFSource:
     tokenizer: PreTrainedTokenizerBase | None
 
 
+def quantization_of(model: Any) -> str:
+    """Returns what a hooked model's weights were quantised as (`GGUF, Q4_1 100%`), if they were."""
+    source: HFSource | None = getattr(model, "hf_source", None)
+    return str(getattr(source.config, QUANTIZATION, "")) if source is not None else ""
+
+
 def read_weights(
-    folder: Path, config: PretrainedConfig, dtype: torch.dtype, held: Held
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    held: Held,
+    *,
+    gguf_file: str | None = None,
+    where: str | None = None,
 ) -> PreTrainedModel:
     """Returns the model in a folder, every tensor of which must fit the config.
+
+    Args:
+        folder: The folder.
+        config: The model's config.
+        dtype: The dtype of the weights.
+        held: How much the files hold.
+        gguf_file: The name of the GGUF file to read, in place of the weights of a folder.
+        where: What errors call the place of the config and of the weights; the folder if left out.
 
     Raises:
         ValueError: files that cannot be read, or do not fit.
     """
-    where = str(folder / CONFIG_FILE)
-    check_total(skeleton(config, tied=is_tied(config), where=where).num_parameters(), held, where)
-    with quiet_transformers(), refused_as(str(folder), "transformers cannot read its weights"):
+    weights, settings = (where, where) if where else (str(folder), str(folder / CONFIG_FILE))
+    size = skeleton(config, tied=is_tied(config), where=settings).num_parameters()
+    check_total(size, held, settings)
+    source = {} if gguf_file is None else {"gguf_file": gguf_file}
+    with quiet_transformers(), refused_as(weights, "transformers cannot read its weights"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            **source,
             config=config,
             dtype=dtype,
             local_files_only=True,
@@ -67,7 +93,8 @@ def read_weights(
     ]
     misfits += [f"{name} is missing from the file" for name in sorted(report["missing_keys"])]
     misfits += [f"{name} is not in the model" for name in sorted(report["unexpected_keys"])]
-    refuse_misfits(misfits, f"the weights in {folder} do not fit its {CONFIG_FILE}")
+    which = "its own config" if where else f"its {CONFIG_FILE}"
+    refuse_misfits(misfits, f"the weights in {weights} do not fit {which}")
     return hf_model
 
 

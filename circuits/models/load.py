@@ -37,7 +37,8 @@ from circuits.models.config_file import (
     hf_config,
     read_config_file,
 )
-from circuits.models.hf_files import is_tied, read_weights, skeleton
+from circuits.models.gguf_file import find_gguf, open_gguf, read_gguf_model, read_gguf_tokenizer
+from circuits.models.hf_files import QUANTIZATION, is_tied, read_weights, skeleton
 from circuits.models.names import CHECKPOINT_FILE, find_folder, hub_errors, hub_name
 from circuits.models.tokenizer_files import check_vocabulary, read_tokenizer
 from circuits.models.weight_files import held_by, is_weight, read_checkpoint, read_headers
@@ -66,6 +67,8 @@ class ModelInfo:
     n_ctx: int
     n_parameters: int
     gate: GateCard | None
+    quantization: str = ""
+    """What its weights were quantised as before they were floats, such as `GGUF, Q4_1 100%`."""
 
 
 def load_model(
@@ -84,6 +87,8 @@ def load_model(
     - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
       `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
       `./dense` for a folder of that name);
+    - `smollm2`, once `circuits models get smollm2` has fetched it;
+    - a GGUF file, `x.gguf`, of an architecture that transformers reads: dequantised;
     - a Hugging Face folder: read without any network;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
       weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
@@ -224,8 +229,12 @@ def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
     name = str(name_or_path)
-    folder = find_folder(name_or_path)
-    if folder is None:
+    gguf = find_gguf(name_or_path)
+    folder = find_folder(name_or_path) if gguf is None else None
+    if gguf is not None:
+        where = str(gguf)
+        raw = open_gguf(gguf).raw
+    elif folder is None:
         where = f"the config of {name!r}"
         with hub_errors(name):
             official = hub_name(name)
@@ -260,6 +269,7 @@ def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
         n_ctx=cfg.n_ctx,
         n_parameters=n_parameters,
         gate=gate,
+        quantization=str(raw.get(QUANTIZATION, "")),
     )
 
 
@@ -314,8 +324,11 @@ def _load(
     target = checked_device(device)
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
-    folder, name = find_folder(name_or_path), str(name_or_path)
-    if folder is None:
+    name, gguf = str(name_or_path), find_gguf(name_or_path)
+    folder = find_folder(name_or_path) if gguf is None else None
+    if gguf is not None:
+        model = _load_gguf(gguf, dtype, build)
+    elif folder is None:
         model = build.from_hub(name, dtype, trust_remote_code=trust_remote_code)
     else:
         raw = read_config_file(folder)
@@ -346,6 +359,16 @@ def _load_hf_folder(
     hf_model = read_weights(folder, config, dtype, held)
     with refused_as(where, "no model can be run by it"):
         return build.from_hf_model(hf_model, tokenizer, folder.name)
+
+
+def _load_gguf(path: Path, dtype: torch.dtype, build: ModuleType) -> Any:
+    """The model in a GGUF file; what is wrong is said before the weights are read."""
+    file = open_gguf(path)
+    build.read_config(file.raw, dtype, path.name, str(path))
+    tokenizer = read_gguf_tokenizer(file)
+    hf_model = read_gguf_model(file, dtype)
+    with refused_as(str(path), "no model can be run by it"):
+        return build.from_hf_model(hf_model, tokenizer, path.stem)
 
 
 def _load_checkpoint(

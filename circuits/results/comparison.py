@@ -44,6 +44,8 @@ class ModelFacts:
         n_parameters: Number of weights.
         tokenizer: Fingerprint of its tokenizer. Cross-entropies can be compared between models of
             the same one only.
+        quantization: What its weights were quantised as before they were floats (`GGUF, Q4_1
+            100%`); empty where they were not.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelFacts:
     context: int
     n_parameters: int
     tokenizer: str = ""
+    quantization: str = ""
 
 
 @dataclass(frozen=True)

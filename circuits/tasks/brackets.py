@@ -8,9 +8,10 @@ name between. For models that have read code, such as `gpt2` and the embedded `c
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from circuits.prompts import PromptPair, is_single_token
+from circuits.prompts import PromptPair, continuation_ids, is_single_token
 from circuits.tasks.draw import draw_pairs
 from circuits.tasks.task import Task
 
@@ -39,6 +40,7 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
             "the tokenizer has no single tokens for brackets and the names of variables; the task "
             "is for models that have read code"
         )
+    inner = _aligned(tokenizer, outer, inner)
     rng = random.Random(f"brackets {seed}")
 
     def draw(attempt: int) -> PromptPair:
@@ -55,6 +57,29 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
         )
 
     return draw_pairs(n, draw)
+
+
+def _aligned(tokenizer: PreTrainedTokenizerBase, outer: list[str], inner: list[str]) -> list[str]:
+    """The inner names that make as many tokens with either bracket, and as many as each other.
+
+    Tokenizers of code may join a bracket with the name behind it, "(name" more often than "[name".
+    """
+    n_tokens = {
+        name: {
+            len(continuation_ids(tokenizer, f" {before}{mark}{name}"))
+            for before in outer
+            for mark in CLOSING
+        }
+        for name in inner
+    }
+    lengths = Counter(max(found) for found in n_tokens.values() if len(found) == 1)
+    if not lengths:
+        raise ValueError(
+            "the tokenizer joins one kind of bracket with the names behind it, not the other, so "
+            "that prompts with the one and the other cannot be aligned"
+        )
+    (usual, _), *_ = lengths.most_common(1)
+    return [name for name, found in n_tokens.items() if found == {usual}]
 
 
 TASK = Task(

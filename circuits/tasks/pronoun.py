@@ -63,9 +63,12 @@ def _names(tokenizer: PreTrainedTokenizerBase, template: str) -> dict[str, list[
 
     A name that begins the text has no space before it, and many tokenizers split it then.
     """
-    space = "" if template.startswith("{name}") else " "
+    begins = template.startswith("{name}")
+    space = "" if begins else " "
     return {
-        pronoun: [name for name in names if is_single_token(tokenizer, f"{space}{name}")]
+        pronoun: [
+            name for name in names if is_single_token(tokenizer, f"{space}{name}", begins=begins)
+        ]
         for pronoun, names in ((" she", FEMALE_NAMES), (" he", MALE_NAMES))
     }
 

@@ -34,7 +34,7 @@ def _pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> list[Prompt
         raise ValueError(
             "the tokenizer knows too few of the task's nouns as single tokens in both numbers"
         )
-    names = [name for name in NAMES if is_single_token(tokenizer, name)]
+    names = [name for name in NAMES if is_single_token(tokenizer, name, begins=True)]
     templates = TEMPLATES if names else TEMPLATES[:1]
     rng = random.Random(f"subject_verb {seed}")
 

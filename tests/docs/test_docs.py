@@ -35,14 +35,21 @@ def test_every_option_of_every_command_is_there(site):
         "discover",
         "figures",
         "methods",
-        "models",
+        "models get",
+        "models show",
         "push",
         "robustness",
         "tasks",
         "train",
     ):
         shown = subprocess.run(
-            [sys.executable, "-c", "import circuits.cli as c; c.main()", command, "--help"],
+            [
+                sys.executable,
+                "-c",
+                "import circuits.cli as c; c.main()",
+                *command.split(),
+                "--help",
+            ],
             capture_output=True,
             text=True,
             check=True,

