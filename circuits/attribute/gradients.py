@@ -94,7 +94,7 @@ def run_backward(
         component_hooks(model, split_heads=False),
         experiment.hold_gates(rows),
         torch.enable_grad(),
-        _parameters_without_gradient(model),
+        parameters_without_gradient(model),
     ):
         # The unembedding is by far the widest matrix: it is run at one position a prompt.
         resid = run_to_final(model, batch.clean, before + noting)
@@ -235,7 +235,7 @@ def check_differentiable(model: Model) -> None:
 
 
 @contextmanager
-def _parameters_without_gradient(model: torch.nn.Module) -> Iterator[None]:
+def parameters_without_gradient(model: torch.nn.Module) -> Iterator[None]:
     """Spares the backward pass the gradients of weights, and their memory."""
     changed = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in changed:

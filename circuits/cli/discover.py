@@ -18,6 +18,7 @@ from circuits.cli.options import (
     Method,
     MethodOptions,
     NPrompts,
+    Prune,
     Seed,
     SelectionName,
     Target,
@@ -39,6 +40,7 @@ def discover_command(
     selection: SelectionName = "absolute",
     ablation: AblationName = "corrupted",
     gates: GatesName = "follow",
+    prune: Prune = False,
     prompts: NPrompts = 100,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -59,7 +61,16 @@ def discover_command(
 
         chosen = find_task(task)
         config = discover_config(
-            target, granularity, method, method_option, selection, ablation, gates, prompts, seed
+            target,
+            granularity,
+            method,
+            method_option,
+            selection,
+            ablation,
+            gates,
+            prompts,
+            seed,
+            prune,
         )
         check_file(out)
         device = launch.own_device(device)
@@ -75,17 +86,21 @@ def discover_command(
         f"{chosen.name}: {found.metric} {found.metric_full:.3f} (ablated "
         f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts"
     )
-    print_frame(_compact(found.to_dataframe()), f"Components that recover {target:.0%}")
+    compact = _compact(found.to_dataframe(), is_pruned=prune)
+    print_frame(compact, f"Components that recover {target:.0%}")
     for line in _legend(found.to_dataframe()):
         out_console.print(line, soft_wrap=True)
     out_console.print(f"written to {out}")
 
 
-def _compact(table: pd.DataFrame) -> pd.DataFrame:
+def _compact(table: pd.DataFrame, *, is_pruned: bool) -> pd.DataFrame:
     """The circuits in columns that fit a terminal; the file has all of them."""
     rows: list[Any] = [row for _, row in table.iterrows()]
+    prefixes = [_with_bounds(row, "prefix", ".4g") for row in rows]
+    pruned = [f"{row['size']:.4g}" + ("" if row["minimal"] else "+") for row in rows]
     columns = {
-        "size [95 %]": [_with_bounds(row, "size", ".4g") for row in rows],
+        **({"pruned": pruned} if is_pruned else {}),
+        ("before [95 %]" if is_pruned else "size [95 %]"): prefixes,
         "of": table["components"],
         "faithful [95 %]": [_with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
         "random": table["random_same_size"],
@@ -110,6 +125,14 @@ def _legend(table: pd.DataFrame) -> list[str]:
     fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
     drawn = " / ".join(dict.fromkeys(table["interval"]))
     lines = [f"size: 95 % interval over the prompts that it was chosen on (drawn: {drawn})"]
+    minimal = [row["minimal"] for row in rows]
+    if None not in minimal:
+        lines = [
+            "pruned: no single component can go without missing the target on the prompts that "
+            "chose the size; the interval is of the size before"
+        ]
+        if not all(minimal):
+            lines.append("pruned+: more might go; the bound on the number of trials was reached")
     if len(fresh):
         lines.append(f"faithful: on {fresh[0]} fresh prompts")
     if len(fresh) < len(rows):

@@ -58,6 +58,13 @@ GatesName = Annotated[
         "values in the clean run). A dense model has none.",
     ),
 ]
+Prune = Annotated[
+    bool,
+    typer.Option(
+        "--prune/--no-prune",
+        help="Take out of each circuit what can go, until no single component can.",
+    ),
+]
 NPrompts = Annotated[
     int,
     typer.Option("--prompts", help="Prompts in each of three sets: to rank, to size, to report."),
@@ -128,6 +135,7 @@ def discover_config(
     gates: str,
     prompts: int,
     seed: int,
+    prune: bool = False,
 ) -> DiscoverConfig:
     """Returns the configuration that the options say."""
     from circuits.results.discovery import DiscoverConfig
@@ -142,4 +150,5 @@ def discover_config(
         gates=gates,
         n_prompts=prompts,
         seed=seed,
+        prune=prune,
     )

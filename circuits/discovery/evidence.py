@@ -1,6 +1,8 @@
 """What is said about a circuit: its size with an interval, and what it does on prompts of its own.
 
-The size and its interval come from the trials of the search, on the sizing prompts. Everything
+The size and its interval come from the trials of the search, on the sizing prompts. The interval is
+one of prefixes of a ranking: a circuit that was pruned has none for its size, only for that of the
+prefix that it was pruned from. Everything
 that says how good the circuit is comes from runs on the reporting prompts, which took no part in
 finding it: its faithfulness, that of the rest, of random circuits of its size, and of other sizes.
 A circuit that misses the target there is reported as it is.
@@ -12,14 +14,15 @@ a file where every prompt stands for itself, nothing but the sizing prompts can 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.discovery.ranked import Ranked
+from circuits.discovery.prune import Pruned
+from circuits.discovery.ranked import Ranked, first_of
 from circuits.discovery.resample import (
     resample_prompts,
     resample_templates,
@@ -44,10 +47,10 @@ class _Measured:
         full: The metric of the whole model.
         empty: The metric with everything ablated.
         circuit: The metric of the circuit.
-        without_last: Of the circuit without the component added last, None if it has none.
+        without_last: Of the circuit without its component of the lowest rank, None if it has none.
         rest: Of everything outside the circuit.
         random: Of random circuits of that size.
-        curve: Of circuits of other sizes along the same ranking.
+        curve: Of prefixes of the same ranking, of several sizes.
         sizes: The number of components of each group in `curve`, smallest first.
     """
 
@@ -66,6 +69,7 @@ class _Measured:
 def gather_evidence(
     ranked: Ranked,
     search: Search,
+    pruned: Pruned | None,
     *,
     sizing: Experiment,
     reporting: Experiment,
@@ -77,21 +81,25 @@ def gather_evidence(
     Args:
         ranked: The components in order.
         search: The search on the sizing prompts.
+        pruned: What is left of the circuit that it chose; None where that was not pruned.
         sizing: The sizing prompts.
         reporting: The prompts that took no part in finding the circuit.
         config: How it was looked for.
         on_step: Called after each forward run.
     """
-    measured = _measure(ranked, search.chosen, sizing, reporting, config.seed, on_step)
     templates, seed = sizing.prompts.templates, config.seed
     counted = ranked.counted(search.sizes)
     of_prompts, of_templates = (
         resample(templates, seed=seed) for resample in (resample_prompts, resample_templates)
     )
-    sizes = resampled_sizes(search, counted, of_prompts.weights)
+    prefixes = resampled_sizes(search, counted, of_prompts.weights)
+    templates_drawn = resampled_sizes(search, counted, of_templates.weights)
     names = list(sizing.prompts.groups())
     alone = torch.tensor([[float(name == one) for name in templates] for one in names])
-    circuit = ranked.circuit(search.chosen)
+    prefix = first_of(ranked.orders, search.chosen)
+    chosen = prefix if pruned is None else list(pruned.chosen)
+    circuit = ranked.circuit(chosen)
+    measured = _measure(ranked, search.chosen, chosen, sizing, reporting, seed, on_step)
     n_components = sum(map(len, ranked.orders)) / len(ranked.orders)
 
     full, empty = measured.full, measured.empty
@@ -108,8 +116,12 @@ def gather_evidence(
         for column in resampled_faithfulness(measured.curve, full, empty, again.weights).T
     ]
     shares = measured.sizes.double().mean(dim=1) / max(n_components, 1)
+    prefix_low, prefix_high = interval(prefixes)
+    # Resamples of the search's trials say nothing about what pruning would leave.
+    sizes = prefixes if pruned is None else prefixes[:0]
     size_low, size_high = interval(sizes)
     without = measured.without_last
+    on_sizing = search.values_at(search.chosen) if pruned is None else pruned.values
     found = {
         "task_metric": sizing.metric,
         "ablation": config.ablation,
@@ -117,6 +129,7 @@ def gather_evidence(
         "method": config.method,
         "selection": config.selection,
         "target": config.target,
+        "prune": config.prune,
         "seed": config.seed,
         "faithfulness": float(share(measured.circuit)),
         "measured_on": measured.on,
@@ -127,22 +140,24 @@ def gather_evidence(
         size=circuit.size,
         size_low=size_low,
         size_high=size_high,
-        interval=of_prompts.drawn,
-        first_crossing=ranked.circuit(search.first).size,
+        interval=of_prompts.drawn if pruned is None else "none: the circuit was pruned",
+        prefix_size=ranked.circuit(prefix).size,
+        prefix_low=prefix_low,
+        prefix_high=prefix_high,
+        is_minimal=None if pruned is None else pruned.is_minimal,
+        first_crossing=ranked.circuit(first_of(ranked.orders, search.first)).size,
         n_components=n_components,
         faithfulness=found["faithfulness"],
         faithfulness_low=low,
         faithfulness_high=high,
         faithfulness_interval=again.drawn,
-        faithfulness_sizing=float(
-            faithfulness(search.values_at(search.chosen), search.full, search.empty)
-        ),
+        faithfulness_sizing=float(faithfulness(on_sizing, search.full, search.empty)),
         measured_on=measured.on,
         n_measured=len(measured.templates),
         faithfulness_without_last=None if without is None else float(share(without)),
         faithfulness_of_rest=float(share(measured.rest)),
         resampled_sizes=tuple(sizes.tolist()),
-        resampled_templates=tuple(resampled_sizes(search, counted, of_templates.weights).tolist()),
+        resampled_templates=tuple(templates_drawn.tolist()) if pruned is None else (),
         template_sizes=dict(
             zip(names, resampled_sizes(search, counted, alone.double()).tolist(), strict=True)
         ),
@@ -159,7 +174,8 @@ def gather_evidence(
 
 def _measure(
     ranked: Ranked,
-    chosen: Int[Tensor, " group"],
+    prefix: Int[Tensor, " group"],
+    chosen: Sequence[Tensor],
     sizing: Experiment,
     reporting: Experiment,
     seed: int,
@@ -170,34 +186,30 @@ def _measure(
     experiment, on = (reporting, "reporting") if has_template.any() else (sizing, "sizing")
     groups = ranked.groups(experiment.prompts)
     rows = (groups >= 0).nonzero()[:, 0]
-    known: dict[tuple[int, ...], Tensor] = {}
+    known: dict[tuple[tuple[int, ...], ...], Tensor] = {}
 
     def of_rows(values: Tensor) -> Tensor:
         return values.cpu().double()[rows]
 
-    def run(orders: list[Tensor], sizes: Tensor) -> Tensor:
-        firsts = [order[: int(size)] for order, size in zip(orders, sizes, strict=True)]
-        values = of_rows(ranked.run(experiment, firsts))
-        on_step()
-        return values
-
-    def run_first(sizes: Tensor) -> Tensor:
-        place = tuple(sizes.tolist())
+    def run(part: Sequence[Tensor]) -> Tensor:
+        place = tuple(tuple(one.tolist()) for one in part)
         if place not in known:
-            known[place] = run(ranked.orders, sizes)
+            known[place] = of_rows(ranked.run(experiment, part))
+            on_step()
         return known[place]
 
-    before = (chosen - 1).clamp(min=0)
+    before = (prefix - 1).clamp(min=0)
     grid = curve_sizes(torch.tensor([len(order) for order in ranked.orders]))
-    trials = torch.cat([grid, before[None], chosen[None]]).unique(dim=0)
-    curve = torch.stack([run_first(sizes) for sizes in trials])
+    trials = torch.cat([grid, before[None], prefix[None]]).unique(dim=0)
+    curve = torch.stack([run(first_of(ranked.orders, sizes)) for sizes in trials])
     sizes, curve = sorted_trials(trials, curve, groups[rows])
     generator = torch.Generator().manual_seed(seed)
     random = []
     for _ in range(N_RANDOM):
         shuffled = [order[torch.randperm(len(order), generator=generator)]
                     for order in ranked.orders]  # fmt: skip
-        random.append(run(shuffled, chosen))
+        drawn = [order[: len(one)] for order, one in zip(shuffled, chosen, strict=True)]
+        random.append(run(drawn))
     rest = of_rows(ranked.run_rest(experiment, chosen))
     on_step()
     return _Measured(
@@ -205,8 +217,8 @@ def _measure(
         templates=tuple(experiment.prompts.templates[row] for row in rows.tolist()),
         full=of_rows(experiment.full),
         empty=of_rows(experiment.empty),
-        circuit=run_first(chosen),
-        without_last=run_first(before) if (chosen > 0).any() else None,
+        circuit=run(chosen),
+        without_last=run([one[:-1] for one in chosen]) if any(map(len, chosen)) else None,
         rest=rest,
         random=torch.stack(random),
         curve=curve,

@@ -2,7 +2,8 @@
 
 Three sets of prompts are used, each for one thing. Components are scored on the ranking prompts.
 The size from which the circuit keeps the target is searched on the sizing prompts by real
-interventions, for each granularity. What the circuit does is measured on the reporting prompts,
+interventions, for each granularity; if wanted, what can go from that circuit is then pruned, on the
+same prompts. What the circuit does is measured on the reporting prompts,
 beside random circuits of the same size and the number of components that hold the same share of
 all absolute attribution (no intervention).
 """
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from circuits.attribute import METHODS, Method, Scores
 from circuits.discovery.evidence import N_RANDOM, gather_evidence
-from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents
+from circuits.discovery.prune import prune
+from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
 from circuits.discovery.search import N_CURVE, find_smallest
 from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
@@ -117,7 +119,8 @@ def discover(
 def steps_of(config: DiscoverConfig) -> int:
     """Returns about how many times `discover` calls `on_step`."""
     measured = N_CURVE + N_RANDOM + 1
-    return 1 + sum(_TRIALS[granularity] + measured for granularity in config.granularities)
+    times = 2 if config.prune else 1  # Pruning takes about as many trials as the search.
+    return 1 + sum(times * _TRIALS[granularity] + measured for granularity in config.granularities)
 
 
 def _scores(
@@ -167,8 +170,7 @@ def _find(
     orders = ranked.orders
 
     def evaluate(sizes: Tensor) -> Tensor:
-        firsts = [order[: int(size)] for order, size in zip(orders, sizes, strict=True)]
-        return ranked.run(sizing, firsts)
+        return ranked.run(sizing, first_of(orders, sizes))
 
     search = find_smallest(
         evaluate,
@@ -179,6 +181,7 @@ def _find(
         target=config.target,
         on_trial=on_step,
     )
+    pruned = prune(ranked, sizing, search, on_trial=on_step) if config.prune else None
     return gather_evidence(
-        ranked, search, sizing=sizing, reporting=reporting, config=config, on_step=on_step
+        ranked, search, pruned, sizing=sizing, reporting=reporting, config=config, on_step=on_step
     )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.attribute import Scores
+from circuits.attribute.in_circuit import attention_edge_effects_in, edge_effects_in
 from circuits.discovery.rank import (
     Ranking,
     Selection,
@@ -57,19 +58,32 @@ class RankedComponents:
         """Returns the metric of every prompt, with only the chosen components intact."""
         return run_edges(experiment, select_edges(self.scores.graph, self.granularity, chosen[0]))
 
-    def run_rest(
-        self, experiment: Experiment, sizes: Int[Tensor, " group"]
-    ) -> Float[Tensor, " batch"]:
+    def run_rest(self, experiment: Experiment, chosen: Sequence[Tensor]) -> Float[Tensor, " batch"]:
         """Returns the metric with everything but the circuit intact."""
-        return run_edges(experiment, rest_of(self.circuit(sizes)))
+        return run_edges(experiment, rest_of(self.circuit(chosen)))
 
-    def circuit(self, sizes: Int[Tensor, " group"]) -> Circuit:
-        """Returns the circuit of the first components, without what is not connected."""
-        return build_circuit(self.scores, self.granularity, self.order[: int(sizes[0])])
+    def circuit(self, chosen: Sequence[Tensor]) -> Circuit:
+        """Returns the circuit of the chosen components, without what is not connected."""
+        return build_circuit(self.scores, self.granularity, chosen[0])
+
+    def connected(self, chosen: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the chosen components without those that are not connected."""
+        edges = self.circuit(chosen).edges
+        stays = edges.flatten() if self.granularity == "edge" else edges.any(dim=1)
+        return [chosen[0][stays[chosen[0]]]]
+
+    def effects(self, experiment: Experiment, chosen: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what each of the chosen components does in their circuit, to first order."""
+        edges = select_edges(self.scores.graph, self.granularity, chosen[0])
+        effects = edge_effects_in(experiment, edges)
+        return [
+            (effects.flatten() if self.granularity == "edge" else effects.sum(dim=1))[chosen[0]]
+        ]
 
     def counted(self, sizes: Int[Tensor, "trial group"]) -> Float[Tensor, "trial group"]:
-        """Returns the sizes of the circuits."""
-        return torch.tensor([[float(self.circuit(one).size)] for one in sizes]).double()
+        """Returns the sizes of the circuits of the first components."""
+        circuits = [self.circuit(first_of(self.orders, one)) for one in sizes]
+        return torch.tensor([[float(circuit.size)] for circuit in circuits]).double()
 
     def n_attribution(self, share: float) -> float:
         """Returns how many components hold `share` of all absolute attribution."""
@@ -111,20 +125,31 @@ class RankedAttentionEdges:
         """Returns the metric of every prompt, with only its template's chosen edges intact."""
         return run_attention_edges(experiment, self._kept(experiment.prompts, chosen))
 
-    def run_rest(
-        self, experiment: Experiment, sizes: Int[Tensor, " group"]
-    ) -> Float[Tensor, " batch"]:
+    def run_rest(self, experiment: Experiment, chosen: Sequence[Tensor]) -> Float[Tensor, " batch"]:
         """Returns the metric with only the attention edges outside the circuit intact."""
-        rest = [order[int(size) :] for order, size in zip(self.orders, sizes, strict=True)]
-        return self.run(experiment, rest)
+        outside = [
+            order[~torch.isin(order, one)] for order, one in zip(self.orders, chosen, strict=True)
+        ]
+        return self.run(experiment, outside)
 
-    def circuit(self, sizes: Int[Tensor, " group"]) -> Circuit:
-        """Returns the circuit of the first attention edges of each template."""
-        chosen = {
-            template: order[: int(size)]
-            for (template, order), size in zip(self.by_template.items(), sizes, strict=True)
-        }
-        return build_attention_circuit(self.scores, chosen)
+    def circuit(self, chosen: Sequence[Tensor]) -> Circuit:
+        """Returns the circuit of the chosen attention edges of each template."""
+        return build_attention_circuit(
+            self.scores, dict(zip(self.by_template, chosen, strict=True))
+        )
+
+    def connected(self, chosen: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the chosen attention edges: each counts, whatever the others are."""
+        return list(chosen)
+
+    def effects(self, experiment: Experiment, chosen: Sequence[Tensor]) -> list[Tensor]:
+        """Returns what each of the chosen edges does in its template's circuit, to first order."""
+        kept = self._kept(experiment.prompts, chosen)
+        effects = attention_edge_effects_in(experiment, kept)
+        return [
+            effects[template].flatten()[one]
+            for template, one in zip(self.by_template, chosen, strict=True)
+        ]
 
     def counted(self, sizes: Int[Tensor, "trial group"]) -> Float[Tensor, "trial group"]:
         """Returns the sizes: every attention edge counts."""
@@ -156,6 +181,11 @@ class RankedAttentionEdges:
             for row in (numbers == number).nonzero()[:, 0].tolist():
                 kept[row, ..., :length, :length] = own.to(device)
         return kept
+
+
+def first_of(orders: Sequence[Tensor], sizes: Int[Tensor, " group"]) -> list[Tensor]:
+    """Returns the first components of each group's order, as many as its size says."""
+    return [order[: int(size)] for order, size in zip(orders, sizes, strict=True)]
 
 
 Ranked = RankedComponents | RankedAttentionEdges

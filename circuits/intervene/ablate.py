@@ -274,7 +274,7 @@ def run_attention_edges(
     Raises:
         ValueError: the metric is not one finite number for each prompt.
     """
-    return _measure(experiment, lambda rows: _attention_hooks(experiment, kept[rows], rows))
+    return _measure(experiment, lambda rows: attention_hooks(experiment, kept[rows], rows))
 
 
 def _measure(
@@ -361,9 +361,10 @@ def _node_hooks(experiment: Experiment, nodes: Bool[Tensor, " src"], rows: slice
     return hooks
 
 
-def _attention_hooks(
+def attention_hooks(
     experiment: Experiment, kept: Bool[Tensor, "batch layer head query_pos key_pos"], rows: slice
 ) -> Hooks:
+    """Returns the hooks of a run in which only the `kept` attention edges of `rows` are intact."""
     terms = experiment.ablated.attention
     now: dict[str, Tensor] = {}
 

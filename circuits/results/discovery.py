@@ -34,12 +34,12 @@ from circuits.results.circuit import Circuit
 from circuits.results.notebook import table_html
 from circuits.seeds import check_seed
 
-FORMAT = 2
+FORMAT = 3
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
 
 _BOUNDS = (
     *("size_low", "size_high", "faithfulness_low", "faithfulness_high"),
-    *("curve_low", "curve_high"),
+    *("prefix_low", "prefix_high", "curve_low", "curve_high"),
 )
 """The ends of intervals, which few prompts do not have: NaN, which JSON has no place for."""
 
@@ -64,6 +64,7 @@ class DiscoverConfig:
             their `clean` values.
         n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
         seed: Seed of prompts, random circuits and resamples.
+        prune: Whether to take out of the circuit what can go, until no single component can.
     """
 
     target: float = 0.9
@@ -75,6 +76,7 @@ class DiscoverConfig:
     gates: Gates | str = "follow"
     n_prompts: int = 100
     seed: int = 0
+    prune: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.target <= 1:
@@ -104,14 +106,21 @@ class Found:
 
     Attributes:
         circuit: The circuit.
-        size: Its number of components (attention edges: mean over templates). The smallest from
-            which every larger size tried reaches the target on the sizing prompts.
-        size_low: Lower end of the size's 95 % interval over sizing prompts; NaN without one.
+        size: Its number of components (attention edges: mean over templates), after pruning if
+            there was any.
+        size_low: Lower end of the size's 95 % interval over sizing prompts; NaN without one. A
+            circuit that was pruned has none.
         size_high: Upper end.
         interval: What was drawn for the size's interval: "prompts within templates", "prompts", or
             "none: " and why.
-        first_crossing: The smallest size tried that reaches the target; less than `size` where
-            faithfulness falls under it again.
+        prefix_size: The size before pruning: the smallest along the ranking from which every
+            larger size tried reaches the target on the sizing prompts.
+        prefix_low: Lower end of its 95 % interval over sizing prompts; NaN without one.
+        prefix_high: Upper end.
+        is_minimal: Whether no single component can go without faithfulness falling under the target
+            on the sizing prompts; None where the circuit was not pruned.
+        first_crossing: The smallest size tried that reaches the target; less than `prefix_size`
+            where faithfulness falls under it again.
         n_components: How many components there are to choose from.
         faithfulness: The circuit's faithfulness on the prompts that it is measured on.
         faithfulness_low: Lower end of its 95 % interval over these prompts; NaN without one.
@@ -123,8 +132,8 @@ class Found:
             "sizing", the ones that the circuit was found on, where no fresh prompt shares their
             templates. Everything below but the resampled sizes is of the same prompts.
         n_measured: How many these are.
-        faithfulness_without_last: Faithfulness without the component added last; None for an
-            empty circuit.
+        faithfulness_without_last: Faithfulness without the component of the lowest rank; None for
+            an empty circuit.
         faithfulness_of_rest: The same of all components outside the circuit: what the circuit
             leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
         resampled_sizes: The size in each bootstrap resample, for paired ratios; none without an
@@ -134,7 +143,8 @@ class Found:
         template_sizes: The size that each template alone would need, along the same ranking.
         n_attribution: Components that hold the target's share of all absolute attribution.
         random_faithfulness: Faithfulness of random circuits of as many components.
-        curve_sizes: About twenty sizes from nothing to everything, and the circuit's own.
+        curve_sizes: About twenty sizes of prefixes, from nothing to everything, and the one that
+            the search chose.
         curve_faithfulness: Faithfulness at each.
         curve_low: Lower end of the faithfulness's 95 % interval at each.
         curve_high: Upper end.
@@ -147,6 +157,10 @@ class Found:
     size_low: float
     size_high: float
     interval: str
+    prefix_size: float
+    prefix_low: float
+    prefix_high: float
+    is_minimal: bool | None
     first_crossing: float
     n_components: float
     faithfulness: float
@@ -242,9 +256,10 @@ class Discovery:
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each granularity: size and faithfulness with intervals, baselines.
 
-        `measured_on` says which prompts faithfulness is of, as in `Found`. `rest` is the
-        faithfulness of all components outside the circuit, `random_same_size` that of random
-        circuits, on the mean.
+        `prefix` is the size before pruning, the only one that has an interval where the circuit was
+        pruned; `minimal` is `Found.is_minimal`. `measured_on` says which prompts faithfulness is
+        of, as in `Found`. `rest` is the faithfulness of all components outside the circuit,
+        `random_same_size` that of random circuits, on the mean.
         """
         return pd.DataFrame(
             [
@@ -254,6 +269,10 @@ class Discovery:
                     "size_low": one.size_low,
                     "size_high": one.size_high,
                     "interval": one.interval,
+                    "prefix": one.prefix_size,
+                    "prefix_low": one.prefix_low,
+                    "prefix_high": one.prefix_high,
+                    "minimal": one.is_minimal,
                     "components": one.n_components,
                     "faithfulness": one.faithfulness,
                     "faithfulness_low": one.faithfulness_low,

@@ -73,10 +73,11 @@ def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_i
         assert one.measured_on == "reporting"
 
 
-def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures():
+@pytest.mark.parametrize("prune", [False, True])
+def test_the_faithfulness_of_a_circuit_is_what_an_intervention_measures(prune):
     model = make_tiny_model()
     prompts = made_up_prompts(model)
-    config = DiscoverConfig(granularities=("edge",))
+    config = DiscoverConfig(granularities=("edge",), prune=prune)
     found = discover(model, TASK, config, prompts=prompts).found["edge"]
     for part, said in (
         (prompts.sizing, found.faithfulness_sizing),
@@ -86,6 +87,27 @@ def test_the_faithfulness_of_a_pruned_circuit_is_what_an_intervention_measures()
         values = run_edges(experiment, found.circuit.edges)
         measured = float(faithfulness(values, experiment.full, experiment.empty))
         assert measured == pytest.approx(said, abs=1e-4)
+
+
+@pytest.mark.parametrize("granularity", ["edge", "attention_edge"])
+def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
+    model = make_tiny_model()
+    prompts = made_up_prompts(model)
+    config = DiscoverConfig(granularities=(granularity,))
+    plain = discover(model, TASK, config, prompts=prompts).found[granularity]
+    pruned = discover(model, TASK, replace(config, prune=True), prompts=prompts).found[granularity]
+    for name in ("size", "low", "high"):
+        of_size = name if name == "size" else f"size_{name}"
+        assert getattr(pruned, f"prefix_{name}") == getattr(plain, f"prefix_{name}")
+        assert getattr(plain, f"prefix_{name}") == getattr(plain, of_size)
+    assert pruned.size < pruned.prefix_size
+    assert (plain.is_minimal, pruned.is_minimal) == (None, True)
+    # The interval of a prefix is not passed off as that of what is left.
+    assert pruned.interval == "none: the circuit was pruned"
+    assert math.isnan(pruned.size_low)
+    assert pruned.resampled_sizes == pruned.resampled_templates == ()
+    assert pruned.faithfulness_sizing >= config.target
+    assert pruned.curve_faithfulness == plain.curve_faithfulness
 
 
 def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ Written = dict[str, Stream]
 """What each source wrote, by the source's name."""
 Reader = Callable[[str, Written, Tensor], Stream]
 """(destination, what its sources wrote, constants) -> the destination's input, a new tensor."""
+Terms = Float[Tensor, "batch query_pos key_pos d_head"]
+Carrier = Callable[[str, Terms], Terms]
+"""(head, its terms A_ij P_ij v_j) -> the terms that it adds up."""
 
 
 @dataclass
@@ -83,8 +86,22 @@ def sum_of_all(dest: str, upstream: Written, constants: Tensor) -> Stream:
     return torch.stack([*upstream.values()]).sum(dim=0) + constants
 
 
-def forward(model: HookedTransformer, embed: Stream, reader: Reader = sum_of_all) -> SlowRun:
-    """Returns the run whose `input` writes `embed` and whose destinations read by `reader`."""
+def all_terms(head: str, terms: Terms) -> Terms:
+    """Returns what any head of the whole model adds up."""
+    del head
+    return terms
+
+
+def forward(
+    model: HookedTransformer,
+    embed: Stream,
+    reader: Reader = sum_of_all,
+    carrier: Carrier = all_terms,
+) -> SlowRun:
+    """Returns the run whose `input` writes `embed` and whose destinations read by `reader`.
+
+    Heads add up the terms that the `carrier` gives.
+    """
     cfg, run = model.cfg, SlowRun()
     constants = torch.zeros_like(embed)
     run.written["input"] = embed
@@ -99,6 +116,8 @@ def forward(model: HookedTransformer, embed: Stream, reader: Reader = sum_of_all
                 run.read[f"{name}<{read}>"] = reader(f"{name}<{read}>", before, constants)
                 normalised[read] = block.ln1(run.read[f"{name}<{read}>"])
             _attend(run, block.attn, name, head, normalised)
+            if carrier is not all_terms:
+                run.z[name] = carrier(name, run.terms(name)).sum(dim=2)
             run.written[name] = run.z[name] @ block.attn.W_O[head]
         constants = constants + block.attn.b_O
         if not cfg.attn_only:
@@ -132,17 +151,70 @@ def run_circuit(
     ablation: str = "corrupted",
 ) -> Float[Tensor, " batch"]:
     """Returns the metric of each prompt with only the named edges intact."""
+    reader = _reading(edges, ablate(model, prompts, ablation))
+    with torch.no_grad():
+        run = forward(model, embedding(model, prompts.clean), reader)
+        return _metric(model, prompts, run, metric)
+
+
+def run_attention_circuit(
+    model: HookedTransformer,
+    prompts: Prompts,
+    kept: dict[str, Bool[Tensor, "batch query_pos key_pos"]],
+    *,
+    metric: str = "logit_diff",
+    ablation: str = "corrupted",
+) -> Float[Tensor, " batch"]:
+    """Returns the metric of each prompt with only the attention edges kept, given by head."""
+    carrier = _carrying(kept, ablate(model, prompts, ablation))
+    with torch.no_grad():
+        run = forward(model, embedding(model, prompts.clean), carrier=carrier)
+        return _metric(model, prompts, run, metric)
+
+
+def score_in_circuit(
+    model: HookedTransformer,
+    prompts: Prompts,
+    *,
+    edges: Collection[str] | None = None,
+    kept: dict[str, Bool[Tensor, "batch query_pos key_pos"]] | None = None,
+    ablation: str = "corrupted",
+) -> SlowScores:
+    """Returns scores whose gradients and changes are those of a circuit's run.
+
+    The circuit is of `edges`, or of the attention edges `kept`.
+    """
     ablated = ablate(model, prompts, ablation)
+    reader = sum_of_all if edges is None else _reading(edges, ablated)
+    carrier = all_terms if kept is None else _carrying(kept, ablated)
+    run = forward(model, embedding(model, prompts.clean).requires_grad_(), reader, carrier)
+    slope = _slopes(model, prompts, run, "logit_diff")
+    return _scores_of(model, run, ablated, slope)
+
+
+def _reading(edges: Collection[str], ablated: Ablated) -> Reader:
+    """How destinations read in the circuit of the named edges."""
 
     def read(dest: str, upstream: Written, constants: Tensor) -> Stream:
         total = constants
         for src, now in upstream.items():
             total = total + (now if f"{src}->{dest}" in edges else ablated.written[src])
-        return total
+        # Of its own, and with a gradient also where nothing that has one is upstream of it.
+        total = total.clone()
+        return total if total.requires_grad else total.requires_grad_()
 
-    with torch.no_grad():
-        run = forward(model, embedding(model, prompts.clean), read)
-        return _metric(model, prompts, run, metric)
+    return read
+
+
+def _carrying(
+    kept: dict[str, Bool[Tensor, "batch query_pos key_pos"]], ablated: Ablated
+) -> Carrier:
+    """What heads add up in the circuit of the attention edges kept."""
+
+    def carry(head: str, terms: Terms) -> Terms:
+        return torch.where(kept[head][..., None], terms, ablated.terms[head])
+
+    return carry
 
 
 def score(
@@ -161,16 +233,25 @@ def score(
     slopes = []
     for fraction in fractions:
         embed = start + fraction * (clean.written["input"] - start)
-        slopes.append(_gradients(model, prompts, embed.requires_grad_(), metric))
+        run = forward(model, embed.requires_grad_())
+        slopes.append(_slopes(model, prompts, run, metric))
     slope = {name: torch.stack([point[name] for point in slopes]).mean(0) for name in slopes[0]}
+    return _scores_of(model, clean, ablated, slope)
+
+
+@torch.no_grad()
+def _scores_of(
+    model: HookedTransformer, run: SlowRun, ablated: Ablated, slope: dict[str, Tensor]
+) -> SlowScores:
+    """What the sources and terms of a run are beyond the ablated ones, times the slopes."""
     edges = {}
     for dest, sources in sources_of_destinations(model).items():
         for src in sources:
-            change = clean.written[src] - ablated.written[src]
+            change = run.written[src] - ablated.written[src]
             edges[f"{src}->{dest}"] = (change * slope[dest]).sum(dim=(1, 2))
     attention_edges = {}
-    for head in clean.z:
-        change = clean.terms(head) - ablated.terms[head]
+    for head in run.z:
+        change = run.terms(head) - ablated.terms[head]
         attention_edges[head] = (change * slope[head][:, :, None]).sum(dim=-1)
     return SlowScores(edges, attention_edges)
 
@@ -248,11 +329,10 @@ def _capped(values: Tensor, cap: float | None) -> Tensor:
     return cap * (values / cap).tanh() if cap is not None and cap > 0 else values
 
 
-def _gradients(
-    model: HookedTransformer, prompts: Prompts, embed: Stream, metric: str
+def _slopes(
+    model: HookedTransformer, prompts: Prompts, run: SlowRun, metric: str
 ) -> dict[str, Tensor]:
-    """Gradients of the metric at every destination's input and at every head's z."""
-    run = forward(model, embed)
+    """Gradients of a run's metric at every destination's input and at every head's z."""
     places = run.read | run.z
     total = _metric(model, prompts, run, metric).sum()
     # What padding computes, no metric reads; and a whole last layer may have its gates shut.

@@ -68,11 +68,15 @@ def test_a_discovery_has_one_row_for_each_granularity():
     edge = frame.set_index("granularity").loc["edge"]
     words = {"interval": "prompts within templates", "measured_on": "reporting"}
     assert edge[list(words)].to_dict() == words
-    assert edge.drop(list(words)).to_dict() == pytest.approx(
+    assert edge["minimal"] is None
+    assert edge.drop([*words, "minimal"]).to_dict() == pytest.approx(
         {
             "size": 6,
             "size_low": 5,
             "size_high": 8,
+            "prefix": 6,
+            "prefix_low": 5,
+            "prefix_high": 8,
             "components": 40,
             "faithfulness": 0.92,
             "faithfulness_low": 0.85,
