@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import AttentionExample, Comparison, ModelFacts
-from circuits.results.discovery import DiscoverConfig, Discovery, Found
+from circuits.results.discovery import PRUNED, DiscoverConfig, Discovery, Found
 
 GRAPH = Graph(2, 2)
 TOKENS = ("<|endoftext|>", " When", " <script>alert(1)</script>", ' "quoted"', "\n")
@@ -56,6 +58,7 @@ def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Fo
         prefix_size=size,
         prefix_low=min(resampled),
         prefix_high=max(resampled),
+        prefix_interval="prompts within templates",
         is_minimal=None,
         first_crossing=size,
         faithfulness=0.92,
@@ -70,6 +73,7 @@ def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Fo
         size_low=min(resampled),
         size_high=max(resampled),
         resampled_sizes=resampled,
+        resampled_prefixes=resampled,
         resampled_templates=resampled,
         template_sizes={"template": size},
         n_attribution=size + 3,
@@ -142,5 +146,36 @@ def make_comparison(
             "device": "cpu",
             "seconds": 1.5,
             "command": "circuits compare --out '<script>alert(2)</script>'",
+        },
+    )
+
+
+def pruned(comparison: Comparison, size_of: Callable[[float], float]) -> Comparison:
+    """Returns the comparison as if each circuit had been pruned from its size to `size_of` it."""
+
+    def shrunk(one: Found) -> Found:
+        return replace(
+            one,
+            size=size_of(one.size),
+            size_low=math.nan,
+            size_high=math.nan,
+            interval=PRUNED,
+            is_minimal=True,
+            resampled_sizes=(),
+            resampled_templates=(),
+        )
+
+    return replace(
+        comparison,
+        discoveries={
+            task: {
+                side: replace(
+                    discovery,
+                    config=replace(discovery.config, prune=True),
+                    found={name: shrunk(one) for name, one in discovery.found.items()},
+                )
+                for side, discovery in sides.items()
+            }
+            for task, sides in comparison.discoveries.items()
         },
     )

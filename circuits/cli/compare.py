@@ -23,6 +23,7 @@ from circuits.cli.options import (
     Method,
     MethodOptions,
     NPrompts,
+    Prune,
     Seed,
     SelectionName,
     Target,
@@ -66,6 +67,7 @@ def compare_command(
     ablation: AblationName = "corrupted",
     gates: GatesName = "follow",
     prompts: NPrompts = 100,
+    prune: Prune = False,
     seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
@@ -89,7 +91,16 @@ def compare_command(
 
         tasks = find_tasks(task or DEFAULT_TASKS)
         config = discover_config(
-            target, granularity, method, method_option, selection, ablation, gates, prompts, seed
+            target,
+            granularity,
+            method,
+            method_option,
+            selection,
+            ablation,
+            gates,
+            prompts,
+            seed,
+            prune,
         )
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
@@ -123,7 +134,8 @@ def compare_command(
     write_results(comparison, out)
     equally_good = comparison.models_table().drop(columns="tokenizer")
     print_frame(equally_good, "Are the models equally good?")
-    print_frame(_compact(comparison.summary_table()), f"Components that recover {target:.0%}")
+    for name, table in _compact(comparison.summary_table()).items():
+        print_frame(table, f"{name}: components that recover {target:.0%}")
     for name, why in comparison.not_compared().items():
         out_console.print(f"{name} is not compared. {why}", markup=False, soft_wrap=True)
     for warning in warnings_of(comparison):
@@ -253,27 +265,44 @@ def _loaded(source: str, device: str, trust_remote_code: bool) -> Model:
     return model if found is None else add_top_k(model, int(found[2]))
 
 
-def _compact(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary in columns that fit a terminal; the files have all of them."""
-    summary = summary.loc[summary["granularity"] != ""]
-    rows: list[Any] = [row for _, row in summary.iterrows()]
-    return summary[["task", "granularity", "dense", "sparse"]].assign(
-        **{
-            "ratio [95 %]": [_ratio_cell(row) + ("=" if row["note"] else "") for row in rows],
-            "faithful": [_faithful_cell(row) for row in rows],
-        }
-    )
+def _compact(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The summary by task, in columns that fit a terminal; the files have all of them."""
+    tables = {}
+    for task, part in summary.loc[summary["granularity"] != ""].groupby("task", sort=False):
+        rows: list[Any] = [row for _, row in part.iterrows()]
+        ratios = {"ratio [95 %]": [_ratio_cell(row) + ("=" if row["note"] else "") for row in rows]}
+        if _is_pruned(part):
+            ratios = {
+                "ratio": [f"{row['ratio']:.2f}" for row in rows],
+                "unpruned [95 %]": [_ratio_cell(row, "prefix_ratio") for row in rows],
+            }
+        tables[str(task)] = part[["granularity"]].assign(
+            sizes=[
+                f"{row['dense']:.4g} / {row['sparse']:.4g}"
+                + ("+" if row["minimal"] is False else "")
+                for row in rows
+            ],
+            **ratios,
+            attrib=[f"{row['attribution_ratio']:.2f}" for row in rows],
+            faithful=[_faithful_cell(row) for row in rows],
+        )
+    return tables
 
 
-def _ratio_cell(row: Any) -> str:
-    if math.isnan(row["ratio_low"]):
-        return f"{row['ratio']:.2f} (no interval)"
-    return f"{row['ratio']:.2f} [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+def _is_pruned(summary: pd.DataFrame) -> bool:
+    return bool(summary["pruned"].eq(True).any())
+
+
+def _ratio_cell(row: Any, name: str = "ratio") -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if math.isnan(low):
+        return f"{value:.2f} (no interval)"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _faithful_cell(row: Any) -> str:
     mark = "" if row["measured_on"] == "reporting" else "*"
-    return f"{row['faithfulness_dense']:.3f}, {row['faithfulness_sparse']:.3f}{mark}"
+    return f"{row['faithfulness_dense']:.2f}, {row['faithfulness_sparse']:.2f}{mark}"
 
 
 def _legend(summary: pd.DataFrame) -> list[str]:
@@ -283,8 +312,21 @@ def _legend(summary: pd.DataFrame) -> list[str]:
     rows: list[Any] = [row for _, row in summary.iterrows()]
     fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
     lines = [
-        f"ratio: dense / sparse, with its 95 % interval over the prompts that sizes were chosen on "
-        f"(drawn: {drawn})",
+        "sizes: dense / sparse; ratio: one over the other, with its 95 % interval over the prompts "
+        f"that sizes were chosen on (drawn: {drawn})",
+    ]
+    if _is_pruned(summary):
+        lines = [
+            "sizes: dense / sparse, of circuits that no single component can leave without missing "
+            "the target on the prompts that chose them; their ratio has no interval",
+            "unpruned: the ratio of the smallest prefixes of the ranking, with its 95 % interval "
+            "over prompts",
+        ]
+    if any(row["minimal"] is False for row in rows):
+        lines.append("+  more might go from one of them; the bound on the trials was reached")
+    lines += [
+        "attrib: the ratio of how many components hold as much of all absolute attribution; no "
+        "intervention, and a count that favours gated models",
         "faithful: the circuits' faithfulness, dense and sparse"
         + (f", on {fresh[0]} fresh prompts" if len(fresh) else ""),
     ]

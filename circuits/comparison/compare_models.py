@@ -203,6 +203,7 @@ def compare(
             "selection": config.selection,
             "ablation": config.ablation,
             "gates": config.gates,
+            "prune": config.prune,
             "prompts": config.n_prompts,
         },
     )

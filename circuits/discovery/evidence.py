@@ -31,7 +31,7 @@ from circuits.discovery.resample import (
 )
 from circuits.discovery.search import Search, curve_sizes, sorted_trials
 from circuits.intervene.ablate import Experiment, faithfulness
-from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
+from circuits.results.discovery import PRUNED, DiscoverConfig, Found, MeasuredOn
 from circuits.results.intervals import interval
 
 N_RANDOM = 5
@@ -140,10 +140,11 @@ def gather_evidence(
         size=circuit.size,
         size_low=size_low,
         size_high=size_high,
-        interval=of_prompts.drawn if pruned is None else "none: the circuit was pruned",
+        interval=of_prompts.drawn if pruned is None else PRUNED,
         prefix_size=ranked.circuit(prefix).size,
         prefix_low=prefix_low,
         prefix_high=prefix_high,
+        prefix_interval=of_prompts.drawn,
         is_minimal=None if pruned is None else pruned.is_minimal,
         first_crossing=ranked.circuit(first_of(ranked.orders, search.first)).size,
         n_components=n_components,
@@ -157,6 +158,7 @@ def gather_evidence(
         faithfulness_without_last=None if without is None else float(share(without)),
         faithfulness_of_rest=float(share(measured.rest)),
         resampled_sizes=tuple(sizes.tolist()),
+        resampled_prefixes=tuple(prefixes.tolist()),
         resampled_templates=tuple(templates_drawn.tolist()) if pruned is None else (),
         template_sizes=dict(
             zip(names, resampled_sizes(search, counted, alone.double()).tolist(), strict=True)

@@ -238,6 +238,12 @@ def _circuits(config: DiscoverConfig) -> str:
         f"metric m. The circuit is the smallest for which it stays at {config.target:.4g} or above "
         "at every larger size that was tried along the order.",
     ]
+    if config.prune:
+        sentences.append(
+            "From it components were taken out, those first whose effect in the circuit's own run "
+            "was least, until no single one could go without faithfulness falling under "
+            "the target on the prompts that chose the size."
+        )
     if config.gates != "follow":
         sentences.append(f"Gates: {_clause(GATES, config.gates)}.")
     return " ".join(sentences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from circuits.figures import UNITS, counted, rounded
-from circuits.results.comparison import SIDES, Comparison, size_ratio
+from circuits.results.comparison import SIDES, Comparison, prefix_size_ratio, size_ratio
 from circuits.results.discovery import Found
 
 CE_TOLERANCE = 0.01
@@ -21,7 +21,11 @@ def headlines(comparison: Comparison) -> list[str]:
     for task, found in comparison.discoveries.items():
         for granularity in sorted(found["dense"].found, key=lambda name: name != "edge"):
             dense, sparse = (found[side].found[granularity] for side in SIDES)
-            verdict = _verdict(*size_ratio(dense, sparse), dense.interval)
+            verdict = (
+                _verdict(*size_ratio(dense, sparse), dense.interval)
+                if dense.is_minimal is None
+                else _verdict_of_pruned(dense, sparse)
+            )
             sentences.append(
                 f"{task}: {100 * found['dense'].config.target:.4g} % of the behaviour takes "
                 f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
@@ -43,6 +47,17 @@ def _verdict(ratio: float, low: float, high: float, drawn: str) -> str:
     if low <= 1 <= high:
         return f"{text}; no clear difference: the interval includes 1"
     return text if ratio > 1 else f"{text}; the sparse model needs more"
+
+
+def _verdict_of_pruned(dense: Found, sparse: Found) -> str:
+    """The ratio of pruned sizes, which has no interval, and that of the sizes before, which has."""
+    ratio, *_ = size_ratio(dense, sparse)
+    before, low, high = prefix_size_ratio(dense, sparse)
+    text = "" if math.isnan(ratio) else f"ratio {rounded(ratio)}; "
+    text += f"before pruning {dense.prefix_size:.4g} and {sparse.prefix_size:.4g}"
+    if not math.isnan(low):
+        text += f", ratio {rounded(before)}, 95 % interval {rounded(low)} to {rounded(high)}"
+    return f" ({text})"
 
 
 def warnings_of(comparison: Comparison) -> list[str]:

@@ -144,6 +144,12 @@ class Comparison:
         Faithfulness is of `prompts` prompts: fresh ones where `measured_on` is "reporting", those
         that the circuits were found on where it is "sizing". A task that one of the pair does not
         do has one row without a granularity, and `note` says why.
+
+        Where circuits were `pruned`, `minimal` says whether no single component can go. The ratio
+        of their sizes has no interval; that of the sizes before has, in the columns `prefix_*`. The
+        columns `attribution_*` count without any intervention: how many components hold the
+        target's share of all absolute attribution. A gate that is shut in both runs makes an
+        attention edge score exactly 0, so this count favours gated models by construction.
         """
         rows = []
         for task, found in self.discoveries.items():
@@ -151,6 +157,7 @@ class Comparison:
             for granularity in dense.found:
                 pair = (dense.found[granularity], sparse.found[granularity])
                 ratio, low, high = size_ratio(*pair)
+                prefix_ratio, prefix_low, prefix_high = prefix_size_ratio(*pair)
                 _, templates_low, templates_high = template_ratio(*pair)
                 rows.append(
                     {
@@ -175,6 +182,16 @@ class Comparison:
                         "target": dense.config.target,
                         "measured_on": pair[0].measured_on,
                         "prompts": pair[0].n_measured,
+                        "pruned": dense.config.prune,
+                        "minimal": _all_minimal(*pair),
+                        "prefix_dense": pair[0].prefix_size,
+                        "prefix_sparse": pair[1].prefix_size,
+                        "prefix_ratio": prefix_ratio,
+                        "prefix_ratio_low": prefix_low,
+                        "prefix_ratio_high": prefix_high,
+                        "attribution_dense": pair[0].n_attribution,
+                        "attribution_sparse": pair[1].n_attribution,
+                        "attribution_ratio": attribution_ratio(*pair),
                     }
                 )
         for task, reason in self.not_compared().items():
@@ -258,11 +275,13 @@ class Comparison:
                         row |= {"accuracy": found[name].accuracy, "dense": dense.size}
                         row |= {"size": one.size, "ratio": ratio, "ratio_low": low}
                         row |= {"ratio_high": high, "note": ""}
+                        row |= {"attribution": one.n_attribution}
+                        row |= {"attribution_ratio": attribution_ratio(dense, one)}
                     else:
                         row["note"] = self.refused[task][name]
                     rows.append(row)
         columns = ("task", "granularity", "model", "accuracy", "ce", "density", "dense", "size")
-        columns += ("ratio", "ratio_low", "ratio_high", "note")
+        columns += ("ratio", "ratio_low", "ratio_high", "attribution", "attribution_ratio", "note")
         return pd.DataFrame(rows, columns=list(columns))
 
     def seeds_table(self) -> pd.DataFrame:
@@ -280,9 +299,14 @@ class Comparison:
                 mean, low, high = seeds_interval(ratios)
                 row = {"task": task, "granularity": granularity, "seeds": len(ratios)}
                 row |= {"ratio": mean, "ratio_low": low, "ratio_high": high}
-                rows.append(row | {"smallest": min(ratios), "largest": max(ratios)})
-        columns = ("task", "granularity", "seeds", "ratio", "ratio_low", "ratio_high")
-        return pd.DataFrame(rows, columns=[*columns, "smallest", "largest"])
+                row |= {"smallest": min(ratios), "largest": max(ratios)}
+                counts = [attribution_ratio(dense, one.found[granularity]) for one in sparse]
+                mean, low, high = seeds_interval(counts)
+                row |= {"attribution_ratio": mean, "attribution_ratio_low": low}
+                rows.append(row | {"attribution_ratio_high": high})
+        columns = ("task", "granularity", "seeds", "ratio", "ratio_low", "ratio_high", "smallest")
+        columns += ("largest", "attribution_ratio", "attribution_ratio_low")
+        return pd.DataFrame(rows, columns=[*columns, "attribution_ratio_high"])
 
     def transfer_table(self) -> pd.DataFrame:
         """Returns one row for each circuit that was run in the other model."""
@@ -342,9 +366,28 @@ def _note(*found: Found) -> str:
     return "every resample has this size" if len(found) == 1 else "every resample has these sizes"
 
 
+def _all_minimal(*found: Found) -> bool | None:
+    """Whether no single component can go from any of them; None where they were not pruned."""
+    if any(one.is_minimal is None for one in found):
+        return None
+    return all(one.is_minimal for one in found)
+
+
 def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
     """Returns dense size over sparse size, and its 95 % interval over shared resamples."""
     return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
+
+
+def prefix_size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
+    """Returns the same of the sizes before pruning, which have resamples in any case."""
+    return ratio_interval(
+        dense.prefix_size, sparse.prefix_size, dense.resampled_prefixes, sparse.resampled_prefixes
+    )
+
+
+def attribution_ratio(dense: Found, sparse: Found) -> float:
+    """Returns how many times as many components hold the attribution in the dense model."""
+    return ratio_interval(dense.n_attribution, sparse.n_attribution, (), ())[0]
 
 
 def template_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:

@@ -43,6 +43,9 @@ _BOUNDS = (
 )
 """The ends of intervals, which few prompts do not have: NaN, which JSON has no place for."""
 
+PRUNED = "none: the circuit was pruned"
+"""Why a size has no interval: resamples of a search say nothing of what pruning would leave."""
+
 MeasuredOn = Literal["reporting", "sizing"]
 """The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
 
@@ -117,6 +120,7 @@ class Found:
             larger size tried reaches the target on the sizing prompts.
         prefix_low: Lower end of its 95 % interval over sizing prompts; NaN without one.
         prefix_high: Upper end.
+        prefix_interval: What was drawn for that interval, as in `interval`.
         is_minimal: Whether no single component can go without faithfulness falling under the target
             on the sizing prompts; None where the circuit was not pruned.
         first_crossing: The smallest size tried that reaches the target; less than `prefix_size`
@@ -138,6 +142,7 @@ class Found:
             leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
         resampled_sizes: The size in each bootstrap resample, for paired ratios; none without an
             interval.
+        resampled_prefixes: The size before pruning in each bootstrap resample.
         resampled_templates: The size in each resample of whole templates; none where there are
             fewer than five.
         template_sizes: The size that each template alone would need, along the same ranking.
@@ -160,6 +165,7 @@ class Found:
     prefix_size: float
     prefix_low: float
     prefix_high: float
+    prefix_interval: str
     is_minimal: bool | None
     first_crossing: float
     n_components: float
@@ -173,6 +179,7 @@ class Found:
     faithfulness_without_last: float | None
     faithfulness_of_rest: float
     resampled_sizes: tuple[float, ...]
+    resampled_prefixes: tuple[float, ...]
     resampled_templates: tuple[float, ...]
     template_sizes: dict[str, float]
     n_attribution: float

@@ -9,7 +9,7 @@ import pytest
 from circuits.report import check_writable, headlines, warnings_of, write_results
 from circuits.results.circuit import Circuit
 from circuits.results.comparison import load_comparison
-from tests.fake_comparison import EDGES, make_comparison, make_found
+from tests.fake_comparison import EDGES, make_comparison, make_found, pruned
 
 TABLES = [
     *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
@@ -60,13 +60,7 @@ def test_everything_is_written(written):
 
 def test_tables_have_the_promised_columns(written):
     summary = pd.read_csv(written / "summary.csv")
-    assert list(summary.columns) == [
-        "task", "granularity", "dense", "sparse", "ratio", "ratio_low", "ratio_high",
-        "p", "interval", "note", "templates_low", "templates_high",
-        "faithfulness_dense", "faithfulness_dense_low", "faithfulness_dense_high",
-        "faithfulness_sparse", "faithfulness_sparse_low", "faithfulness_sparse_high",
-        "target", "measured_on", "prompts",
-    ]  # fmt: skip
+    assert list(summary.columns) == list(make_comparison().summary_table().columns)
     assert len(summary) == 8
     models = pd.read_csv(written / "models.csv")
     assert list(models.columns) == [
@@ -181,6 +175,12 @@ def test_a_headline_says_why_there_is_no_interval():
     none = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
     (sentence,) = headlines(with_evidence(one_task(), **none))
     assert "(ratio 2, no interval: 6 prompts are too few); no clear difference" in sentence
+
+
+def test_a_headline_of_pruned_circuits_tells_the_sizes_before():
+    (sentence,) = headlines(pruned(one_task(), lambda size: size // 2))
+    assert "takes 3 edges in the dense model and 1 in the sparse one (ratio 3; before" in sentence
+    assert sentence.endswith("pruning 6 and 3, ratio 2, 95 % interval 1.6 to 2.5).")
 
 
 def test_a_circuit_that_misses_the_target_on_fresh_prompts_is_named():

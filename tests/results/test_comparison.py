@@ -6,7 +6,7 @@ import pytest
 
 from circuits.graph import Graph
 from circuits.results.comparison import circuit_shape, load_comparison, save_comparison
-from tests.fake_comparison import make_circuit, make_comparison, make_found
+from tests.fake_comparison import make_circuit, make_comparison, make_found, pruned
 
 
 def test_a_saved_comparison_is_loaded_as_it_was(tmp_path):
@@ -114,8 +114,29 @@ def test_the_columns_of_the_summary_are_promised():
         "task,granularity,dense,sparse,ratio,ratio_low,ratio_high,p,interval,note,templates_low,"
         "templates_high,faithfulness_dense,faithfulness_dense_low,faithfulness_dense_high,"
         "faithfulness_sparse,faithfulness_sparse_low,faithfulness_sparse_high,target,measured_on,"
-        "prompts"
+        "prompts,pruned,minimal,prefix_dense,prefix_sparse,prefix_ratio,prefix_ratio_low,"
+        "prefix_ratio_high,attribution_dense,attribution_sparse,attribution_ratio"
     )
+
+
+def test_pruned_sizes_have_a_ratio_without_an_interval_and_those_before_with_one():
+    before = make_comparison(tasks=("ioi",), granularities=("edge",))
+    (plain,) = before.summary_table().to_dict("records")
+    (row,) = pruned(before, lambda size: size // 2).summary_table().to_dict("records")
+    assert (row["dense"], row["sparse"], row["ratio"]) == (3, 1, 3)
+    assert math.isnan(row["ratio_low"]) and math.isnan(row["p"])
+    assert (row["pruned"], row["minimal"]) == (True, True)
+    names = ("ratio", "ratio_low", "ratio_high")
+    assert [row[f"prefix_{name}"] for name in names] == [plain[name] for name in names]
+    assert (row["prefix_dense"], row["prefix_sparse"]) == (6, 3)
+    assert (plain["pruned"], plain["minimal"]) == (False, None)
+
+
+def test_the_count_by_attribution_stands_beside_the_size():
+    comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
+    (row,) = comparison.summary_table().to_dict("records")
+    assert (row["attribution_dense"], row["attribution_sparse"]) == (9, 6)
+    assert row["attribution_ratio"] == 1.5
 
 
 def test_the_columns_of_the_models_table_are_promised():
