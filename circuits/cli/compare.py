@@ -84,6 +84,7 @@ def compare_command(
     launch = read_launch()
     with usage_errors():
         from circuits.comparison.compare_models import compare, steps_of_compare
+        from circuits.discovery.find_circuits import method_of
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
         from circuits.tasks import find_tasks
@@ -102,6 +103,7 @@ def compare_command(
             seed,
             prune,
         )
+        method_of(config)  # Its options are refused here, before anything is loaded.
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)

@@ -53,7 +53,7 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.discovery.find_circuits import discover, steps_of
+        from circuits.discovery.find_circuits import discover, method_of, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
         from circuits.tasks import find_task
@@ -72,6 +72,7 @@ def discover_command(
             seed,
             prune,
         )
+        method_of(config)  # Its options are refused here, before anything is loaded.
         check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)

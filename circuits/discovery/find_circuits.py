@@ -69,7 +69,7 @@ def discover(
         ValueError: bad prompts, or a model that does not do the task.
     """
     config = replace(config or DiscoverConfig(), **settings)
-    _method(config)  # An option that the method lacks is refused before anything is loaded.
+    method_of(config)  # An option that the method lacks is refused before anything is loaded.
     model, task = as_model(model), find_task(task)
     n = config.n_prompts
     if prompts is None:
@@ -132,7 +132,7 @@ def _scores(
     ranked on its own sizing prompts: the positions of others mean something else.
     """
     wanted = "attention_edge" in config.granularities
-    method = _method(config)
+    method = method_of(config)
     scores = method(experiment_on(prompts.ranking), attention_edges=wanted)
     templates = prompts.sizing.templates
     lone = [i for i, name in enumerate(templates) if name not in scores.attention_edges]
@@ -142,8 +142,8 @@ def _scores(
     return replace(scores, attention_edges=scores.attention_edges | own.attention_edges)
 
 
-def _method(config: DiscoverConfig) -> Method:
-    """The method with its options fixed.
+def method_of(config: DiscoverConfig) -> Method:
+    """Returns the method of a config with its options fixed.
 
     Raises:
         ValueError: it has no such option.

@@ -5,7 +5,7 @@ figure by `circuits.figures.style`.
 """
 
 from circuits.figures.arcs import arcs_figure
-from circuits.figures.attention import attention_figure, token_labels
+from circuits.figures.attention import attention_figure, spelled_token, token_labels
 from circuits.figures.density import density_figure, head_density_figure
 from circuits.figures.diagram import circuit_figure
 from circuits.figures.export import PRINT_WIDTHS, for_print, save_figure
@@ -34,6 +34,7 @@ __all__ = [
     "rounded",
     "save_figure",
     "sizes_figure",
+    "spelled_token",
     "token_labels",
     "training_figure",
 ]

@@ -113,7 +113,12 @@ def _has(comparison: Comparison, task: str, side: str, name: str) -> bool:
     return layer < len(patterns) and head < len(patterns[layer])
 
 
-def _visible(token: str) -> str:
-    """The token as a label: escaped, its line breaks spelled out, never empty."""
+def spelled_token(token: str) -> str:
+    """Returns a token as text that can be seen: line breaks spelled out, never empty."""
     spelled = token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r").strip()
-    return safe(spelled) or "␣"
+    return spelled or "␣"
+
+
+def _visible(token: str) -> str:
+    """The token as a label of plotly's: visible and escaped."""
+    return safe(spelled_token(token))

@@ -1,22 +1,27 @@
-"""The part of the report that answers: both circuits and their heads' attention, chosen by hand.
+"""What the explorer of the report shows, as plain data: both circuits, their heads, the patterns.
 
-Every diagram is made here, once for each task and granularity; the page's script (page.js) shows
-the one that is asked for. A head that is clicked, or chosen from the list, shows its attention in
-both models on the chosen prompt; attention edges are drawn over that prompt's tokens. Without the
-script all tables can still be read.
+The page's scripts draw it. Scores are rounded to four digits and patterns to thousandths, which no
+picture shows; sizes are those of the whole circuit, however many of its edges the page holds.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect
+from itertools import accumulate
 from typing import Any
 
-from circuits.figures import COLOURS, UNITS, arcs_figure, circuit_figure, token_labels
-from circuits.figures.style import PAGE_CONFIG
+from circuits.figures import UNITS, spelled_token
+from circuits.graph import LOGITS
+from circuits.report.opening import most_changed_head
+from circuits.report.words import edges_first
+from circuits.results.circuit import Circuit
 from circuits.results.comparison import SIDES, AttentionExample, Comparison
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
+MOST_EDGES = 150_000
+"""Edges of all circuits of the page, about 2 MB; with more, big circuits lose their weakest."""
 
 
 def as_script_data(data: Any) -> str:
@@ -27,36 +32,117 @@ def as_script_data(data: Any) -> str:
     return text
 
 
-def explorer_data(comparison: Comparison) -> dict[str, Any]:
-    """Returns everything that the script shows, by task."""
+def explorer_data(comparison: Comparison, *, most_edges: int = MOST_EDGES) -> dict[str, Any]:
+    """Returns everything that the scripts show: units, and what was found in each task."""
+    sizes = [
+        int(one.circuit.edges.sum())
+        for task in comparison.discoveries
+        for name in _drawn_as_graph(comparison, task)
+        for side in SIDES
+        for one in [comparison.discoveries[task][side].found[name]]
+    ]
+    cap = largest_share(sizes, most_edges)
+    changed = most_changed_head(comparison)
     return {
-        "colours": COLOURS,
-        "config": PAGE_CONFIG,
         "units": UNITS,
-        "tasks": {task: _task_data(comparison, task) for task in comparison.discoveries},
+        "picture": None if changed is None else {"task": changed.task, "head": changed.head},
+        "tasks": {task: _task_data(comparison, task, cap) for task in comparison.discoveries},
     }
 
 
-def _task_data(comparison: Comparison, task: str) -> dict[str, Any]:
+def largest_share(sizes: list[int], whole: int) -> int:
+    """Returns the most that each of several may have so that all together have at most `whole`.
+
+    Those that need less leave the rest to the others.
+    """
+    ordered = sorted(sizes)
+    before = list(accumulate(ordered, initial=0))
+    # With the first k whole and the others cut to the k-th's size, so much would be taken.
+    taken = [before[k] + size * (len(sizes) - k) for k, size in enumerate(ordered)]
+    k = bisect(taken, whole)
+    return max(sizes, default=0) if k == len(sizes) else (whole - before[k]) // (len(sizes) - k)
+
+
+def _drawn_as_graph(comparison: Comparison, task: str) -> list[str]:
+    """The granularities of a task that are shown as nodes and edges: edges first.
+
+    Attention edges are drawn over the tokens of a prompt; where there is none, as nodes.
+    """
+    with_arcs = bool(comparison.examples.get(task))
+    known = edges_first(comparison, task)
+    return [name for name in known if name != "attention_edge" or not with_arcs]
+
+
+def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
     found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
-    known = [str(name) for name in found["dense"].found]
-    # Attention edges are drawn over the tokens of a prompt; where there is none, as nodes.
-    with_arcs = "attention_edge" in known and bool(examples)
-    diagrams, heads = {}, {}
-    for granularity in sorted(known, key=lambda name: name != "edge"):
-        circuits = [found[side].found[granularity].circuit for side in SIDES]
-        heads[granularity] = sorted({name for circuit in circuits for name in circuit.heads})
-        if granularity == "attention_edge" and with_arcs:
-            figures = [arcs_figure(comparison, task, prompt) for prompt in range(len(examples))]
-        else:
-            figures = [circuit_figure(comparison, task, granularity)]
-        diagrams[granularity] = [json.loads(str(figure.to_json())) for figure in figures]
-    wanted = {name for names in heads.values() for name in names}
+    as_graph = _drawn_as_graph(comparison, task)
+    names = [*as_graph, *(str(name) for name in found["dense"].found if name not in as_graph)]
+    circuits = {
+        name: {side: found[side].found[name].circuit for side in SIDES}  # type: ignore[index]
+        for name in names
+    }
+    wanted = {head for pair in circuits.values() for one in pair.values() for head in one.heads}
     n_all = sum(len(several) for several in comparison.examples.values())
     return {
-        "diagrams": diagrams,
-        "heads": heads,
+        "circuits": {
+            name: {
+                side: _graph_data(circuit, cap)
+                if name in as_graph
+                else _arcs_data(circuit, examples)
+                for side, circuit in pair.items()
+            }
+            for name, pair in circuits.items()
+        },
         "examples": [_example_data(example, wanted, n_all) for example in examples],
+        "roles": {
+            side: {
+                role.head: [role.role, role.twin, _rounded(role.similarity)]
+                for role in comparison.roles
+                if role.task == task and role.model == side
+            }
+            for side in SIDES
+        },
+    }
+
+
+def _graph_data(circuit: Circuit, cap: int) -> dict[str, Any]:
+    """A circuit as nodes and edges, the strongest edge first; ends are numbers of `nodes`."""
+    graph = circuit.graph
+    totals = circuit.scores.sum(dim=1).tolist()
+    score_of = dict(zip(graph.sources, totals, strict=True))
+    scores = circuit.scores[circuit.edges]
+    order = scores.abs().argsort(descending=True, stable=True)[:cap]
+    ends = circuit.edges.nonzero()[order].tolist()
+    nodes = [name for row, name in enumerate(graph.sources) if circuit.nodes[row]] + [LOGITS]
+    number = {name: place for place, name in enumerate(nodes)}
+    reads = [graph.destinations[dest].partition("<") for _, dest in ends]
+    return {
+        "size": circuit.size,
+        "n_edges": len(scores),
+        "nodes": nodes,
+        "totals": [_rounded(score_of.get(name, 0.0)) for name in nodes],
+        "src": [number[graph.sources[src]] for src, _ in ends],
+        "dest": [number[node] for node, _, _ in reads],
+        # One letter an edge: q, k or v of a head, - of an MLP or the logits.
+        "read": "".join(read[:1] or "-" for _, _, read in reads),
+        "score": [_rounded(score) for score in scores[order].tolist()],
+    }
+
+
+def _arcs_data(circuit: Circuit, examples: tuple[AttentionExample, ...]) -> dict[str, Any]:
+    """A circuit of attention edges on each prompt, the strongest first: head, query, key, score."""
+    return {
+        "size": circuit.size,
+        "prompts": [
+            [
+                [f"a{one.layer}.h{one.head}", one.query, one.key, _rounded(one.score)]
+                for one in sorted(
+                    circuit.attention_edges.get(example.template, []),
+                    key=lambda edge: -abs(edge.score),
+                )
+            ]
+            for example in examples
+        ],
     }
 
 
@@ -65,9 +151,8 @@ def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> di
     n_heads = sum(len(layer) for side in SIDES for layer in example.patterns[side])
     every = n_heads * len(example.clean) ** 2 * n_all <= MOST_NUMBERS
     return {
-        "tokens": token_labels(example.clean),
-        "text": " ".join(token.strip() for token in example.clean),
-        "answer": example.answer,
+        "tokens": [spelled_token(token) for token in example.clean],
+        "answer": spelled_token(example.answer),
         "patterns": {
             side: {
                 # In thousandths, and without the positions that a query cannot see: half the size.
@@ -82,3 +167,7 @@ def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> di
             for side in SIDES
         },
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

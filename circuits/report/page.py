@@ -1,18 +1,16 @@
-"""The report: a comparison as one HTML page that tells the story from top to bottom.
+"""The report: a comparison as one HTML page, an instrument first and then its evidence.
 
-`report.html.j2` is the page; it holds its style (page.css), its script (page.js), plotly and all
-data, and needs no network. Whatever comes from data is escaped.
+`report.html.j2` is the page. It holds its style (page.css), its scripts, plotly and all data, and
+needs no network. Whatever comes from data is escaped.
 """
 
 from __future__ import annotations
 
 import importlib.resources
-import math
+import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jinja2
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -27,28 +25,13 @@ from circuits.figures import (
 )
 from circuits.figures.style import PAGE_CONFIG
 from circuits.report.explorer import as_script_data, explorer_data
-from circuits.report.words import headlines, warnings_of
+from circuits.report.opening import most_changed_head, verdicts
+from circuits.report.tables import page_table, roles_by_head, run_table, tables_of
+from circuits.report.words import warnings_of
 from circuits.results.comparison import Comparison
 
-TABLES = (
-    *("summary", "models", "others", "seeds", "evidence"),
-    *("overlap", "transfer", "structure", "roles"),
-)
-
-
-class _Cell(NamedTuple):
-    text: str
-    is_text: bool  # not a number: it stands at the left
-
-
-class _Table(NamedTuple):
-    head: list[_Cell]
-    rows: list[list[_Cell]]
-
-
-def tables_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Returns all tables by name."""
-    return {name: getattr(comparison, f"{name}_table")() for name in TABLES}
+SCRIPTS = ("draw.js", "graph.js", "arcs.js", "detail.js", "explorer.js", "evidence.js")
+"""The page's scripts, in the order in which they need each other."""
 
 
 def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
@@ -67,10 +50,20 @@ def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
 
 
 def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
-    """Returns the whole report as one HTML page that needs no network."""
+    """Returns the whole report as one HTML page that needs no network.
+
+    Args:
+        comparison: The comparison.
+        figures: Those of `figures_of`, by name; the page shows the ones that it has a place for.
+    """
     frames = tables_of(comparison)
-    frames["role_counts"] = _role_counts(frames["roles"])
-    frames["run"] = _run_table(comparison)
+    frames["roles_by_head"] = roles_by_head(comparison)
+    frames["run"] = run_table(comparison)
+    tables = {name: page_table(frame) for name, frame in frames.items()}
+    # What stands in the explorer is not shown a second time; its figures are in their own files.
+    shown = {"density", "density_per_head", "sizes"}
+    shown |= {f"{task}.faithfulness" for task in comparison.discoveries}
+    shown &= set(figures)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
@@ -81,71 +74,30 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         models=comparison.models,
-        headlines=headlines(comparison),
+        verdicts=verdicts(comparison),
+        changed=most_changed_head(comparison),
+        examples={task: several[0] for task, several in comparison.examples.items() if several},
         warnings=warnings_of(comparison),
-        tables={name: _table(frame) for name, frame in frames.items()},
-        figures=figures,
-        figure_html=lambda name: _figure(figures[name]),
+        tables=tables,
+        figures=shown,
         tasks=list(comparison.discoveries),
-        examples={task: examples[0] for task, examples in comparison.examples.items()},
         explorer_data=as_script_data(explorer_data(comparison)),
+        evidence_data=as_script_data(
+            {
+                "config": PAGE_CONFIG,
+                "figures": {
+                    name: json.loads(str(figure.to_json()))
+                    for name, figure in figures.items()
+                    if name in shown
+                },
+                "csv": {name: table.csv for name, table in tables.items()},
+            }
+        ),
         style=_read("page.css"),
-        script=_read("page.js"),
+        scripts=[_read(name) for name in SCRIPTS],
         plotly=get_plotlyjs(),
     )
 
 
-def _role_counts(roles: pd.DataFrame) -> pd.DataFrame:
-    inside = roles[roles["in_circuit"].astype(bool)].replace({"role": {"": "none of these"}})
-    counts: Any = inside.groupby(["task", "model", "role"], sort=False).size()
-    return counts.unstack(fill_value=0).reset_index() if len(inside) else pd.DataFrame()
-
-
 def _read(name: str) -> str:
     return (importlib.resources.files("circuits.report") / name).read_text(encoding="utf-8")
-
-
-def _run_table(comparison: Comparison) -> pd.DataFrame:
-    rows = []
-    for name, value in comparison.run.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {one}" for key, one in value.items())
-        rows.append({"run": name, "value": str(value)})
-    return pd.DataFrame(rows)
-
-
-def _figure(figure: go.Figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False, config=PAGE_CONFIG)
-
-
-def _table(frame: pd.DataFrame) -> _Table:
-    """A table as the page shows it; without a row it has no head either."""
-    if frame.empty:
-        return _Table([], [])
-    head = [
-        _Cell(str(name).replace("_", " "), isinstance(frame[name].iloc[0], str))
-        for name in frame.columns
-    ]
-    rows = [
-        [
-            _Cell(_in_words(str(name), value), isinstance(value, str))
-            for name, value in zip(frame.columns, row, strict=True)
-        ]
-        for row in frame.itertuples(index=False)
-    ]
-    return _Table(head, rows)
-
-
-def _in_words(column: str, value: Any) -> str:
-    """A value as a person reads it; the CSV files hold it in full."""
-    if isinstance(value, str):
-        return value
-    if value is None or math.isnan(value):
-        return "-"
-    if column in ("accuracy", "density", "target"):
-        return f"{100 * value:.3g} %"
-    if column == "ce":  # Twins differ in the third decimal.
-        return f"{value:.4f}"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"

@@ -17,22 +17,35 @@ def headlines(comparison: Comparison) -> list[str]:
 
     Within a task edges come first: they are the finest components that both circuits share.
     """
-    sentences = []
-    for task, found in comparison.discoveries.items():
-        for granularity in sorted(found["dense"].found, key=lambda name: name != "edge"):
-            dense, sparse = (found[side].found[granularity] for side in SIDES)
-            verdict = (
-                _verdict(*size_ratio(dense, sparse), dense.interval)
-                if dense.is_minimal is None
-                else _verdict_of_pruned(dense, sparse)
-            )
-            sentences.append(
-                f"{task}: {100 * found['dense'].config.target:.4g} % of the behaviour takes "
-                f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
-                f"the sparse one{verdict}."
-            )
+    sentences = [
+        f"{task}: {headline(comparison, task, granularity)}"
+        for task in comparison.discoveries
+        for granularity in edges_first(comparison, task)
+    ]
     sentences += [f"{task}: not compared. {why}" for task, why in comparison.not_compared().items()]
     return sentences
+
+
+def edges_first(comparison: Comparison, task: str) -> list[str]:
+    """Returns the granularities of a task in the order in which they are told of."""
+    known = map(str, comparison.discoveries[task]["dense"].found)
+    return sorted(known, key=lambda name: name != "edge")
+
+
+def headline(comparison: Comparison, task: str, granularity: str) -> str:
+    """Returns what was found of one task at one granularity, as a sentence."""
+    found = comparison.discoveries[task]
+    dense, sparse = (found[side].found[granularity] for side in SIDES)  # type: ignore[index]
+    verdict = (
+        _verdict(*size_ratio(dense, sparse), dense.interval)
+        if dense.is_minimal is None
+        else _verdict_of_pruned(dense, sparse)
+    )
+    return (
+        f"{100 * found['dense'].config.target:.4g} % of the behaviour takes "
+        f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
+        f"the sparse one{verdict}."
+    )
 
 
 def _verdict(ratio: float, low: float, high: float, drawn: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, replace_folder, write_text
-from circuits.report.page import TABLES, figures_of, report_html, tables_of
+from circuits.report.page import figures_of, report_html
+from circuits.report.tables import TABLES, tables_of
 from circuits.results.comparison import COMPARISON_FILE, Comparison, save_comparison
 
 _WRITTEN = {

@@ -1,0 +1,125 @@
+"use strict";
+// What stands beside the drawing: all nodes with their roles, or one node with its attention
+// pattern and its edges in both models.
+(() => {
+  const { html, SIDES, scored } = report;
+  const FEW = 30;
+  const strength = (row) => Math.max(...SIDES.map((side) => Math.abs(row[side] ?? 0)));
+  const byStrength = (rows) => rows.sort((a, b) => strength(b) - strength(a));
+  const words = (role) => (role ?? "").replaceAll("_", " ");
+
+  const nodeButton = (name, choose) => html("button", { class: "link", click: () => choose(name) }, name);
+
+  // A table of at most FEW rows, and a button that brings the others.
+  const listed = (title, heads, rows, cells) => {
+    const body = html("tbody");
+    const add = (some) => body.append(...some.map((row) => html("tr", {}, cells(row).map((cell) => html("td", {}, cell)))));
+    add(rows.slice(0, FEW));
+    const rest = rows.slice(FEW);
+    const more = html("button", { click: () => { add(rest); more.remove(); } }, `Show ${rest.length} more`);
+    return html("section", {},
+      html("h4", {}, title),
+      rows.length
+        ? html("table", {}, html("thead", {}, html("tr", {}, heads.map((head) => html("th", { scope: "col" }, head)))), body)
+        : html("p", { class: "note" }, "none"),
+      rest.length ? more : null);
+  };
+
+  const both = (row) => SIDES.map((side) => scored(row[side]));
+
+  // Rows by name, with a number for each side.
+  const joined = (entries) => {
+    const rows = new Map();
+    for (const { name, side, score, ...others } of entries) {
+      if (!rows.has(name)) rows.set(name, { name, ...others });
+      rows.get(name)[side] = score;
+    }
+    return byStrength([...rows.values()]);
+  };
+
+  const allNodes = (pair, prompt) =>
+    joined(SIDES.flatMap((side) => {
+      const circuit = pair[side];
+      if (circuit.nodes)
+        return circuit.nodes.map((name, number) => ({ name, side, score: circuit.totals[number] })).filter(({ name }) => name !== "logits" && name !== "input");
+      const sums = new Map();
+      for (const [name, , , score] of circuit.prompts[prompt]) sums.set(name, (sums.get(name) ?? 0) + score);
+      return [...sums].map(([name, score]) => ({ name, side, score }));
+    }));
+  report.allNodes = allNodes;
+
+  const overview = ({ task, pair, prompt }, choose) => {
+    const roleOf = (side, name) => words(task.roles[side][name]?.[0]);
+    const role = (name) => {
+      const [dense, sparse] = SIDES.map((side) => roleOf(side, name));
+      if (!dense && !sparse) return "";
+      return dense === sparse ? dense : `${dense || "–"} / ${sparse || "–"}`;
+    };
+    return [
+      html("h3", {}, "All nodes"),
+      html("p", { class: "note" }, "Choose a node, here or in the drawing, to see its edges, its role and its attention. A score is the sum over a node's edges."),
+      listed("The strongest first", ["node", "dense", "sparse", "role, dense / sparse"], allNodes(pair, prompt),
+        (row) => [nodeButton(row.name, choose), ...both(row), role(row.name)]),
+    ];
+  };
+
+  const edgesOf = (pair, node, end) =>
+    joined(SIDES.flatMap((side) => {
+      const { nodes, src, dest, read, score } = pair[side];
+      const number = nodes.indexOf(node);
+      const [own, far] = end === "in" ? [dest, src] : [src, dest];
+      return own.flatMap((one, edge) => {
+        if (one !== number) return [];
+        const other = nodes[far[edge]], letter = read[edge] === "-" ? "" : read[edge];
+        return [{ name: `${other} ${letter}`, other, letter, side, score: score[edge] }];
+      });
+    }));
+
+  const edgeLists = (pair, node, choose) => {
+    const list = (end, title) => {
+      const rows = edgesOf(pair, node, end);
+      return listed(`${title} (${rows.length})`, [end === "in" ? "from" : "to", "dense", "sparse"], rows, (row) =>
+        [html("span", {}, nodeButton(row.other, choose), row.letter ? html("span", { class: "read" }, ` ${{ q: "query", k: "key", v: "value" }[row.letter]}`) : ""), ...both(row)]);
+    };
+    return [node === "input" ? null : list("in", "Edges in"), node === "logits" ? null : list("out", "Edges out")];
+  };
+
+  const arcLists = (pair, node, prompt, tokens) => {
+    const rows = joined(SIDES.flatMap((side) =>
+      pair[side].prompts[prompt].filter(([name]) => name === node)
+        .map(([, query, key, score]) => ({ name: `${query} ${key}`, query, key, side, score }))));
+    return listed(`Attention edges on this prompt (${rows.length})`, ["query → key", "dense", "sparse"], rows,
+      (row) => [`${tokens[row.query]} → ${tokens[row.key]}`, ...both(row)]);
+  };
+
+  const facts = (task, pair, node, prompt) => {
+    const known = SIDES.filter((side) => task.roles[side][node]);
+    const row = allNodes(pair, prompt).find(({ name }) => name === node) ?? {};
+    const line = (title, values) => html("tr", {}, html("th", { scope: "row" }, title), values.map((value) => html("td", {}, value)));
+    return html("table", { class: "facts" },
+      html("thead", {}, html("tr", {}, html("th"), SIDES.map((side) => html("th", { scope: "col", class: side }, side)))),
+      html("tbody", {},
+        line("in the circuit", SIDES.map((side) => (row[side] === undefined ? "no" : "yes"))),
+        line("score", both(row)),
+        known.length ? line("role", SIDES.map((side) => words(task.roles[side][node]?.[0]) || "–")) : null,
+        known.length ? line("most like", SIDES.map((side) => {
+          const role = task.roles[side][node];
+          return role ? `${role[1]} of the other (${role[2].toFixed(2)})` : "–";
+        })) : null));
+  };
+
+  report.showDetail = (container, view, choose) => {
+    const { task, pair, prompt, node } = view;
+    if (node === null) return container.replaceChildren(...overview(view, choose));
+    const example = task.examples[prompt];
+    const pattern = example && /^a/.test(node) ? report.patternPair(node, example, report.widthOf(container) - 28) : null;
+    container.replaceChildren(...[
+      html("h3", {}, node, " ", html("button", { class: "close", click: () => choose(null), "aria-label": `Let go of ${node}` }, "×")),
+      node === "input" || node === "logits" ? null : facts(task, pair, node, prompt),
+      pattern ? html("h4", {}, "Attention after the gate: rows look at columns") : null,
+      pattern,
+      ...[pair.dense.nodes ? edgeLists(pair, node, choose) : arcLists(pair, node, prompt, example.tokens)].flat(),
+    ].filter(Boolean));
+    container.scrollTop = 0;
+  };
+})();
