@@ -4,7 +4,7 @@
 
 Runs `circuits compare` on five behaviours with controls beside the pair (the dense model trained on
 without a gate; the dense model with the 4 highest scores of each query only, untrained), two sparse
-twins from other seeds, and `circuits robustness` on
+twins from other seeds, `circuits compare --prune` and `circuits robustness` on
 two of them, copies their tables into OUT, and writes the page beside it that is made of them
 (analyses/results_page.py). Takes some hours on two cores; a part that is in `--work` already
 is not run again.
@@ -97,10 +97,13 @@ def main() -> None:
         others += [part for name in TWINS for part in ("--twin", f"{name}={TWINS[name]}")]
         tasks = [part for name in TASKS for part in ("--task", name)]
         run(["compare", *others, *tasks, "--out", str(work / "compare")])
+    if not (work / "pruned").is_dir():
+        run(["compare", "--prune", "--out", str(work / "pruned")])
     if not (work / "robustness" / "robustness.csv").is_file():
         run(["robustness", "--out", str(work / "robustness")])
     for name in KEPT:
         shutil.copyfile(work / "compare" / f"{name}.csv", out / f"{name}.csv")
+    shutil.copyfile(work / "pruned" / "summary.csv", out / "pruned.csv")
     names = ("dense", "sparse", "dense-finetuned", *TWINS)
     verbs = pd.DataFrame([verbs_by_number(name) for name in names])
     write_text(out / "verbs.csv", verbs.to_csv(index=False))

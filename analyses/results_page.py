@@ -40,7 +40,8 @@ def _of_one_set(summary: pd.DataFrame) -> list[str]:
     if "measured_on" in summary.columns:
         return []
     return [
-        "**These tables are older than the definitions in [Concepts](concepts.md).** Sizes are the "
+        "**These tables, but for those of pruned circuits, are older than the definitions in "
+        "[Concepts](concepts.md).** Sizes are the "
         "first crossing of the target on a grid of twenty sizes, and faithfulness is that of the "
         "prompts which chose the size: on two fresh sets of prompts, circuits of 264 edges and of "
         "9 attention edges with 0.901 and 0.920 here had 0.883 to 0.897. Intervals draw prompts "
@@ -72,6 +73,7 @@ def page_text(tables: Path) -> str:
         "`templates` is the interval when whole templates are drawn in place of prompts: it asks "
         "whether other wordings would have given the same ratio. A behaviour with fewer than five "
         "templates has none. `faithfulness` is that of both circuits, dense and sparse.",
+        *_if_pruned(tables / "pruned.csv"),
         "## Controls",
         "`dense-finetuned` took the same optimiser, schedule, batches and number of steps as the "
         "sparse twin, without a gate. `dense-top4` is the dense model with the 4 highest scores of "
@@ -111,6 +113,52 @@ def page_text(tables: Path) -> str:
         run = pd.read_csv(tables / "real_text_run.csv")
         parts += ["## A language model of real text", real_text(pd.read_csv(real), run, pair)]
     return "\n\n".join(parts) + "\n"
+
+
+def _if_pruned(path: Path) -> list[str]:
+    """The section on pruned circuits, if that comparison was made."""
+    if not path.is_file():
+        return []
+    return [
+        "## Pruned circuits, and the count by attribution",
+        "By `circuits compare --prune`, as sizes are defined now: the smallest prefix of the "
+        "ranking from which 90 % stays recovered (`before`), and what is left of it when no single "
+        "component can go without missing the target on the prompts that chose it (`dense`, "
+        "`sparse`; their ratio has no interval). `by attribution` counts without interventions, "
+        "how many components hold 90 % of all absolute attribution; a shut gate scores exactly 0, "
+        "so it favours gated models. `faithfulness` is on fresh prompts, where a pruned circuit "
+        "may miss the target: it is fitted to the prompts that chose it.",
+        markdown(pruned(pd.read_csv(path))),
+    ]
+
+
+def pruned(summary: pd.DataFrame) -> pd.DataFrame:
+    """Returns the sizes after and before pruning, and by attribution, dense and sparse."""
+    rows: list[Any] = [row for _, row in summary.iterrows()]
+
+    def pair(name: str) -> list[str]:
+        return [f"{number(row[f'{name}_dense'])}, {number(row[f'{name}_sparse'])}" for row in rows]
+
+    return pd.DataFrame(
+        {
+            "behaviour": summary["task"],
+            "components": summary["granularity"].map(UNITS),
+            "dense": summary["dense"].map(number),
+            "sparse": summary["sparse"].map(number),
+            "ratio": summary["ratio"].map("{:.2f}".format),
+            "before": pair("prefix"),
+            "ratio before [95 %]": [
+                f"{row['prefix_ratio']:.2f} "
+                f"{between(row['prefix_ratio_low'], row['prefix_ratio_high'])}"
+                for row in rows
+            ],
+            "by attribution": pair("attribution"),
+            "ratio by attribution": summary["attribution_ratio"].map("{:.2f}".format),
+            "faithfulness": [
+                f"{row['faithfulness_dense']:.3f}, {row['faithfulness_sparse']:.3f}" for row in rows
+            ],
+        }
+    )
 
 
 def _orders_if_varied(table: pd.DataFrame) -> list[str]:

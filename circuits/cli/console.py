@@ -54,7 +54,7 @@ def progress_bar(total: int) -> Iterator[Any]:
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:
     """Prints a table to stdout."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     for name in frame.columns:
         justify = "right" if frame[name].dtype.kind in "fi" else "left"
         table.add_column(name, justify=justify, no_wrap=True)
