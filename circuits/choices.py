@@ -80,6 +80,14 @@ EDGE_PENALTIES: dict[EdgePenalty, str] = {
     "log": "The mean of their logarithms, whose pressure does not fade as the gate closes.",
 }
 
+Bound = Literal["ce", "kl"]
+"""What holds a sparse model to the dense one."""
+BOUNDS: dict[Bound, str] = {
+    "ce": "Its cross-entropy on held-out text is at most tau, the dense model's plus a slack.",
+    "kl": "KL(dense || sparse) on held-out text is at most epsilon, which no learning of the text "
+    "can buy.",
+}
+
 LowRankTargets = Literal["all", "attention", "mlp"]
 """Which weights have a low-rank update."""
 LOW_RANK_TARGETS: dict[LowRankTargets, str] = {

@@ -22,6 +22,7 @@ KINDS = {
     "gates": (choices.Gates, choices.GATES),
     "selection": (choices.Selection, choices.SELECTIONS),
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
+    "bound": (choices.Bound, choices.BOUNDS),
     "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),
     "targets": (choices.LowRankTargets, choices.LOW_RANK_TARGETS),
     "attention": (choices.AttentionPath, choices.ATTENTION_PATHS),

@@ -70,9 +70,17 @@ def train_command(
     tau: Annotated[
         float | None, typer.Option(help="The bound on the CE itself, in place of --slack.")
     ] = None,
+    bound: Annotated[
+        str, typer.Option(help="What is bounded: ce, or kl, the divergence from the dense model.")
+    ] = "ce",
+    epsilon: Annotated[
+        float, typer.Option(help="The bound of --bound kl on KL(dense || sparse), in nats.")
+    ] = 0.02,
     penalty: Annotated[str, typer.Option(help="Edge penalty: mean, rms or log.")] = "rms",
     edge_weight: Annotated[float, typer.Option(help="Weight of the edge penalty.")] = 8.0,
-    lambda_start: Annotated[float, typer.Option(help="First weight of the CE.")] = 1.0,
+    lambda_start: Annotated[
+        float, typer.Option(help="First weight of the CE, or of a bounded KL.")
+    ] = 1.0,
     lambda_warm_up: Annotated[
         float, typer.Option(help="Fraction of the steps before that weight moves.")
     ] = 0.0,
@@ -137,6 +145,8 @@ def train_command(
             penalty=penalty,  # type: ignore[arg-type]
             slack=slack,
             tau=tau,
+            bound=bound,
+            epsilon=epsilon,
             lambda_start=lambda_start,
             lambda_warm_up=lambda_warm_up,
             lambda_rate=lambda_rate,
@@ -274,8 +284,13 @@ def _summary(result: TrainResult) -> str:
     from circuits.sparsify.result import format_density
 
     layers = ", ".join(map(format_density, result.density.per_layer.tolist()))
+    if result.is_by_kl:
+        held = f"KL {result.kl:.4f}, bound {result.config.epsilon:g} nats"
+    else:
+        held = f"bound {result.tau:.4f} nats"
+    watched = result.watch.in_words("KL" if result.is_by_kl else "CE")
     return (
-        f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, bound {result.tau:.4f} nats; "
+        f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, {held}; "
         f"{format_density(result.density.overall)} of edges open at T = {result.density.context} "
-        f"(layers: {layers}), weights of step {result.best_step}; {result.watch.in_words()}"
+        f"(layers: {layers}), weights of step {result.best_step}; {watched}"
     )

@@ -15,7 +15,7 @@ _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 
 
 def training_figure(log: pd.DataFrame) -> go.Figure:
-    """Returns the curves of a run: held-out CE under its bound, density, and lambda.
+    """Returns the curves of a run: held-out CE or KL under its bound, density, and lambda.
 
     Args:
         log: The run's `log.jsonl`, as `pandas.read_json(path, lines=True)` reads it.
@@ -23,8 +23,9 @@ def training_figure(log: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: the log lacks a column, or was never evaluated.
     """
-    needed = ("step", "ce", "tau", "density", "expected_density", "lambda")
-    missing = [name for name in needed if name not in log]
+    bounded, limit, name = ("kl", "epsilon", "KL") if "kl" in log else ("ce", "tau", "CE")
+    needed = ("step", bounded, limit, "density", "expected_density", "lambda")
+    missing = [column for column in needed if column not in log]
     if missing:
         raise ValueError(
             f"the log has no column {missing[0]!r}; give the log.jsonl of `circuits train` "
@@ -33,11 +34,11 @@ def training_figure(log: pd.DataFrame) -> go.Figure:
     measured: Any = log[log["ce"].notna()]
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.05)
     figure.add_scatter(
-        row=1, col=1, x=measured["step"], y=measured["ce"], name="CE, held out",
+        row=1, col=1, x=measured["step"], y=measured[bounded], name=f"{name}, held out",
         mode="lines+markers", line={"color": COLOURS["sparse"]},
     )  # fmt: skip
     figure.add_scatter(
-        row=1, col=1, x=measured["step"], y=measured["tau"], name="bound",
+        row=1, col=1, x=measured["step"], y=measured[limit], name="bound",
         mode="lines", line={"color": GREY, "dash": "dash"},
     )  # fmt: skip
     figure.add_scatter(
@@ -52,7 +53,7 @@ def training_figure(log: pd.DataFrame) -> go.Figure:
         row=3, col=1, x=log["step"], y=log["lambda"], name="lambda", mode="lines",
         line={"color": "#222222"},
     )  # fmt: skip
-    figure.update_yaxes(title="CE (nats)", row=1)
+    figure.update_yaxes(title=f"{name} (nats)", row=1)
     figure.update_yaxes(title="open edges", type="log", tickformat=".2%", row=2)
     figure.update_yaxes(title="lambda", type="log", row=3)
     figure.update_xaxes(title="step", row=3)

@@ -12,7 +12,7 @@ from circuits.reading import is_there, number, read_json, shown
 
 GATE_FILE = "gate.json"
 
-_NUMBERS = ("tau", "slack", "ce", "dense_ce")
+_NUMBERS = ("tau", "slack", "ce", "dense_ce", "kl", "epsilon")
 _OBJECTS = ("density", "training", "versions")
 
 
@@ -22,11 +22,13 @@ class GateCard:
 
     Attributes:
         bias: The number b added to every attention score before the gate.
-        tau: The bound on the cross-entropy in nats per token, None if unknown.
+        tau: The bound on the cross-entropy in nats per token, None if unknown or not bounded.
         slack: The part of tau that was granted above the dense model's cross-entropy.
         ce: The cross-entropy reached on held-out data with the deterministic gate.
         dense_ce: The cross-entropy of the dense model on the same data.
-        satisfied: Whether `ce` keeps within `tau`.
+        kl: KL(dense || sparse) in nats per token on the same data, where it was bounded.
+        epsilon: The bound on it.
+        satisfied: Whether `ce` keeps within `tau`, or `kl` within `epsilon`.
         density: Fractions of open edges: `overall`, the `context` in tokens that it holds for, and,
             if known, `per_layer`. None if it was not measured.
         training: Config, seed, steps and data of the post-training.
@@ -41,6 +43,8 @@ class GateCard:
     slack: float | None = None
     ce: float | None = None
     dense_ce: float | None = None
+    kl: float | None = None
+    epsilon: float | None = None
     satisfied: bool | None = None
     density: Mapping[str, Any] | None = None
     training: Mapping[str, Any] = field(default_factory=dict)

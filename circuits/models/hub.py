@@ -89,8 +89,11 @@ def _gate_lines(gate: GateCard) -> list[str]:
     if gate.ce is not None and gate.dense_ce is not None:
         rows.append(f"| cross-entropy, nats per token | {gate.ce:.4f} |")
         rows.append(f"| of the dense model | {gate.dense_ce:.4f} |")
+    kept = "kept" if gate.satisfied else "not kept"
+    if gate.kl is not None and gate.epsilon is not None:
+        rows.append(f"| KL(dense to sparse), nats per token | {gate.kl:.4f} |")
+        rows.append(f"| bound on that divergence | {gate.epsilon:g} ({kept}) |")
     if gate.tau is not None:
-        kept = "kept" if gate.satisfied else "not kept"
         rows.append(f"| bound on the cross-entropy | {gate.tau:.4f} ({kept}) |")
     config = gate.training.get("config", {})
     for name in ("steps", "batch_size", "seed"):

@@ -9,10 +9,12 @@ from typing import Any
 
 from circuits.choices import (
     ATTENTION_PATHS,
+    BOUNDS,
     EDGE_PENALTIES,
     LOW_RANK_TARGETS,
     PRECISIONS,
     AttentionPath,
+    Bound,
     EdgePenalty,
     LowRankTargets,
     Precision,
@@ -21,6 +23,7 @@ from circuits.seeds import SEED_RANGE, is_seed
 
 _CHOICES: dict[str, Mapping[Any, str]] = {
     "attention": ATTENTION_PATHS,
+    "bound": BOUNDS,
     "penalty": EDGE_PENALTIES,
     "precision": PRECISIONS,
     "lora_targets": LOW_RANK_TARGETS,
@@ -38,8 +41,8 @@ class TrainConfig:
 
     Attributes:
         gate: False for a control: the same training without a gate, and without a price on edges.
-            What concerns the gate and its bound (bias, edge_weight, penalty, tau, slack, margin,
-            lambda_* and control_*) is left aside then.
+            What concerns the gate and its bound (bias, edge_weight, penalty, bound, epsilon, tau,
+            slack, margin, lambda_* and control_*) is left aside then.
         steps: Optimiser steps.
         batch_size: Sequences per step.
         accumulate: Parts that a batch is run in, one after the other, to need less memory. The
@@ -67,20 +70,24 @@ class TrainConfig:
         bias: b, added to the attention scores to give the gate logits.
         edge_weight: Weight of the edge penalty in the loss.
         penalty: How the densities of the layers make one penalty; see `loss.edge_penalty`.
+        bound: What is bounded on held-out text: `ce`, the cross-entropy, or `kl`, KL(dense ||
+            sparse), which is then also what lambda weighs in the loss, in place of the CE.
+        epsilon: The bound on KL(dense || sparse) in nats a token, where that is bounded.
         tau: The bound on the CE in nats, on the selection set; None for the dense model's CE there
             plus `slack`. The bound on the control set lies as far from the dense model's CE on it.
         slack: Nats by which the sparse model's CE may exceed the dense one's.
-        margin: Nats below the bound that lambda aims at, so that the end of the run keeps it.
-        lambda_start: First value of lambda, the weight of the CE.
+        margin: Nats below the bound that lambda aims at, so that the end of the run keeps it. At
+            most a tenth of epsilon where the KL is bounded, which cannot fall below 0.
+        lambda_start: First value of lambda, the weight of the CE, or of a bounded KL.
         lambda_warm_up: Fraction of the steps in which lambda keeps its first value. What is
             measured in them has no part in its running mean of violations.
         lambda_min: Smallest lambda.
         lambda_max: Greatest lambda.
         lambda_rate: Growth of log lambda per nat of violation and update.
         lambda_decay: Weight of the past in the running mean of violations, which begins anew when
-            CE crosses the bound.
+            it crosses 0.
         control_every: Steps between updates of lambda.
-        control_sequences: Held-out sequences that an update of lambda measures the CE on.
+        control_sequences: Held-out sequences that an update of lambda measures on.
         evaluate_every: Steps between evaluations, each of them a candidate for the result.
         selection_sequences: Held-out sequences that candidates are measured on.
         checkpoint_every: Steps between checkpoints.
@@ -109,6 +116,8 @@ class TrainConfig:
     bias: float = 0.0
     edge_weight: float = 8.0
     penalty: EdgePenalty = "rms"
+    bound: Bound | str = "ce"
+    epsilon: float = 0.02
     tau: float | None = None
     slack: float = 0.0
     margin: float = 0.002
@@ -170,6 +179,13 @@ class TrainConfig:
             )
         if self.tau is not None:
             yield "slack", self.slack, lambda v: v == 0, "0 where tau is given"
+        if self.bound == "kl":
+            for name, usual in (("tau", None), ("slack", 0), ("ce_weight", 1), ("distillation", 0)):
+                allowed = f"left out where bound is kl, which is held by epsilon = {self.epsilon}"
+                yield name, getattr(self, name), lambda v, usual=usual: v == usual, allowed
+        elif self.bound == "ce":
+            usual = TrainConfig.epsilon
+            yield "epsilon", self.epsilon, lambda v: v == usual, "left out where bound is not kl"
         if self.ce_weight == 0:
             alone = "> 0 where ce_weight is 0, since nothing else holds the model"
             yield "distillation", self.distillation, lambda v: v > 0, alone

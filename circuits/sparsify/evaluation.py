@@ -1,4 +1,4 @@
-"""Cross-entropy and density on held-out sequences, as every number of a run is measured."""
+"""Cross-entropy, divergence and density on held-out sequences: how a run measures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from circuits.gate.density import Density, dense_density, density_of, record_open_edges
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import is_top_k
-from circuits.sparsify.loss import cross_entropy
+from circuits.sparsify.loss import cross_entropy, distillation_loss
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
 
 
 _EVALUATION_BATCH, _EVALUATION_TOKENS = 32, 2**13  # at once, at most, but for one sequence
+_LOGITS = 2**26  # of each of two models that are compared, likewise
 
 
 @torch.no_grad()
@@ -32,6 +33,40 @@ def evaluate(model: Model, tokens: Int[Tensor, "batch pos"]) -> tuple[float, Den
     with record_open_edges(model) as edges:
         ce = evaluate_ce(model, tokens)
     return ce, density_of(edges, context=context)
+
+
+@torch.no_grad()
+def evaluate_kl(
+    model: Model, dense: Model, tokens: Int[Tensor, "batch pos"]
+) -> tuple[float, float, Density]:
+    """Returns a gated model's CE in nats, KL(dense || model) in nats a token, and density.
+
+    The divergence is the mean over all positions, in evaluation mode; modes are restored.
+    """
+    context, models = tokens.shape[1], (model, dense)
+    modes = [one.training for one in models]
+    at_once = min(
+        _EVALUATION_BATCH,
+        max(1, min(_EVALUATION_TOKENS, _LOGITS // model.cfg.d_vocab) // context),
+    )
+    ce = kl = 0.0
+    try:
+        for one in models:
+            one.eval()
+        with record_open_edges(model) as edges:
+            for rows in tokens.split(at_once):
+                rows = rows.to(model.W_E.device)
+                logits, reference = model(rows), dense(rows)
+                ce += cross_entropy(logits, rows).item() * len(rows)
+                # A sequence at a time: the float32 copies of both are whole.
+                kl += sum(
+                    distillation_loss(logits[i : i + 1], reference[i : i + 1]).item()
+                    for i in range(len(rows))
+                )
+    finally:
+        for one, was_training in zip(models, modes, strict=True):
+            one.train(was_training)
+    return ce / len(tokens), kl / len(tokens), density_of(edges, context=context)
 
 
 @torch.no_grad()

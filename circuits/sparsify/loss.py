@@ -9,6 +9,9 @@ tau)), clamped. Two things differ. The CE that drives it is the deterministic ga
 data: the sampled gate's stays above it and would push lambda up without end. And the running mean
 begins anew whenever CE crosses the bound: a mean that still held what was measured on the other
 side would go on lowering lambda for long after the bound was broken.
+
+Where KL(dense || sparse) <= epsilon is the constraint, KL stands for CE and epsilon for tau in both
+formulas, and lambda is the price of a nat of KL.
 """
 
 from __future__ import annotations
@@ -78,11 +81,11 @@ def edge_penalty(
 
 @dataclass(frozen=True)
 class Multiplier:
-    """lambda, the price of a nat of CE, and the running mean that moves it.
+    """lambda, the price of a nat of what is bounded, and the running mean that moves it.
 
     Attributes:
         value: lambda.
-        ema: running mean of CE - tau in nats, over the measurements since CE last crossed tau;
+        ema: running mean of the violation in nats, over the measurements since it last crossed 0;
             None before the first update.
     """
 
@@ -96,10 +99,10 @@ class Multiplier:
 
         The running mean never has another sign than the violation. It is a mean of values on one
         side of the bound, so where CE only scatters about the bound, lambda moves on average by
-        what CE is off on average, as without the rule.
+        what CE is off on average, as without the rule. So it is with the KL.
 
         Args:
-            violation: CE - tau in nats; positive where the constraint is broken.
+            violation: CE - tau or KL - epsilon in nats; positive where the constraint is broken.
             rate: eta, the growth of log lambda per nat and update.
             decay: weight of the past in the running mean, 0 for none.
             low: smallest lambda.
@@ -109,7 +112,9 @@ class Multiplier:
             FloatingPointError: the violation is not finite.
         """
         if not math.isfinite(violation):
-            raise FloatingPointError(f"CE - tau is {violation}; lambda cannot follow it")
+            raise FloatingPointError(
+                f"the violation of the bound is {violation}; lambda cannot follow it"
+            )
         if self.ema is None or self.ema * violation < 0:
             ema = violation
         else:

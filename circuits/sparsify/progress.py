@@ -21,7 +21,8 @@ from circuits.sparsify.config import TrainConfig
 class Bar:
     """The progress bar: the latest CE and density beside lambda and the time left.
 
-    For a control, which has neither density nor lambda, the CE of the batch.
+    Before them stands the KL where it is bounded. For a control, which has neither density nor
+    lambda, the CE of the batch.
     """
 
     def __init__(self, progress: Progress, steps: int) -> None:
@@ -41,9 +42,12 @@ class Bar:
 
     def _of_twin(self, record: dict[str, Any]) -> str:
         if "ce" in record:
-            self._measured = f"CE {record['ce']:.4f} (tau {record['tau']:.4f}), " + (
-                f"open {record['density']:.2%}, "
-            )
+            ce = f"CE {record['ce']:.4f}"
+            if "kl" in record:
+                held = f"KL {record['kl']:.4f} (epsilon {record['epsilon']:g}), {ce}"
+            else:
+                held = f"{ce} (tau {record['tau']:.4f})"
+            self._measured = f"{held}, open {record['density']:.2%}, "
         text = self._measured or f"open {record['expected_density']:.1%} expected, "
         return f"{text}lambda {record['lambda']:.2f}"
 

@@ -22,11 +22,12 @@ class TrainResult:
     Attributes:
         model: The gated model in evaluation mode, with the weights after `best_step` steps; a
             control is dense.
-        satisfied: Whether its CE is at most tau. If not, no evaluated state kept the bound and
-            the model is the last state of the run. A control's always is.
+        satisfied: Whether its CE is at most tau, or its KL at most epsilon where that is bounded.
+            If not, no evaluated state kept the bound and the model is the last state of the run. A
+            control's always is.
         ce: Its cross-entropy on the selection set with the deterministic gate, in nats.
         dense_ce: The dense model's cross-entropy on the same sequences, in nats.
-        tau: The bound; infinite for a control, which has none.
+        tau: The bound on the CE; infinite where the KL is bounded, and for a control.
         slack: The part of tau above dense_ce, in nats; negative for a bound below it.
         density: Its density on the selection set; 1 for a control.
         best_step: The number of steps after which its weights were taken; a control's are the last.
@@ -34,7 +35,9 @@ class TrainResult:
         seconds: Time spent, over all resumed parts of the run.
         data: The description of the token stream.
         config: The config of the run.
-        watch: How often lambda's checks found the CE above the bound; none for a control.
+        watch: How often lambda's checks found the bound broken; none for a control.
+        kl: KL(dense || sparse) on the selection set in nats a token; None unless it is bounded, by
+            `config.epsilon`.
         notes: What was to be warned of while the run went on.
     """
 
@@ -51,7 +54,18 @@ class TrainResult:
     data: dict[str, Any]
     config: TrainConfig
     watch: BoundWatch = BoundWatch()
+    kl: float | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_by_kl(self) -> bool:
+        """Whether KL(dense || sparse) was bounded, and not the CE."""
+        return self.config.gate and self.config.bound == "kl"
+
+    def _bound(self) -> str:
+        if self.is_by_kl:
+            return f"KL(dense || sparse) <= {self.config.epsilon:g}"
+        return f"CE <= {self.tau:.4f}"
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -60,9 +74,10 @@ class TrainResult:
             return ()
         found = []
         if not self.satisfied:
+            more = "more (--epsilon)" if self.is_by_kl else "some slack (--slack)"
             found.append(
-                f"no state kept the bound CE <= {self.tau:.4f}, and this is the last one; train "
-                "longer, allow some slack (--slack), or lower the edge weight (--edge-weight)"
+                f"no state kept the bound {self._bound()}, and this is the last one; train longer, "
+                f"allow {more}, or lower the edge weight (--edge-weight)"
             )
         if is_attention_free(self.density):
             found.append(
@@ -75,14 +90,16 @@ class TrainResult:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to know before the result is relied on, a sentence each."""
-        if not (self.config.gate and is_new_text(self.ce, self.dense_ce, self.tau)):
+        is_by_ce = self.config.gate and not self.is_by_kl
+        if not (is_by_ce and is_new_text(self.ce, self.dense_ce, self.tau)):
             return self.notes
         return (
             *self.notes,
             f"CE is {self.dense_ce - self.ce:.2f} nats under the dense model's: training has "
             "taught the model this text, which was new to it, so that CE <= tau says little about "
             "what the gates cost; train a control by the same recipe (--control) and compare with "
-            "it, and bound the twin by the control's CE (--tau)",
+            "it, and bound the twin by the control's CE (--tau), or bound its divergence from the "
+            "dense model (--bound kl)",
         )
 
     def summary(self) -> dict[str, Any]:
@@ -93,7 +110,8 @@ class TrainResult:
             "warnings": list(self.warnings),
             "ce": self.ce,
             "dense_ce": self.dense_ce,
-            "tau": self.tau if self.config.gate else None,
+            "tau": self.tau if self.config.gate and not self.is_by_kl else None,
+            **({"kl": self.kl, "epsilon": self.config.epsilon} if self.is_by_kl else {}),
             "density": self.density.overall,
             "context": self.density.context,
             "steps": self.steps,
@@ -111,8 +129,10 @@ class TrainResult:
             raise ValueError("a control has no gate to make a card of; save the model without one")
         return GateCard(
             bias=self.config.bias,
-            tau=self.tau,
-            slack=self.slack,
+            tau=None if self.is_by_kl else self.tau,
+            slack=None if self.is_by_kl else self.slack,
+            kl=self.kl,
+            epsilon=self.config.epsilon if self.is_by_kl else None,
             ce=self.ce,
             dense_ce=self.dense_ce,
             satisfied=self.satisfied,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from circuits.files import write_json
 from circuits.gate.card import read_json
-from circuits.gate.density import OpenEdges, record_open_edges
+from circuits.gate.density import Density, OpenEdges, record_open_edges
 from circuits.gate.fused import fused_attention
 from circuits.gate.gate import add_gate
 from circuits.models.load import copy_model
@@ -40,7 +40,7 @@ from circuits.sparsify.checkpoint import (
 from circuits.sparsify.compiled import compile_parts, compiled
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
-from circuits.sparsify.evaluation import evaluate, evaluate_ce
+from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import merge_low_rank
@@ -80,7 +80,8 @@ class Run:
         self._dense, self._frozen = dense, frozen
         copied = copy_model(dense, share_weights=sharding is not None)
         self.model: Any = choose_trained(copied, config, frozen)
-        self.teacher: Any = dense if config.distillation else None
+        self._by_kl = config.gate and config.bound == "kl"
+        self.teacher: Any = dense if config.distillation or self._by_kl else None
         if sharding is not None:
             shard_model(self.model, sharding)
             if self.teacher is not None:
@@ -103,7 +104,10 @@ class Run:
         tau = self.dense_ce + config.slack if config.tau is None else config.tau
         self.slack = config.slack if config.tau is None else tau - self.dense_ce
         self.control_tau = control_ce + self.slack
-        self.tau = tau if config.gate else math.inf
+        self.tau = tau if config.gate and not self._by_kl else math.inf
+        self.limit = config.epsilon if self._by_kl else self.tau
+        # A margin as wide as epsilon would ask for a divergence below 0.
+        self.margin = min(config.margin, config.epsilon / 10) if self._by_kl else config.margin
         self.multiplier = Multiplier(config.lambda_start)
         self.watch = BoundWatch()
         self.notes: list[str] = []
@@ -231,7 +235,8 @@ class Run:
         if self.teacher is not None:
             with torch.no_grad(), self._autocast():
                 teacher_logits = self.teacher(tokens)
-            fidelity = fidelity + config.distillation * distillation_loss(logits, teacher_logits)
+            divergence = distillation_loss(logits, teacher_logits)
+            fidelity = divergence if self._by_kl else fidelity + config.distillation * divergence
         loss = self._loss(fidelity, edges)
         self._check_finite("loss", loss)
         (loss / n_parts).backward()
@@ -243,7 +248,7 @@ class Run:
         if edges is None:
             return fidelity
         penalty = edge_penalty(edges.expected, edges.allowed, self.config.penalty)
-        return self.config.edge_weight * penalty + self.multiplier.value * (fidelity - self.tau)
+        return self.config.edge_weight * penalty + self.multiplier.value * (fidelity - self.limit)
 
     def _fused(self) -> AbstractContextManager[None]:
         return fused_attention(self.model, self.attention)
@@ -255,44 +260,60 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=cached)
 
     def control(self) -> dict[str, Any]:
-        """Moves lambda by the control set's CE, once it has warmed up."""
+        """Moves lambda by how far the control set is from the bound, once it has warmed up."""
         with self._fused():
-            ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
-        violation = ce - self.control_tau + self.config.margin
-        self._check_finite("control CE", torch.tensor(violation))
-        self.watch = self.watch.after(self.step, ce > self.control_tau)
+            if self._by_kl:
+                ce, kl, _ = self.workers.agree(
+                    evaluate_kl(self.model, self.teacher, self.control_set)
+                )
+                measured, above = {"control_ce": ce, "control_kl": kl}, kl - self.limit
+            else:
+                ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
+                measured = {"control_ce": ce, "control_tau": self.control_tau}
+                above = ce - self.control_tau
+        self._check_finite(f"control {'KL' if self._by_kl else 'CE'}", torch.tensor(above))
+        self.watch = self.watch.after(self.step, above > 0)
         if self.step > self.config.lambda_warm_up * self.config.steps:
             self.multiplier = self.multiplier.updated(
-                violation,
+                above + self.margin,
                 rate=self.config.lambda_rate,
                 decay=self.config.lambda_decay,
                 low=self.config.lambda_min,
                 high=self.config.lambda_max,
             )
-        return {"control_ce": ce, "control_tau": self.control_tau}
+        return measured
 
     def evaluate(self) -> dict[str, Any]:
         """Measures the selection set, and keeps the weights if they are the best so far.
 
         None of a control's states is the best: its result is the last.
         """
-        with self._fused():
-            ce, density = self.workers.agree(evaluate(self.model, self.selection_set))
-        self._check_finite("CE", torch.tensor(ce))
+        ce, kl, density = self.workers.agree(self._measured())
+        bounded = ce if kl is None else kl
+        self._check_finite("CE" if kl is None else "KL", torch.tensor(bounded))
         if not self.config.gate:
             return {"ce": ce}
-        if ce <= self.tau and density.overall < self.best_density:
+        if bounded <= self.limit and density.overall < self.best_density:
             self.best_step, self.best_density = self.step, density.overall
             state = {"step": self.step, "ce": ce, "density": density.overall}
             path = best_path(self.checkpoints, self.step)
             save_checkpoint(path, tensors_of(self.weights), state, writes=self.workers.is_first)
+        bound = {"tau": self.tau} if kl is None else {"kl": kl, "epsilon": self.limit}
         return {
             "ce": ce,
-            "tau": self.tau,
+            **bound,
             "density": density.overall,
             "density_per_layer": density.per_layer.tolist(),
             "best_step": self.best_step,
         }
+
+    def _measured(self) -> tuple[float, float | None, Density]:
+        """CE, KL if that is bounded, and density on the selection set."""
+        with self._fused():
+            if self._by_kl:
+                return evaluate_kl(self.model, self.teacher, self.selection_set)
+            ce, density = evaluate(self.model, self.selection_set)
+        return ce, None, density
 
     def save(self) -> None:
         """Saves the state of the run, and removes checkpoints that it makes needless."""
@@ -334,12 +355,12 @@ class Run:
             parameter.requires_grad_(True)
             parameter.grad = None
         model.eval()
-        with self._fused():
-            ce, density = evaluate(self.model, self.selection_set)
+        ce, kl, density = self._measured()
         return TrainResult(
             model=model,
             satisfied=self.best_step is not None or not self.config.gate,
             ce=ce,
+            kl=kl,
             dense_ce=self.dense_ce,
             tau=self.tau,
             slack=self.slack,

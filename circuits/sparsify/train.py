@@ -5,7 +5,8 @@ and descends weight * edges + lambda * (CE - tau) (circuits/sparsify/loss.py). E
 deterministic gate's CE on the held-out control set, compared with the dense model's on the same
 sequences, moves lambda. From time to time both are measured on the held-out selection set; the
 result is the sparsest state seen there whose CE is at most tau. If there is none, the result says
-so in `TrainResult.satisfied`.
+so in `TrainResult.satisfied`. Where KL(dense || sparse) is bounded (`TrainConfig.bound`), it takes
+CE's part in all of that, and epsilon tau's.
 
 Post-training changes a model in two ways: it shuts attention edges, and it trains on. A difference
 between the dense model and its sparse twin is an effect of sparsity only if the second of these

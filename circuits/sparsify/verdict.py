@@ -26,7 +26,7 @@ _SHUT = 5e-5  # a density below it reads 0.00 %
 
 @dataclass(frozen=True)
 class BoundWatch:
-    """How often the checks of lambda found the CE above the bound, and since when.
+    """How often the checks of lambda found the bound broken, and since when.
 
     Attributes:
         checks: The number of checks.
@@ -44,13 +44,12 @@ class BoundWatch:
         since = (step if self.since is None else self.since) if is_outside else None
         return BoundWatch(self.checks + 1, self.outside + is_outside, since)
 
-    def in_words(self) -> str:
-        """Returns a sentence."""
+    def in_words(self, bounded: str = "CE") -> str:
+        """Returns a sentence; `bounded` is the name of what is bounded."""
         if self.checks == 0:
-            return "CE on the control set was not checked"
-        text = (
-            f"CE on the control set was above its bound at {self.outside} of {self.checks} checks"
-        )
+            return f"{bounded} on the control set was not checked"
+        share = f"{self.outside} of {self.checks} checks"
+        text = f"{bounded} on the control set was above its bound at {share}"
         if self.since is not None:
             return f"{text}, and from step {self.since} to the last one"
         return f"{text}, not at the last one" if self.outside else text

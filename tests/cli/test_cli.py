@@ -153,6 +153,8 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
         (["compare", "--no-such-flag"], "No such option"),
         (["discover", "--task", "missing.csv"], "no file of prompt pairs"),
         (["train", "--out", "x", "--steps", "0"], "steps"),
+        (["train", "--out", "x", "--bound", "kl", "--slack", "1"], "slack is 1.0; it must be left"),
+        (["train", "--out", "x", "--epsilon", "1"], "epsilon is 1.0; it must be left out where"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

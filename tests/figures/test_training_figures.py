@@ -28,6 +28,18 @@ def test_the_curves_of_a_run_are_drawn_where_they_were_measured():
     assert list(traces["lambda"].y) == [1.0, 1.1, 1.2, 1.1]
 
 
+def test_a_bounded_divergence_is_drawn_under_its_own_bound():
+    log = make_log().drop(columns="tau")
+    log["kl"], log["epsilon"] = [None, 0.4, None, 0.01], [None, 0.02, None, 0.02]
+    figure = training_figure(log)
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces["KL, held out"].x) == [2, 4]
+    assert list(traces["KL, held out"].y) == [0.4, 0.01]
+    assert list(traces["bound"].y) == [0.02, 0.02]
+    assert "CE, held out" not in traces
+    assert figure.layout.yaxis.title.text == "KL (nats)"
+
+
 def test_a_log_of_something_else_is_refused():
     with pytest.raises(ValueError, match="no column 'ce'; give the log.jsonl"):
         training_figure(make_log().drop(columns="ce"))

@@ -155,5 +155,5 @@ def test_lambda_is_clamped_without_overflow() -> None:
 
 
 def test_lambda_refuses_a_violation_that_is_no_number() -> None:
-    with pytest.raises(FloatingPointError, match="CE - tau is nan"):
+    with pytest.raises(FloatingPointError, match="violation of the bound is nan"):
         Multiplier(1.0).updated(math.nan, **RULE)

@@ -33,13 +33,15 @@ ROOT = Path(__file__).resolve().parents[2]
 # One head: a HookedTransformer's attention weights cannot be cut along their first axis.
 SHAPE = {"n_heads": 1, "d_head": 16}
 LORA: dict[str, Any] = {"lora_rank": 2, "recompute": True, "distillation": 0.5}
+KL: dict[str, Any] = {"bound": "kl", "epsilon": 0.05, "slack": 0.0}
 
 
 def make_config(n_processes: int, **changes: Any) -> TrainConfig:
     """A batch of 4 parts, for each process as many as for the others."""
+    options: dict[str, Any] = {"slack": 100.0} | changes
     return TrainConfig(
-        steps=4, batch_size=8, accumulate=4 // n_processes, slack=100.0, learning_rate=1e-4,
-        control_every=2, control_sequences=4, evaluate_every=4, selection_sequences=4, **changes,
+        steps=4, batch_size=8, accumulate=4 // n_processes, learning_rate=1e-4, control_every=2,
+        control_sequences=4, evaluate_every=4, selection_sequences=4, **options,
     )  # fmt: skip
 
 
@@ -92,6 +94,8 @@ def make_sharded_runs(folder: Path) -> None:
     filters = list(warnings.filters)
     lora = train(folder / "lora", make_config(workers.count, **LORA), shard_on="cpu")
     save_file(weights(lora), folder / f"lora{workers.rank}.safetensors")
+    bounded = train(folder / "kl", make_config(workers.count, **KL), shard_on="cpu")
+    save_file(weights(bounded), folder / f"kl{workers.rank}.safetensors")
     back = train(folder / "whole, sharded", make_config(workers.count), shard_on="cpu", resume=True)
     save_file(weights(back), folder / f"back{workers.rank}.safetensors")
     assert warnings.filters == filters  # what a run silences, it lets speak again
@@ -142,6 +146,16 @@ def test_updates_and_parts_of_a_batch_are_as_in_one_process(
 ) -> None:
     found = load_file(sharded / f"lora{rank}.safetensors")
     assert_close(found, weights(train(tmp_path / "run", make_config(1, **LORA))))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bounded_divergence_is_that_of_one_process(
+    sharded: Path, tmp_path: Path, rank: int
+) -> None:
+    result = train(tmp_path / "run", make_config(1, **KL))
+    assert_close(load_file(sharded / f"kl{rank}.safetensors"), weights(result))
+    found = json.loads((sharded / "kl" / "run.json").read_text())["result"]
+    assert found["kl"] == pytest.approx(result.kl, rel=1e-3)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
