@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circuits.gate.card import GateCard
@@ -13,6 +14,7 @@ from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class TrainResult:
         config: The config of the run.
         watch: How often lambda's checks found the CE above the bound; none for a control.
         notes: What was to be warned of while the run went on.
+        updates: The low-rank updates in the weights of `model`, for `save_adapter`; none where
+            whole weights were trained.
     """
 
     model: Model
@@ -52,6 +56,7 @@ class TrainResult:
     config: TrainConfig
     watch: BoundWatch = BoundWatch()
     notes: tuple[str, ...] = ()
+    updates: Mapping[str, LowRankUpdate] = field(default_factory=dict)
 
     @property
     def failures(self) -> tuple[str, ...]:

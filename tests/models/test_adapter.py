@@ -17,7 +17,21 @@ from transformers import AutoModelForCausalLM
 from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
 from circuits.models.adapter import DIGEST, weights_digest
-from circuits.models.load import load_bridge, load_model, model_info, named_weights
+from circuits.models.load import (
+    copy_model,
+    from_hf,
+    load_bridge,
+    load_model,
+    model_info,
+    named_weights,
+)
+from circuits.models.save_adapter import LowRankUpdate, check_adapter, save_adapter
+from circuits.sparsify.low_rank import (
+    add_low_rank,
+    low_rank_updates,
+    merge_low_rank,
+    updated_weights,
+)
 from tests.models.test_models import TOKENS, hf_folder, logits
 
 MODULES: dict[str, list[str]] = {
@@ -253,3 +267,84 @@ def test_an_update_of_a_tied_embedding_is_refused(tmp_path: Path) -> None:
     edit(folder, target_modules=["c_fc", "lm_head"])
     with pytest.raises(ValueError, match="lm_head is the word embedding too"):
         load_model(folder)
+
+
+# ---- saving --------------------------------------------------------------------------------
+
+
+def updated(base: Any, targets: str = "all") -> tuple[Any, dict[str, LowRankUpdate]]:
+    """Returns a copy of a model with random updates in its weights, and the updates."""
+    model = copy_model(base)
+    generator = torch.Generator().manual_seed(3)
+    for weight in add_low_rank(model, 2, alpha=3.0, targets=targets).values():
+        weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
+    updates = low_rank_updates(model)
+    merge_low_rank(model)
+    return model.eval(), updates
+
+
+@pytest.mark.parametrize("load", [load_model, load_bridge])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox", "qwen2"])
+def test_a_saved_adapter_is_the_updated_model_here_and_in_peft(kind, load, tmp_path) -> None:
+    base = hf_folder(tmp_path / "base", kind)
+    dense = load(base)
+    model, updates = updated(dense)
+    folder = tmp_path / "adapter"
+    save_adapter(dense, updates, folder)
+    assert not torch.allclose(logits(model), logits(dense), atol=1e-2)
+    assert torch.allclose(peft_logits(base, folder), logits(model), atol=1e-5)
+    assert torch.allclose(logits(load_model(folder)), logits(model), atol=1e-5)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert json.loads((folder / "base.json").read_text())[DIGEST] == weights_digest(hf_model(base))
+
+
+def test_updates_of_attention_alone_name_no_module_of_the_mlp(tmp_path: Path) -> None:
+    base = hf_folder(tmp_path / "base")
+    dense = load_model(base)
+    model, updates = updated(dense, "attention")
+    save_adapter(dense, updates, tmp_path / "adapter", dtype=torch.bfloat16)
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["attn.c_attn", "attn.c_proj"]
+    assert config["fan_in_fan_out"] and config["r"] == 2
+    held = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}
+    found = logits(load_model(tmp_path / "adapter"))
+    assert torch.allclose(found, peft_logits(base, tmp_path / "adapter"), atol=1e-5)
+    assert not torch.equal(found, logits(model))
+    assert torch.allclose(found, logits(model), atol=0.2)
+
+
+def test_a_gate_is_saved_and_the_folder_of_an_adapter_is_replaced(tmp_path: Path) -> None:
+    dense = load_model(hf_folder(tmp_path / "base", "llama"))
+    _, updates = updated(dense)
+    folder = tmp_path / "adapter"
+    save_adapter(dense, updates, folder, gate=GateCard(bias=0.5))
+    assert gate_bias(load_model(folder)) == 0.5
+    save_adapter(dense, updates, folder)
+    assert not (folder / "gate.json").exists()
+    (folder / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds more than a model .thesis.tex"):
+        save_adapter(dense, updates, folder)
+
+
+def test_what_cannot_be_an_adapter_is_refused_before_training(tmp_path: Path) -> None:
+    base = hf_folder(tmp_path / "base")
+    dense = load_model(base)
+    check_adapter(dense, updated_weights(dense))
+    embedding = next(n for n, held in dense.named_parameters() if held.shape == (30, 16))
+    gain = next(n for n, held in dense.named_parameters() if held.shape == (16,))
+    for name in (embedding, gain):
+        with pytest.raises(ValueError, match=f"the update of {name} is not one of a single"):
+            check_adapter(dense, [name])
+    with pytest.raises(ValueError, match="the base model has no weight 'other'"):
+        check_adapter(dense, ["other"])
+    nameless = from_hf(hf_model(base), None)
+    with pytest.raises(ValueError, match="give base_name"):
+        check_adapter(nameless, updated_weights(nameless))
+    check_adapter(nameless, updated_weights(nameless), base_name="someone/model")
+    _, updates = updated(dense)
+    save_adapter(dense, updates, tmp_path / "adapter")
+    on_top = load_model(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="is an adapter itself"):
+        check_adapter(on_top, updated_weights(on_top))
