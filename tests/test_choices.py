@@ -23,6 +23,7 @@ KINDS = {
     "selection": (choices.Selection, choices.SELECTIONS),
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
     "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),
+    "saved as": (choices.SavedAs, choices.SAVED_AS),
     "targets": (choices.LowRankTargets, choices.LOW_RANK_TARGETS),
     "attention": (choices.AttentionPath, choices.ATTENTION_PATHS),
     "precision": (choices.Precision, choices.PRECISIONS),
