@@ -96,6 +96,15 @@ LOW_RANK_TARGETS: dict[LowRankTargets, str] = {
     "mlp": "Those of the MLPs.",
 }
 
+SavedAs = Literal["auto", "merged", "adapter", "adapter-bfloat16"]
+"""What a trained model is saved as."""
+SAVED_AS: dict[SavedAs, str] = {
+    "auto": "The adapter after low-rank training of a model that goes by a name; else the model.",
+    "merged": "The whole model, with low-rank updates added to its weights.",
+    "adapter": "Low-rank updates alone, as a PEFT adapter in float32.",
+    "adapter-bfloat16": "The same in half the size; rounding moves the model a little.",
+}
+
 AttentionPath = Literal["auto", "hooks", "blockwise", "triton"]
 """How gated attention is computed in training."""
 ATTENTION_PATHS: dict[AttentionPath, str] = {

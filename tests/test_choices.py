@@ -24,6 +24,7 @@ KINDS = {
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
     "bound": (choices.Bound, choices.BOUNDS),
     "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),
+    "saved as": (choices.SavedAs, choices.SAVED_AS),
     "targets": (choices.LowRankTargets, choices.LOW_RANK_TARGETS),
     "attention": (choices.AttentionPath, choices.ATTENTION_PATHS),
     "precision": (choices.Precision, choices.PRECISIONS),

@@ -64,6 +64,10 @@ def show_command(
             *([info.quantization] if has_quantized else []),
         )
     out_console.print(table)
+    for info in infos:
+        if info.base:
+            said = f"{info.name} is an adapter of {info.base}, whose sizes these are"
+            out_console.print(said, soft_wrap=True, markup=False)
     for name in () if model else FETCHED.keys() - there:
         fetched = FETCHED[name]
         out_console.print(

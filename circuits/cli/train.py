@@ -56,12 +56,16 @@ def train_command(
         bool, typer.Option("--recompute", help="Compute activations twice, to need less memory.")
     ] = False,
     lora_rank: Annotated[
-        int, typer.Option(help="Train updates of this rank (LoRA), merged when saved; 0: weights.")
+        int, typer.Option(help="Train updates of this rank (LoRA); 0 for the weights themselves.")
     ] = 0,
     lora_alpha: Annotated[float, typer.Option(help="Updates are scaled by this / rank.")] = 16.0,
     lora_targets: Annotated[
         str, typer.Option(help="Weights with an update: attention, mlp or all.")
     ] = "all",
+    save: Annotated[
+        str,
+        typer.Option(help="What is saved: auto, merged, adapter or adapter-bfloat16 (of LoRA)."),
+    ] = "auto",
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Peak learning rate. [default: 0.192 / width of the model]"),
@@ -120,6 +124,7 @@ def train_command(
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.choices import SAVED_AS, check_choice
         from circuits.models.load import checked_device
         from circuits.sparsify.checkpoint import check_folder
         from circuits.sparsify.config import TrainConfig
@@ -156,6 +161,9 @@ def train_command(
             seed=seed,
         )
         check_tracker(tracker)
+        check_choice("save", save, SAVED_AS)
+        if save.startswith("adapter") and not lora_rank:
+            raise ValueError(f"--save {save} needs low-rank updates; give --lora-rank as well")
         # Said before the model is loaded, which may take long; post_train asks again.
         if shard and (reason := why_not_sharded(launch.count)):
             raise ValueError(reason)
@@ -180,6 +188,7 @@ def train_command(
                 _stream(text, data, data_subset, data_split, data_column, dense, context, one.seed)
                 for one in configs
             ]
+            save = _saved_as(save, config, dense)
         doing = f"training {model} on without a gate" if control else f"post-training {model}"
         failures = []
         for one, stream in zip(configs, streams, strict=True):
@@ -187,7 +196,7 @@ def train_command(
             err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
             begun = resume and (twins == 1 or folder.exists())
             failures += _make_model(
-                dense, stream, one, folder, begun, tracker,
+                dense, stream, one, folder, begun, tracker, save,
                 saves=launch.is_first, shard_on=device if shard else None,
             )  # fmt: skip
     if failures:
@@ -218,6 +227,27 @@ def _stream(
     return CorpusStream(tokenizer, context=context, seed=seed)
 
 
+def _saved_as(save: str, config: TrainConfig, dense: Model) -> str:
+    """What is saved, with `auto` decided; what cannot be saved is refused before training."""
+    from circuits.models.save_adapter import check_adapter
+    from circuits.sparsify.low_rank import updated_weights
+
+    # An adapter of a folder is lost when the folder is moved.
+    name = getattr(getattr(dense, "hf_source", None), "name", "")
+    if save == "auto" and (not config.lora_rank or not name or Path(name).is_absolute()):
+        return "merged"
+    if save == "merged":
+        return save
+    try:
+        check_adapter(dense, updated_weights(dense, config.lora_targets))
+    except ValueError as error:
+        if save != "auto":
+            raise
+        say(f"the merged model will be saved: {error}")
+        return "merged"
+    return "adapter" if save == "auto" else save
+
+
 @contextmanager
 def _said_warnings() -> Iterator[None]:
     """Says what the package warns of inside the context, a line each."""
@@ -244,11 +274,15 @@ def _make_model(
     out: Path,
     resume: bool,
     tracker: str | None,
+    save: str,
     *,
     saves: bool,
     shard_on: str | None,
 ) -> list[str]:
     """Trains a model and saves it; returns why it is not a success, if so."""
+    import torch
+
+    from circuits.models.save_adapter import save_adapter
     from circuits.models.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
     from circuits.sparsify.train import TrainingInterrupted, post_train
@@ -272,8 +306,13 @@ def _make_model(
     if saves:
         card = result.card() if config.gate else None
         with resumable_write(out / "model", out / CHECKPOINTS):
-            save_model(result.model, out / "model", gate=card)
-    out_console.print(f"written to {out / 'model'}")
+            if save == "merged":
+                save_model(result.model, out / "model", gate=card)
+            else:
+                dtype = torch.bfloat16 if save == "adapter-bfloat16" else torch.float32
+                save_adapter(dense, result.updates, out / "model", gate=card, dtype=dtype)
+    what = "" if save == "merged" else f" (an adapter of {dense.hf_source.name})"  # pyright: ignore
+    out_console.print(f"written to {out / 'model'}{what}", soft_wrap=True)
     return [f"{out / 'model'}: {failure}" for failure in result.failures]
 
 

@@ -37,10 +37,17 @@ QUANTIZATION = "dequantized_from"
 
 @dataclass(frozen=True)
 class HFSource:
-    """The Hugging Face config and tokenizer that a model is saved with."""
+    """The Hugging Face config and tokenizer that a model is saved with.
+
+    Attributes:
+        config: The config.
+        tokenizer: The tokenizer; None for a model without one.
+        name: What `load_model` loads the same weights by; empty where nothing is known to.
+    """
 
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
+    name: str = ""
 
 
 def quantization_of(model: Any) -> str:

@@ -22,12 +22,13 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False) -
     the model wherever there is a network.
 
     Args:
-        folder: What `save_model` or `circuits train` wrote.
+        folder: What `save_model`, `save_adapter` or `circuits train` wrote.
         repository: `owner/name`; made if there is none.
         private: Whether a new repository is private.
 
     Raises:
-        ValueError: the name is no `owner/name`, or the model's files are damaged.
+        ValueError: the name is no `owner/name`, the model's files are damaged, or it is an adapter
+            of a model that lies on this machine only.
         FileNotFoundError: there is no such folder, or it holds no model.
         PermissionError: not logged in to the hub, or not allowed to write there.
     """
@@ -38,6 +39,12 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False) -
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     info = model_info(folder)
+    if Path(info.base).is_absolute():
+        raise ValueError(
+            f"{folder} is an adapter of {info.base}, which others do not have; write the name that "
+            "this model has on the hub into adapter_config.json (base_model_name_or_path), or push "
+            "the merged model (circuits train --save merged)"
+        )
     card = folder / CARD_FILE
     if not card.exists():
         write_text(card, model_card(info, repository))
@@ -57,7 +64,7 @@ def model_card(info: ModelInfo, repository: str) -> str:
     """Returns a model card in Markdown: what the model is, how it was made, how to load it."""
     lines = [
         "---",
-        "library_name: transformer_lens",
+        f"library_name: {'peft' if info.base else 'transformer_lens'}",
         f"tags: [mechanistic-interpretability{', sparse-attention' if info.gate else ''}]",
         "---",
         f"# {repository.partition('/')[2]}",
@@ -65,6 +72,7 @@ def model_card(info: ModelInfo, repository: str) -> str:
         f"{info.architecture}, {info.n_layers} layers of {info.n_heads} heads, d_model "
         f"{info.d_model}, {info.n_parameters:,} weights.",
         "",
+        *(_base_lines(info.base) if info.base else ()),
         *(_gate_lines(info.gate) if info.gate else ()),
         "```python",
         "from circuits import load_model  # pip install sparse-circuits",
@@ -74,6 +82,14 @@ def model_card(info: ModelInfo, repository: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _base_lines(base: str) -> list[str]:
+    return [
+        f"These are low-rank updates of `{base}`, a PEFT adapter: they are added to its weights. "
+        "`base.json` has a digest of the weights that they were made for.",
+        "",
+    ]
 
 
 def _gate_lines(gate: GateCard) -> list[str]:

@@ -17,7 +17,7 @@ import copy
 import importlib
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,11 +37,25 @@ from circuits.models.config_file import (
     hf_config,
     read_config_file,
 )
-from circuits.models.gguf_file import find_gguf, open_gguf, read_gguf_model, read_gguf_tokenizer
-from circuits.models.hf_files import QUANTIZATION, is_tied, read_weights, skeleton
-from circuits.models.names import CHECKPOINT_FILE, find_folder, hub_errors, hub_name
+from circuits.models.gguf_file import find_gguf, open_gguf
+from circuits.models.hf_files import QUANTIZATION, is_tied, skeleton
+from circuits.models.load_adapter import (
+    HFParts,
+    adapter_base,
+    read_adapted,
+    read_gguf,
+    read_hf_folder,
+)
+from circuits.models.names import (
+    CHECKPOINT_FILE,
+    find_folder,
+    hub_errors,
+    hub_name,
+    is_adapter,
+    lasting_name,
+)
 from circuits.models.tokenizer_files import check_vocabulary, read_tokenizer
-from circuits.models.weight_files import held_by, is_weight, read_checkpoint, read_headers
+from circuits.models.weight_files import held_by, is_weight, read_checkpoint
 from circuits.reading import is_there, number, refused_as
 
 _builder = importlib.import_module(
@@ -69,6 +83,8 @@ class ModelInfo:
     gate: GateCard | None
     quantization: str = ""
     """What its weights were quantised as before they were floats, such as `GGUF, Q4_1 100%`."""
+    base: str = ""
+    """For an adapter, the model that it is put on; all sizes are those of that model."""
 
 
 def load_model(
@@ -77,6 +93,7 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
+    base: str | Path | None = None,
 ) -> Model:
     """Returns a model in evaluation mode, gated if it is a sparse one, its weights unprocessed.
 
@@ -90,6 +107,9 @@ def load_model(
     - `smollm2`, once `circuits models get smollm2` has fetched it;
     - a GGUF file, `x.gguf`, of an architecture that transformers reads: dequantised;
     - a Hugging Face folder: read without any network;
+    - the folder of an adapter (`adapter_config.json`), as `peft` and `circuits train --lora-rank`
+      write them: its base model, loaded by the name that stands there or as `base`, with the
+      low-rank updates added in float32;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
       weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
       `sparse_attention` or `attention_type`); else gated with bias 0, unless the name of its
@@ -100,6 +120,9 @@ def load_model(
     Text is tokenized with the begin-of-sequence token in front (`default_prepend_bos` is True)
     for every architecture. Files in lower precision are converted to `dtype`.
 
+    An adapter says in its `base.json` by a digest which weights it was made for; others are
+    refused, whatever `base` is. Where there is no such file, only names and shapes are checked.
+
     With `trust_remote_code`, Python code from the hub's repository of a name that TransformerLens
     knows may be run. From a folder, and from `owner/name`, no code is run in any case.
 
@@ -108,7 +131,7 @@ def load_model(
             that TransformerLens loads with code from the hub, without `trust_remote_code`.
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
-    return _load(name_or_path, device, dtype, trust_remote_code, _builder)
+    return _load(name_or_path, device, dtype, trust_remote_code, _builder, base)
 
 
 def as_model(model: Model | PreTrainedModel | str | Path) -> Model:
@@ -149,6 +172,7 @@ def load_bridge(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     trust_remote_code: bool = False,
+    base: str | Path | None = None,
 ) -> TransformerBridge:
     """Returns a model as `load_model` does, as a TransformerBridge in every TransformerLens.
 
@@ -157,7 +181,7 @@ def load_bridge(
             which has no Hugging Face model to wrap.
         FileNotFoundError: no such folder, or a hub that cannot be reached.
     """
-    return _load(name_or_path, device, dtype, trust_remote_code, build_bridge)
+    return _load(name_or_path, device, dtype, trust_remote_code, build_bridge, base)
 
 
 def new_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None = None) -> Model:
@@ -219,8 +243,15 @@ def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
     return copy.deepcopy(model, instead)
 
 
-def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> ModelInfo:
+def model_info(
+    name_or_path: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    base: str | Path | None = None,
+) -> ModelInfo:
     """Returns what the config of a model says, for every name that `load_model` takes.
+
+    Of an adapter it is what the config of its base says, and its own gate.
 
     With `trust_remote_code`, code in the hub's repository of a name may be run to read its config.
 
@@ -231,6 +262,12 @@ def model_info(name_or_path: str | Path, *, trust_remote_code: bool = False) -> 
     name = str(name_or_path)
     gguf = find_gguf(name_or_path)
     folder = find_folder(name_or_path) if gguf is None else None
+    if folder is not None and is_adapter(folder):
+        with adapter_base(folder, base) as named:
+            info = model_info(named, trust_remote_code=trust_remote_code)
+        return replace(info, name=name, gate=find_gate_card(folder), base=str(named))
+    if base is not None:
+        raise ValueError(f"{name} is no adapter, so it has no base model; leave out base=")
     if gguf is not None:
         where = str(gguf)
         raw = open_gguf(gguf).raw
@@ -319,6 +356,7 @@ def _load(
     dtype: torch.dtype,
     trust_remote_code: bool,
     build: ModuleType,
+    base: str | Path | None,
 ) -> Any:
     """The model as `build`, one of the modules `build_hooked` and `build_bridge`, makes it."""
     target = checked_device(device)
@@ -326,10 +364,23 @@ def _load(
         raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
     name, gguf = str(name_or_path), find_gguf(name_or_path)
     folder = find_folder(name_or_path) if gguf is None else None
+    adapted = folder is not None and is_adapter(folder)
+    if base is not None and not adapted:
+        raise ValueError(f"{name} is no adapter, so it has no base model; leave out base=")
     if gguf is not None:
-        model = _load_gguf(gguf, dtype, build)
+        model = _built(read_gguf(gguf, dtype, build), str(gguf), gguf.stem, build)
     elif folder is None:
         model = build.from_hub(name, dtype, trust_remote_code=trust_remote_code)
+    elif adapted:
+
+        def load(whole: str | Path) -> Any:
+            return _load(whole, "cpu", torch.float32, trust_remote_code, build, None)
+
+        card = find_gate_card(folder)
+        parts = read_adapted(folder, base, dtype, build, load)
+        model = _built(parts, str(folder), folder.name, build)
+        if card is not None:
+            add_gate(model, card.bias)
     else:
         raw = read_config_file(folder)
         card = find_gate_card(folder)
@@ -338,37 +389,21 @@ def _load(
             bias = bias if card else _published_bias(raw, name, str(folder / CONFIG_FILE))
             model = _load_checkpoint(folder, raw, name, dtype, build)
         else:
-            model = _load_hf_folder(folder, raw, name, dtype, build)
+            parts = read_hf_folder(folder, name, dtype, build)
+            model = _built(parts, str(folder / CONFIG_FILE), folder.name, build)
         if bias is not None:
             add_gate(model, bias)
+    if not adapted and (source := getattr(model, "hf_source", None)) is not None:
+        model.hf_source = replace(source, name=lasting_name(name_or_path))
     # By name: TransformerLens would keep the kind of a torch.device, and lose its number.
     model.to(str(target), print_details=False)
     return model.eval()
 
 
-def _load_hf_folder(
-    folder: Path, raw: dict[str, Any], name: str, dtype: torch.dtype, build: ModuleType
-) -> Any:
-    """The model in a Hugging Face folder; what is wrong is said before the weights are read."""
-    where = str(folder / CONFIG_FILE)
-    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
-    config = hf_config(raw, where)
-    held = held_by(read_headers(folder), f"the weights in {folder}")
-    check_sizes(raw, held, where)
-    tokenizer = read_tokenizer(folder, d_vocab)
-    hf_model = read_weights(folder, config, dtype, held)
+def _built(parts: HFParts, where: str, name: str, build: ModuleType) -> Any:
+    """The model of a Hugging Face model and tokenizer; `where` is what errors call their place."""
     with refused_as(where, "no model can be run by it"):
-        return build.from_hf_model(hf_model, tokenizer, folder.name)
-
-
-def _load_gguf(path: Path, dtype: torch.dtype, build: ModuleType) -> Any:
-    """The model in a GGUF file; what is wrong is said before the weights are read."""
-    file = open_gguf(path)
-    build.read_config(file.raw, dtype, path.name, str(path))
-    tokenizer = read_gguf_tokenizer(file)
-    hf_model = read_gguf_model(file, dtype)
-    with refused_as(str(path), "no model can be run by it"):
-        return build.from_hf_model(hf_model, tokenizer, path.stem)
+        return build.from_hf_model(*parts, name)
 
 
 def _load_checkpoint(

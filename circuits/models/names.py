@@ -63,6 +63,9 @@ MODEL_FILES = [
     "config.json",
     "generation_config.json",
     "gate.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
@@ -75,7 +78,7 @@ MODEL_FILES = [
     "merges.txt",
     "chat_template.jinja",
 ]
-"""The files of a Hugging Face model, and `gate.json`: what a folder that is replaced can hold."""
+"""The files of a Hugging Face model or an adapter, and `gate.json`: what can be replaced."""
 
 
 def find_folder(name_or_path: str | Path) -> Path | None:
@@ -138,15 +141,45 @@ def fetched_folder(name: str) -> Path:
     return user_cache_path("circuits") / "models" / name
 
 
+def is_adapter(folder: Path) -> bool:
+    """Returns whether a folder holds an adapter of another model (circuits/models/adapter.py).
+
+    Raises:
+        ValueError: it holds a whole model as well.
+    """
+    if not is_there(folder / "adapter_config.json"):
+        return False
+    whole = [*folder.glob("model*.safetensors*"), *folder.glob("pytorch_model*.bin*")]
+    whole += [path for path in (folder / CHECKPOINT_FILE,) if path.exists()]
+    if whole:
+        raise ValueError(
+            f"the folder {str(folder)!r} holds both an adapter (adapter_config.json) and a whole "
+            f"model ({whole[0].name}); keep one of them"
+        )
+    return True
+
+
+def lasting_name(name_or_path: str | Path) -> str:
+    """Returns what a model can be found by from another folder: its name, or an absolute path."""
+    path, is_name = Path(name_or_path), isinstance(name_or_path, str)
+    if is_name and name_or_path in (*EMBEDDED, *FETCHED):
+        return str(name_or_path)
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # ~nobody/x, names too long
+        if path.expanduser().exists():
+            return str(path.expanduser().resolve())
+    return str(name_or_path)
+
+
 def _check_files(folder: Path) -> None:
     """Refuses a folder without a config, or in which something else stands in a file's place."""
     for path in sorted(folder.iterdir()):
         if any(path.match(pattern) for pattern in (*MODEL_FILES, CHECKPOINT_FILE)):
             is_there(path)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not is_adapter(folder):
         raise FileNotFoundError(
             f"the folder {str(folder)!r} holds no config.json; a model folder holds config.json "
-            f"and model.safetensors (Hugging Face) or {CHECKPOINT_FILE}"
+            f"and model.safetensors (Hugging Face) or {CHECKPOINT_FILE}, that of an adapter "
+            "adapter_config.json and adapter_model.safetensors"
         )
 
 

@@ -80,8 +80,8 @@ def save_model(
     """
     folder = Path(folder)
     gate = _checked_card(model, gate)
-    _check_replaceable(folder)
-    source = _source(model)
+    check_replaceable(folder)
+    source = source_of(model)
     hf_model = hf_weights.to_hf_model(*_layout(model), source.config, dtype=dtype)
     with replace_folder(folder) as new:
         with quiet_transformers():
@@ -92,7 +92,12 @@ def save_model(
             gate.save(new)
 
 
-def _source(model: Model) -> HFSource:
+def source_of(model: Model) -> HFSource:
+    """Returns the Hugging Face config and tokenizer that a model came from.
+
+    Raises:
+        ValueError: it has none.
+    """
     source = getattr(model, "hf_source", None)
     if source is None:
         raise ValueError(
@@ -106,7 +111,7 @@ def _layout(
     model: Model,
 ) -> tuple[dict[str, nn.Parameter], hf_weights.Rearrangement]:
     """The parameters that are saved, and where they lie in the Hugging Face model."""
-    config = _source(model).config
+    config = source_of(model).config
     return backend_of(model).saved_parameters(model, config)
 
 
@@ -130,12 +135,18 @@ def _checked_card(model: nn.Module, gate: GateCard | None) -> GateCard | None:
     return gate
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder to write a model into that holds anything but a model.
+
+    Raises:
+        ValueError: it does, or is a file.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is a file; give a folder for the model")
     held = sorted(folder.iterdir()) if folder.is_dir() else []
     foreign = [p.name for p in held if not any(p.match(pattern) for pattern in MODEL_FILES)]
-    if foreign or (held and not (folder / "config.json").is_file()):
+    is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if foreign or (held and not is_model):
         raise ValueError(
             f"the folder {str(folder)!r} is not replaced, because it holds more than a model "
             f"({', '.join(foreign[:5]) or 'no config.json'}); give a new or empty folder"

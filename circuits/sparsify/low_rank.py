@@ -3,7 +3,7 @@
 Each chosen matrix W becomes W + (alpha / rank) * down @ up, of which only `down` and `up` are
 trained: the optimiser's state and the checkpoints shrink with them. Heads of a layer share one
 matrix, as in a Hugging Face model. `merge_low_rank` adds the update to the weights for good, so
-what is saved is an ordinary model.
+what is saved is an ordinary model; `low_rank_updates` are what an adapter is made of.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from circuits.choices import LOW_RANK_TARGETS, LowRankTargets, check_choice
 from circuits.models.backend import backend_of
+from circuits.models.save_adapter import LowRankUpdate, as_matrix
 from circuits.seeds import sub_seed
 
 
@@ -28,7 +29,7 @@ class LowRank(nn.Module):
         super().__init__()
         self._reads_heads, self._scale = reads_heads, alpha / rank
         self._n_heads = weight.shape[0] if weight.ndim == 3 else None
-        rows, columns = self._as_matrix(weight).shape
+        rows, columns = as_matrix(weight, reads_heads=reads_heads).shape
         generator = torch.Generator().manual_seed(seed)
         down = torch.randn(rows, rank, generator=generator) / math.sqrt(rows)
         self.down = nn.Parameter(down.to(weight.device))
@@ -38,12 +39,10 @@ class LowRank(nn.Module):
         """Returns the weight with the update added, in the weight's shape and dtype."""
         return weight + self._as_weight(self._scale * self.down @ self.up).to(weight.dtype)
 
-    def _as_matrix(self, weight: Tensor) -> Float[Tensor, "rows columns"]:
-        if weight.ndim == 2:
-            return weight
-        if self._reads_heads:
-            return weight.flatten(0, 1)
-        return weight.permute(1, 0, 2).flatten(1)
+    def update(self) -> LowRankUpdate:
+        """Returns a copy of the update on the CPU."""
+        down, up = (held.detach().cpu().clone() for held in (self.down, self.up))
+        return LowRankUpdate(down, up, self._scale, self._reads_heads)
 
     def _as_weight(self, matrix: Float[Tensor, "rows columns"]) -> Tensor:
         if self._n_heads is None:
@@ -71,14 +70,7 @@ def add_low_rank(
     if rank < 1:
         raise ValueError(f"rank is {rank}; it must be at least 1")
     check_choice("low-rank targets", targets, LOW_RANK_TARGETS)
-    parts = ("attention", "mlp") if targets == "all" else (targets,)
-    part_of = backend_of(model).part_of_weight
-    chosen = [
-        (module, name)
-        for path, module in model.named_modules()
-        for name, weight in list(module.named_parameters(recurse=False))
-        if part_of(f"{path}.{name}", weight) in parts
-    ]
+    chosen = _chosen(model, targets)
     if not chosen:
         raise ValueError(f"the model has no weights of the kind {targets!r} to put an update on")
     for number, (module, name) in enumerate(chosen):
@@ -95,6 +87,41 @@ def add_low_rank(
         for name, parameter in model.named_parameters()
         if ".parametrizations." in name and name.endswith((".down", ".up"))
     }
+
+
+def updated_weights(model: nn.Module, targets: LowRankTargets | str = "all") -> list[str]:
+    """Returns the names of the weights that `add_low_rank` puts an update on."""
+    names = _names(model)
+    return [names[getattr(module, name)] for module, name in _chosen(model, targets)]
+
+
+def low_rank_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
+    """Returns copies of the updates on a model's weights, by the names that these have merged."""
+    found, names = {}, _names(model)
+    for module in model.modules():
+        held: Any = module._modules.get("parametrizations")
+        updates: dict[str, Any] = dict(held.items()) if held is not None else {}
+        for name, puts_on in updates.items():
+            path = names[puts_on.original].removesuffix(f"parametrizations.{name}.original")
+            found[path + name] = puts_on[0].update()
+    return found
+
+
+def _chosen(model: nn.Module, targets: LowRankTargets | str) -> list[tuple[nn.Module, str]]:
+    """The weights to update, as modules and names in them."""
+    parts = ("attention", "mlp") if targets == "all" else (targets,)
+    part_of = backend_of(model).part_of_weight
+    return [
+        (module, name)
+        for path, module in model.named_modules()
+        for name, weight in list(module.named_parameters(recurse=False))
+        if part_of(f"{path}.{name}", weight) in parts
+    ]
+
+
+def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The names of parameters; those of a TransformerBridge are not the paths of its modules."""
+    return {parameter: name for name, parameter in model.named_parameters()}
 
 
 def merge_low_rank(model: nn.Module) -> None:

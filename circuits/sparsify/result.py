@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from circuits.gate.card import GateCard
@@ -13,6 +14,7 @@ from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class TrainResult:
         kl: KL(dense || sparse) on the selection set in nats a token; None unless it is bounded, by
             `config.epsilon`.
         notes: What was to be warned of while the run went on.
+        updates: The low-rank updates in the weights of `model`, for `save_adapter`; none where
+            whole weights were trained.
     """
 
     model: Model
@@ -56,6 +60,7 @@ class TrainResult:
     watch: BoundWatch = BoundWatch()
     kl: float | None = None
     notes: tuple[str, ...] = ()
+    updates: Mapping[str, LowRankUpdate] = field(default_factory=dict)
 
     @property
     def is_by_kl(self) -> bool:

@@ -43,7 +43,7 @@ from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
-from circuits.sparsify.low_rank import merge_low_rank
+from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
@@ -350,6 +350,7 @@ class Run:
             best = load_checkpoint(best_path(self.checkpoints, self.best_step))
             set_weights(self.weights, best.tensors)
         model = self.model if self.sharding is None else self._whole_model()
+        updates = low_rank_updates(model)
         merge_low_rank(model)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -372,6 +373,7 @@ class Run:
             config=self.config,
             watch=self.watch,
             notes=(*self.notes, *self.lost),
+            updates=updates,
         )
 
     def write_summary(self, result: TrainResult) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from circuits.cli import main
+from circuits.models.names import find_folder
 
 
 def run(capsys, *arguments):
@@ -271,6 +272,47 @@ def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     code, printed, _ = run(capsys, "models", str(out / "model"))
     assert code == 0
     assert "bias 0.0" in printed
+
+
+@pytest.mark.slow
+def test_low_rank_training_of_a_named_model_saves_an_adapter(capsys, tmp_path):
+    arguments = [
+        "train", "--lora-rank", "2", "--steps", "2", "--batch-size", "2", "--context", "32",
+        "--slack", "9",
+    ]  # fmt: skip
+    code, printed, error = run(capsys, *arguments, "--out", str(tmp_path / "run"))
+    assert code == 0, error
+    assert "(an adapter of dense)" in printed
+    folder = tmp_path / "run" / "model"
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) == {
+        "adapter_config.json", "adapter_model.safetensors", "gate.json", "base.json",
+    }  # fmt: skip
+    assert sum(files.values()) < 300_000
+    code, printed, _ = run(capsys, "models", str(folder))
+    assert code == 0
+    assert "is an adapter of dense" in printed and "bias 0.0" in printed
+    code, printed, error = run(
+        capsys, *arguments, "--control", "--save", "merged", "--out", str(tmp_path / "merged")
+    )
+    assert code == 0, error
+    assert (tmp_path / "merged" / "model" / "model.safetensors").is_file()
+    shutil.copytree(find_folder("dense"), tmp_path / "own")
+    code, printed, error = run(
+        capsys, *arguments, "--model", str(tmp_path / "own"), "--out", str(tmp_path / "third")
+    )
+    assert code == 0, error
+    assert (tmp_path / "third" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [("adapter", "needs low-rank updates; give --lora-rank"), ("zip", "unknown save 'zip'")],
+)
+def test_what_cannot_be_saved_is_refused_before_training(save, message, capsys, tmp_path):
+    code, _, error = run(capsys, "train", "--save", save, "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert message in " ".join(error.split())
 
 
 @pytest.mark.slow

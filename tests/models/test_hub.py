@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import save_file
 
 from circuits.cli import main
+from circuits.gate.card import GateCard
 from circuits.models.hub import push_to_hub
 from circuits.models.names import find_folder
 
@@ -52,6 +56,44 @@ def test_the_whole_folder_is_sent_with_a_card(sparse, sent, capsys):
     assert "| attention edges open | 0.58% at 128 tokens |" in card
     assert "| cross-entropy, nats per token | 1.2226 |" in card
     assert "(kept)" in card
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """An adapter of the embedded dense model that updates nothing."""
+    folder = tmp_path / "adapter"
+    names = [f"transformer.h.{layer}.attn.c_proj" for layer in range(4)]
+    tensors = {
+        f"base_model.model.{name}.lora_{part}.weight": torch.zeros(shape)
+        for name in names
+        for part, shape in (("A", (1, 128)), ("B", (128, 1)))
+    }
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "dense"}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    GateCard(bias=0.5).save(folder)
+    return folder
+
+
+def test_an_adapter_is_sent_as_one(adapter, sent):
+    push_to_hub(adapter, "someone/twin")
+    assert sent[1][1] == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "gate.json",
+    }  # fmt: skip
+    card = (adapter / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "low-rank updates of `dense`" in card
+    assert "plus 0.5 is above zero" in card
+
+
+def test_an_adapter_of_a_folder_is_not_sent(adapter, sent):
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": str(find_folder("dense"))}))
+    with pytest.raises(ValueError, match="which others do not have; write the name"):
+        push_to_hub(adapter, "someone/twin")
+    assert not sent
 
 
 def test_a_card_of_ones_own_stays(sparse, sent):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 from circuits.gate.gate import add_gate
 from circuits.models.load import load_model, named_weights
+from circuits.models.save_adapter import save_adapter
 from circuits.models.saving import save_model
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import CorpusStream
@@ -117,6 +118,10 @@ def test_a_run_trains_updates_only_and_its_model_is_an_ordinary_one(tmp_path: Pa
     again = load_model(tmp_path / "model")
     tokens = TOKENS + 5
     assert torch.allclose(again(tokens), result.model(tokens), atol=1e-4)
+    save_adapter(dense, result.updates, tmp_path / "adapter", gate=result.card())
+    adapted = load_model(tmp_path / "adapter")
+    assert torch.allclose(adapted(tokens), result.model(tokens), atol=1e-4)
+    assert len(result.updates) == len(changed)
     saved = max((tmp_path / "run" / "checkpoints").glob("step_*/*.safetensors"))
     assert saved.stat().st_size < 1.2e6  # the whole model has 5 MB
 
