@@ -37,7 +37,9 @@ def _sections(group: Any, context: click.Context, path: str) -> list[str]:
             if option.name == "help":
                 continue
             default = "" if option.default in (None, False) else f"`{option.default}`"
-            names = option.opts if option.param_type_name == "option" else [option.name.upper()]
+            names = [option.name.upper()]
+            if option.param_type_name == "option":
+                names = [*option.opts, *option.secondary_opts]  # `--no-prune` is one of these.
             shown = ", ".join(f"`{one}`" for one in names)
             rows.append(f"| {shown} | {default} | {option.help or ''} |")
         parts.append(
