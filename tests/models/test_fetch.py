@@ -169,13 +169,19 @@ def test_what_goes_wrong_is_said_and_leaves_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_fetch_that_is_interrupted_leaves_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    number: signal.Signals,
 ) -> None:
     def stopped(_self: Any, folder: Path) -> None:
         (Path(folder) / "model.safetensors").write_text("half")
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", stopped)
+    # A shell that runs the tests in the background has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     if number == signal.SIGTERM:
         with pytest.raises(SystemExit) as stop:
             main(["models", "get", "tiny"])
