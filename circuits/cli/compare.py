@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuits.choices import ATTRIBUTION_METHODS, GRANULARITIES, METHOD_ALIASES, spelled
-from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
+from circuits.cli.console import (
+    err_console,
+    out_console,
+    print_frame,
+    progress_bar,
+    usage_errors,
+    with_bounds,
+)
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     DEFAULT_TASKS,
@@ -84,7 +91,6 @@ def compare_command(
     launch = read_launch()
     with usage_errors():
         from circuits.comparison.compare_models import compare, steps_of_compare
-        from circuits.discovery.find_circuits import method_of
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
         from circuits.tasks import find_tasks
@@ -103,7 +109,6 @@ def compare_command(
             seed,
             prune,
         )
-        method_of(config)  # Its options are refused here, before anything is loaded.
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)
@@ -272,11 +277,15 @@ def _compact(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     tables = {}
     for task, part in summary.loc[summary["granularity"] != ""].groupby("task", sort=False):
         rows: list[Any] = [row for _, row in part.iterrows()]
-        ratios = {"ratio [95 %]": [_ratio_cell(row) + ("=" if row["note"] else "") for row in rows]}
+        ratios = {
+            "ratio [95 %]": [
+                with_bounds(row, "ratio", ".2f") + ("=" if row["note"] else "") for row in rows
+            ]
+        }
         if _is_pruned(part):
             ratios = {
                 "ratio": [f"{row['ratio']:.2f}" for row in rows],
-                "unpruned [95 %]": [_ratio_cell(row, "prefix_ratio") for row in rows],
+                "unpruned [95 %]": [with_bounds(row, "prefix_ratio", ".2f") for row in rows],
             }
         tables[str(task)] = part[["granularity"]].assign(
             sizes=[
@@ -293,13 +302,6 @@ def _compact(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def _is_pruned(summary: pd.DataFrame) -> bool:
     return bool(summary["pruned"].eq(True).any())
-
-
-def _ratio_cell(row: Any, name: str = "ratio") -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if math.isnan(low):
-        return f"{value:.2f} (no interval)"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _faithful_cell(row: Any) -> str:
@@ -343,6 +345,7 @@ def _legend(summary: pd.DataFrame) -> list[str]:
 def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[Any] = [row for _, row in table.iterrows()]
     cells = [
-        "does not do the task" if math.isnan(row["size"]) else _ratio_cell(row) for row in rows
+        "does not do the task" if math.isnan(row["size"]) else with_bounds(row, "ratio", ".2f")
+        for row in rows
     ]
     return table[["task", "granularity", "model", "size"]].assign(**{"ratio [95 %]": cells})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,14 @@ def progress_bar(total: int) -> Iterator[Any]:
             say("interrupted; no results were written")
             raise typer.Exit(130) from None
         progress.update(bar, completed=total, description="done")
+
+
+def with_bounds(row: Any, name: str, digits: str) -> str:
+    """Returns an estimate in a row of a table with its interval, from `{name}_low` to `_high`."""
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if math.isnan(low):
+        return f"{value:{digits}} (no interval)"
+    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def print_frame(frame: pd.DataFrame, title: str) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.cli.console import err_console, out_console, print_frame, progress_bar, usage_errors
+from circuits.cli.console import (
+    err_console,
+    out_console,
+    print_frame,
+    progress_bar,
+    usage_errors,
+    with_bounds,
+)
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     AblationName,
@@ -53,7 +59,7 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.discovery.find_circuits import discover, method_of, steps_of
+        from circuits.discovery.find_circuits import discover, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
         from circuits.tasks import find_task
@@ -72,7 +78,6 @@ def discover_command(
             seed,
             prune,
         )
-        method_of(config)  # Its options are refused here, before anything is loaded.
         check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
@@ -97,23 +102,16 @@ def discover_command(
 def _compact(table: pd.DataFrame, *, is_pruned: bool) -> pd.DataFrame:
     """The circuits in columns that fit a terminal; the file has all of them."""
     rows: list[Any] = [row for _, row in table.iterrows()]
-    prefixes = [_with_bounds(row, "prefix", ".4g") for row in rows]
+    prefixes = [with_bounds(row, "prefix", ".4g") for row in rows]
     pruned = [f"{row['size']:.4g}" + ("" if row["minimal"] else "+") for row in rows]
     columns = {
         **({"pruned": pruned} if is_pruned else {}),
         ("before [95 %]" if is_pruned else "size [95 %]"): prefixes,
         "of": table["components"],
-        "faithful [95 %]": [_with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
+        "faithful [95 %]": [with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
         "random": table["random_same_size"],
     }
     return table[["granularity"]].assign(**columns)
-
-
-def _with_bounds(row: Any, name: str, digits: str) -> str:
-    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-    if math.isnan(low):
-        return f"{value:{digits}} (no interval)"
-    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def _mark(row: Any) -> str:

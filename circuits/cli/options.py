@@ -137,10 +137,15 @@ def discover_config(
     seed: int,
     prune: bool = False,
 ) -> DiscoverConfig:
-    """Returns the configuration that the options say."""
+    """Returns the configuration that the options say.
+
+    Raises:
+        ValueError: a value is not allowed, or the method has no such option.
+    """
+    from circuits.discovery.find_circuits import method_of
     from circuits.results.discovery import DiscoverConfig
 
-    return DiscoverConfig(
+    config = DiscoverConfig(
         target=target,
         granularities=tuple(granularity or GRANULARITIES),
         method=method,
@@ -152,3 +157,5 @@ def discover_config(
         seed=seed,
         prune=prune,
     )
+    method_of(config)
+    return config
