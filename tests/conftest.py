@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+import tests.annotations  # noqa: F401  (before the package)
 from tests.helpers import make_tiny_model
 
 # The models are too small to gain from threads, which on a busy machine wait for each other. The
