@@ -87,6 +87,7 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
     )
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
@@ -256,6 +257,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     out = tmp_path / "run"

@@ -150,6 +150,7 @@ def test_the_gate_trains_on_a_bridge(folder):
     )
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["all weights", "low rank"])
 def test_a_trained_bridge_is_saved_with_what_it_computes(folder, tmp_path, options):

@@ -22,7 +22,7 @@ from circuits.workers import Workers, join_workers
 from tests.helpers import CountingStream, make_taught_model
 from tests.processes import start_together
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
 
 # One head: a HookedTransformer's attention weights cannot be cut along their first axis.
 SHAPE = {"n_heads": 1, "d_head": 16}

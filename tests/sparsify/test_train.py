@@ -107,6 +107,7 @@ def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.newest
 def test_a_trained_model_keeps_its_cross_entropy_and_loses_edges(
     tmp_path: Path, tiny_model: HookedTransformer
 ) -> None:
@@ -325,6 +326,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
