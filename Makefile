@@ -3,7 +3,7 @@
 # While you work: under a minute on two cores.
 quick:
 	ruff check
-	pytest -m "not slow and not hub and not gpu and not network"
+	pytest -m "not (slow or hub or gpu or fuzz or network)"
 
 # What continuous integration runs, in the environment that is active.
 check:

@@ -13,7 +13,9 @@ import torch
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+import tests.annotations  # noqa: F401  (before the package)
 from tests.helpers import make_tiny_model
+from tests.small_pair import SmallPair, make_small_pair
 
 # The models are too small to gain from threads, which on a busy machine wait for each other. The
 # variable is for the processes that tests start.
@@ -39,3 +41,9 @@ def seed() -> None:
 def tiny_model() -> HookedTransformer:
     """A random model of 2 layers and 2 heads in evaluation mode, new for every test."""
     return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
+    """Small models that do two tasks, in folders; made once by each process that runs tests."""
+    return make_small_pair(tmp_path_factory.mktemp("small_pair"))

@@ -59,6 +59,7 @@ def test_nodes_are_exact_on_a_linear_model(linear, linear_effects):
     torch.testing.assert_close(attribution_patching(linear).nodes, measured, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_attention_edges_are_exact_on_a_linear_model(linear):
     scores = attribution_patching(linear).attention_edges["t0"]
@@ -77,6 +78,7 @@ def test_integrated_gradients_are_close_to_exact_patching(tiny_model):
     assert torch.corrcoef(torch.stack([predicted, measured]))[0, 1] > 0.9
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
 def test_integrated_gradients_are_complete(ablation):
@@ -205,6 +207,7 @@ def test_every_method_is_exact_on_a_linear_model(linear, linear_effects, method)
     torch.testing.assert_close(scores.nodes, nodes, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True], ids=["dense", "gated"])
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])

@@ -31,27 +31,28 @@ def test_help_does_not_import_torch():
 
 
 @pytest.mark.slow
-def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path):
+def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path, small_pair):
     out = tmp_path / "results"
-    code, printed, _ = run(
-        capsys, "compare", "--task", "ioi", "--prompts", "12", "--granularity", "head",
-        "--granularity", "mlp", "--out", str(out),
+    code, printed, error = run(
+        capsys, "compare", "--dense", str(small_pair.dense), "--sparse", str(small_pair.sparse),
+        "--task", "pronoun", "--prompts", "10", "--granularity", "head", "--granularity", "mlp",
+        "--out", str(out),
     )  # fmt: skip
-    assert code == 0
+    assert code == 0, error
     summary = pd.read_csv(out / "summary.csv")
     assert list(summary.columns) == list(make_comparison().summary_table().columns)
     assert list(summary["granularity"]) == ["head", "mlp"]
     assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.6).all(axis=None)
     assert (summary["measured_on"] == "reporting").all()
-    # Ten templates share 12 prompts: too few in each to be drawn within.
+    # Three templates share 10 prompts: too few in each to be drawn within.
     assert (summary["interval"] == "prompts").all()
-    assert "on 12 fresh prompts" in printed
+    assert "on 10 fresh prompts" in printed
     models = pd.read_csv(out / "models.csv")
     assert list(models.columns) == [
         "model", "task", "metric", "accuracy", "ce", "density", "context",
         "tokenizer",
     ]  # fmt: skip
-    assert json.loads((out / "circuits" / "ioi.sparse.head.json").read_text())["edges"]
+    assert json.loads((out / "circuits" / "pronoun.sparse.head.json").read_text())["edges"]
     assert (out / "report.html").stat().st_size < 8e6
     assert "ratio" in printed
     assert not list(tmp_path.glob(".results*"))
@@ -86,6 +87,7 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
     )
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
@@ -255,6 +257,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing_behind(capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     out = tmp_path / "run"
@@ -370,11 +373,13 @@ def test_twins_are_trained_from_several_seeds_and_go_on(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_models_stand_beside_the_pair(capsys, tmp_path):
+def test_other_models_stand_beside_the_pair(capsys, tmp_path, small_pair):
     out = tmp_path / "results"
     code, printed, error = run(
-        capsys, "compare", "--task", "pronoun", "--prompts", "12", "--granularity", "mlp",
-        "--model", "highest=dense@top4", "--twin", "second=sparse-seed1", "--out", str(out),
+        capsys, "compare", "--dense", str(small_pair.dense), "--sparse", str(small_pair.sparse),
+        "--task", "pronoun", "--prompts", "12", "--granularity", "mlp",
+        "--model", f"highest={small_pair.dense}@top4", "--twin", "second=sparse-seed1",
+        "--out", str(out),
     )  # fmt: skip
     assert code == 0, error
     others = pd.read_csv(out / "others.csv").set_index("model")
@@ -421,12 +426,14 @@ def test_a_full_disk_ends_training_with_one_line_and_resume_goes_on(capsys, tmp_
 
 
 @pytest.mark.slow
-def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path):
-    arguments = ["robustness", "--task", "ioi", "--granularity", "mlp", "--prompts", "6"]
-    arguments += ["--method", "attribution-patching", "--out", str(tmp_path / "out")]
-    code, shown, _ = run(capsys, *arguments)
-    assert code == 0
-    assert "ioi, mlp: of" in shown
+def test_robustness_writes_a_table_and_a_figure(capsys, tmp_path, small_pair):
+    code, shown, error = run(
+        capsys, "robustness", "--dense", str(small_pair.dense), "--sparse", str(small_pair.sparse),
+        "--task", "pronoun", "--granularity", "head", "--prompts", "6", "--method",
+        "attribution-patching", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0, error
+    assert "pronoun, head: of" in shown
     table = pd.read_csv(tmp_path / "out" / "robustness.csv")
     assert set(table["ablation"]) == {"corrupted", "mean", "zero"}
     assert (tmp_path / "out" / "robustness.html").stat().st_size > 1e6

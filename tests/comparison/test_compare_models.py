@@ -104,15 +104,21 @@ def test_a_model_compared_with_itself_by_name_has_ratio_1():
 
 
 @pytest.fixture(scope="module")
-def with_others(pair):
-    untrained = copy.deepcopy(pair[0], {id(pair[0].tokenizer): pair[0].tokenizer})
+def small(small_pair):
+    """Two models for what is said of any pair."""
+    return load_model(small_pair.dense), load_model(small_pair.sparse)
+
+
+@pytest.fixture(scope="module")
+def with_others(small):
+    untrained = copied(small[0])
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in untrained.parameters():
             parameter.normal_(std=0.02)
     config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"))
-    others = {"again": pair[1], "untrained": untrained}
-    return compare(*pair, [get_task("ioi")], config, others=others)
+    others = {"again": small[1], "untrained": untrained}
+    return compare(*small, [get_task("pronoun")], config, others=others)
 
 
 def test_other_models_stand_beside_the_pair(with_others):
@@ -128,18 +134,19 @@ def test_an_untrained_model_is_refused_and_says_why(with_others):
     table = with_others.others_table().set_index(["granularity", "model"])
     assert table.loc[("edge", "untrained"), "size"] != table.loc[("edge", "untrained"), "size"]
     assert "does not do the task" in table.loc[("edge", "untrained"), "note"]
-    assert "untrained" not in with_others.discoveries["ioi"]
+    assert "untrained" not in with_others.discoveries["pronoun"]
 
 
-def test_random_circuits_are_far_below_the_target(with_others):
-    edges = with_others.evidence_table().set_index("granularity").loc["edge"]
+def test_random_circuits_are_far_below_the_target(comparison):
+    edges = comparison.evidence_table().set_index("granularity").loc["edge"]
     assert (edges["random_same_size"] < 0.3).all()
 
 
-def test_the_roles_of_all_heads_are_measured(pair, with_others):
-    roles = with_others.roles_table()
+def test_the_roles_of_all_heads_are_measured(pair, comparison):
+    roles = comparison.roles_table()
+    roles = roles[roles["task"] == "ioi"]
     assert len(roles) == 2 * pair[0].cfg.n_layers * pair[0].cfg.n_heads
-    circuits = with_others.discoveries["ioi"]
+    circuits = comparison.discoveries["ioi"]
     for side in ("dense", "sparse"):
         inside = roles[(roles["model"] == side) & roles["in_circuit"]]["head"]
         assert list(inside) == circuits[side].found["head"].circuit.heads
@@ -148,8 +155,8 @@ def test_the_roles_of_all_heads_are_measured(pair, with_others):
     assert set(readers["model"]) == {"dense", "sparse"}
 
 
-def test_circuits_are_run_in_the_other_model(with_others):
-    table = with_others.transfer_table()
+def test_circuits_are_run_in_the_other_model(comparison):
+    table = comparison.transfer_table()
     assert set(zip(table["found_in"], table["run_in"], strict=True)) == {
         ("dense", "sparse"),
         ("sparse", "dense"),
@@ -167,9 +174,9 @@ def test_everything_is_saved_and_loaded(with_others, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dense", ""])
-def test_another_model_needs_a_name_of_its_own(pair, name):
+def test_another_model_needs_a_name_of_its_own(small, name):
     with pytest.raises(ValueError, match="another model cannot be called"):
-        compare(*pair, [get_task("ioi")], others={name: pair[0]})
+        compare(*small, [get_task("ioi")], others={name: small[0]})
 
 
 def test_the_first_prompt_shown_is_the_most_usual_one():
@@ -215,9 +222,9 @@ def with_exchanged_words(model, one="gave", other="went"):
     return found
 
 
-def test_each_model_reads_text_in_its_own_tokens(pair):
-    other = with_exchanged_words(pair[1])
-    found = compare(pair[0], other, [get_task("pronoun")], QUICK, others={"own": pair[1]})
+def test_each_model_reads_text_in_its_own_tokens(small):
+    other = with_exchanged_words(small[1])
+    found = compare(small[0], other, [get_task("pronoun")], QUICK, others={"own": small[1]})
     facts = found.models
     assert facts["sparse"].ce == pytest.approx(facts["own"].ce, abs=1e-5)
     assert found.of_other_tokenizer() == ["sparse"]
@@ -233,30 +240,30 @@ def test_each_model_reads_text_in_its_own_tokens(pair):
     report_html(found, _figures(found))
 
 
-def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(pair):
-    other = with_exchanged_words(pair[1])
+def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(small):
+    other = with_exchanged_words(small[1])
     tokens = torch.ones(2, 32, dtype=torch.long)
     with pytest.raises(ValueError, match="the tokenizers of dense and sparse differ"):
-        compare(pair[0], other, [get_task("pronoun")], QUICK, text=tokens)
+        compare(small[0], other, [get_task("pronoun")], QUICK, text=tokens)
     with pytest.raises(ValueError, match="text is given for dense; give it for dense, sparse"):
-        compare(*pair, [get_task("pronoun")], QUICK, text={"dense": tokens})
+        compare(*small, [get_task("pronoun")], QUICK, text={"dense": tokens})
 
 
-def test_nan_at_late_positions_is_an_error_that_names_the_model(pair):
-    broken = copied(pair[1])
+def test_nan_at_late_positions_is_an_error_that_names_the_model(small):
+    broken = copied(small[1])
     with torch.no_grad():
         broken.pos_embed.W_pos[100:] = torch.nan
     with pytest.raises(ValueError, match="'my twin' has a cross-entropy of nan"):
-        compare(pair[0], broken, [get_task("pronoun")], QUICK, names=("dense", "my twin"))
+        compare(small[0], broken, [get_task("pronoun")], QUICK, names=("dense", "my twin"))
 
 
-def test_all_models_are_checked_before_any_search(pair, monkeypatch):
-    ioi = get_task("ioi")
+def test_all_models_are_checked_before_any_search(small, monkeypatch):
+    pronoun = get_task("pronoun")
 
     def backwards(tokenizer, n, seed):
         return [
             replace(pair, answers=pair.wrong_answers, wrong_answers=pair.answers)
-            for pair in ioi.pairs(tokenizer, n, seed)
+            for pair in pronoun.pairs(tokenizer, n, seed)
         ]
 
     def search(*_arguments, **_options):
@@ -265,22 +272,22 @@ def test_all_models_are_checked_before_any_search(pair, monkeypatch):
     monkeypatch.setattr("circuits.comparison.compare_models.discover", search)
     task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
     with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
-        compare(*pair, [task], QUICK)
+        compare(*small, [task], QUICK)
 
 
-def test_tasks_and_models_that_would_share_files_are_refused(pair):
+def test_tasks_and_models_that_would_share_files_are_refused(small):
     ioi = get_task("ioi")
     with pytest.raises(ValueError, match="the task 'ioi' is given twice"):
-        compare(*pair, [ioi, ioi])
+        compare(*small, [ioi, ioi])
     with pytest.raises(ValueError, match="results of two tasks would be called 'my_ioi'"):
-        compare(*pair, [replace(ioi, name="my ioi"), replace(ioi, name="my_ioi")])
+        compare(*small, [replace(ioi, name="my ioi"), replace(ioi, name="my_ioi")])
     with pytest.raises(ValueError, match="models 'x/y' and 'x_y' would have the same files"):
-        compare(*pair, [ioi], others={"x/y": pair[0], "x_y": pair[0]})
+        compare(*small, [ioi], others={"x/y": small[0], "x_y": small[0]})
 
 
-def test_no_tasks_are_refused(pair):
+def test_no_tasks_are_refused(small):
     with pytest.raises(ValueError, match="no tasks given"):
-        compare(*pair, [])
+        compare(*small, [])
 
 
 def test_the_report_is_whole_and_escapes_what_comes_from_data(comparison):
@@ -297,9 +304,9 @@ def _figures(comparison):
     return dict(figures_of(comparison))
 
 
-def test_a_crash_while_writing_leaves_the_old_results(comparison, tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_the_old_results(with_others, tmp_path, monkeypatch):
     out = tmp_path / "results"
-    write_results(comparison, out)
+    write_results(with_others, out)
     before = (out / "summary.csv").read_text()
 
     def full_disk(*_arguments):
@@ -307,7 +314,7 @@ def test_a_crash_while_writing_leaves_the_old_results(comparison, tmp_path, monk
 
     monkeypatch.setattr("circuits.report.write.save_comparison", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        write_results(comparison, out)
+        write_results(with_others, out)
     assert (out / "summary.csv").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 

@@ -167,6 +167,7 @@ def test_few_prompts_have_no_interval(n, drawn):
     assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_two_runs_with_one_seed_are_equal():
     model = make_tiny_model()

@@ -259,6 +259,7 @@ def recompute_by_hand(model, clean, corrupted, kept):
     return run(clean, mixed)[1]
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @torch.no_grad()
 def test_exact_edge_patching_agrees_with_recomputing_each_node_by_hand(tiny_model):

@@ -150,6 +150,7 @@ def test_the_gate_trains_on_a_bridge(folder):
     )
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["all weights", "low rank"])
 def test_a_trained_bridge_is_saved_with_what_it_computes(folder, tmp_path, options):
@@ -212,10 +213,10 @@ def test_a_checkpoint_of_hooked_weights_gives_the_same_bridge(tmp_path, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "sparse"])
-def test_discovery_finds_the_same_circuits(name):
+def test_discovery_finds_the_same_circuits(small_pair, name):
     config = DiscoverConfig(n_prompts=10, granularities=("head", "mlp"))
-    models = load_model(name), load_bridge(name)
-    found = [discover(model, get_task("ioi"), config).found for model in models]
+    models = [load(getattr(small_pair, name)) for load in (load_model, load_bridge)]
+    found = [discover(model, get_task("subject_verb"), config).found for model in models]
     for granularity in config.granularities:
         one, other = (result[granularity].circuit for result in found)
         assert (one.heads, one.mlps) == (other.heads, other.mlps)

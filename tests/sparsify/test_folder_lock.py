@@ -63,6 +63,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_the_second_process_is_told_who_is_there(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_second_process_is_told_who_is_there(
     second.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_the_folder_free(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_killed_process_leaves_the_folder_free(
         assert f'"pid": {os.getpid()}' in (tmp_path / "run" / HOLDER_FILE).read_text()
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_at_once_one_gets_in(tmp_path: Path) -> None:
     for attempt in range(3):
         folder = tmp_path / str(attempt)
@@ -99,6 +102,7 @@ def test_of_processes_that_start_at_once_one_gets_in(tmp_path: Path) -> None:
         assert sum(f"in use by process {winner} on" in line for line in lines) == 3
 
 
+@pytest.mark.slow
 def test_an_unnamed_holder_is_told_too(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     assert holder.poll() is None
     (tmp_path / "run" / HOLDER_FILE).write_text("{")

@@ -1,14 +1,8 @@
-"""Sharded runs take the steps of whole ones, and hold a part of everything.
-
-Run under torchrun, this file makes the sharded runs that its tests look at.
-"""
+"""Sharded runs take the steps of whole ones, and hold a part of everything."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,10 +20,10 @@ from circuits.sparsify.sharding import Sharding, views_are_read_only
 from circuits.sparsify.train import TrainConfig, TrainResult, post_train
 from circuits.workers import Workers, join_workers
 from tests.helpers import CountingStream, make_taught_model
+from tests.processes import start_together
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.newest]
 
-ROOT = Path(__file__).resolve().parents[2]
 # One head: a HookedTransformer's attention weights cannot be cut along their first axis.
 SHAPE = {"n_heads": 1, "d_head": 16}
 LORA: dict[str, Any] = {"lora_rank": 2, "recompute": True, "distillation": 0.5}
@@ -109,16 +103,10 @@ def make_sharded_runs(folder: Path) -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharding")
     begin(folder / "whole, sharded", Workers())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, __file__, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    for process in start_together(2, make_sharded_runs, folder):
+        ended = process.ended()
+        assert ended.code == 0, ended
+        assert "Warning" not in ended.err
     return folder
 
 
@@ -174,7 +162,3 @@ def test_one_process_cannot_shard(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["train", "--out", str(tmp_path / "run"), "--shard"]) == 2
     assert "several processes, and there is one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-if __name__ == "__main__":
-    make_sharded_runs(Path(sys.argv[1]))

@@ -12,10 +12,8 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +51,9 @@ from tests.helpers import (
     make_tiny_model,
     needs_hooked_transformer,
 )
+from tests.processes import Started, wait_for
 
 CONTEXT = CountingStream.context
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def new_dense(**overrides: Any) -> HookedTransformer:
@@ -108,6 +106,8 @@ def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> 
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
+@pytest.mark.newest
 def test_a_trained_model_keeps_its_cross_entropy_and_loses_edges(
     tmp_path: Path, tiny_model: HookedTransformer
 ) -> None:
@@ -259,6 +259,7 @@ def test_what_was_measured_in_the_warm_up_does_not_move_lambda(tmp_path: Path) -
     assert lines[9]["lambda"] == pytest.approx(math.exp(config.lambda_rate * violation))
 
 
+@pytest.mark.slow
 def test_the_result_says_how_long_the_bound_was_broken(tmp_path: Path) -> None:
     result = run(tmp_path / "run", steps=60, slack=0.05)
     checks = [line for line in log_of(tmp_path / "run") if "control_ce" in line]
@@ -311,51 +312,30 @@ def test_a_model_that_cannot_be_saved_is_trained_only_if_asked_for(tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from tests.sparsify.test_train import run
-run(Path(sys.argv[1]), steps=100_000 if sys.argv[2] == "endless" else int(sys.argv[2]))
-"""
-
-
-def start_run(out: Path, steps: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(out), steps],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def start_run(out: Path, steps: int = 100_000) -> Started:
+    """Starts a run; by default one without an end."""
+    return Started(lambda: run(out, steps=steps))
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in the subprocess: the last bit of a sum depends on how it is cut up."""
+    """As in the process: the last bit of a sum depends on how it is cut up."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     steps = 60
-    process = start_run(tmp_path / "killed", str(steps))
+    process = start_run(tmp_path / "killed", steps)
     folder = tmp_path / "killed" / "checkpoints"
     wait_for(lambda: (folder / "step_00000021").exists(), process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.ended()
     done = len((tmp_path / "killed" / "log.jsonl").read_text().splitlines())
     assert 21 <= done < steps
     resumed = run(tmp_path / "killed", steps=steps, resume=True)
@@ -367,14 +347,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start_run(tmp_path / "run", "endless")
+    process = start_run(tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 4, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "TrainingInterrupted: stopped after step" in errors
-    assert "resume=True" in errors
+    process.send(signal.SIGINT)
+    ended = process.ended(60)
+    assert ended.code not in (0, None)
+    assert "TrainingInterrupted: stopped after step" in ended.err
+    assert "resume=True" in ended.err
     step = log_of(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").is_dir()
 
@@ -398,18 +378,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(
     assert_same_weights(run(tmp_path / "run", resume=True).model, straight.model)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    process = start_run(tmp_path / "run", "endless")
+    process = start_run(tmp_path / "run")
     log = tmp_path / "run" / "log.jsonl"
     wait_for(lambda: log.exists() and log.read_text().count("\n") > 4, process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert "TrainingInterrupted: stopped after step" in errors
-    assert "resume=True" in errors
+    process.send(signal.SIGTERM)
+    ended = process.ended(60)
+    assert "TrainingInterrupted: stopped after step" in ended.err
+    assert "resume=True" in ended.err
     step = log_of(tmp_path / "run")[-1]["step"]
     assert (tmp_path / "run" / "checkpoints" / f"step_{step:08d}").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
@@ -453,17 +435,18 @@ def test_a_stopped_command_says_so_in_its_exit_code_and_goes_on_to_the_same_bits
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_run_is_left_alone_by_one_that_would_resume_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start_run(out, "endless")
+    process = start_run(out)
     wait_for(lambda: (out / "checkpoints" / "step_00000003").exists(), process)
     for resume in (True, False):
         with pytest.raises(FolderInUseError, match=f"run is in use by process {process.pid} on "):
             run(out, steps=100_000, resume=resume)
     lines = (out / "log.jsonl").read_text().count("\n")
     wait_for(lambda: (out / "log.jsonl").read_text().count("\n") > lines + 6, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    process.ended()
     with pytest.raises(ValueError, match="config.steps was 100000 and is 12"):
         run(out, resume=True)  # It is free again, and looked at.
 
@@ -478,6 +461,7 @@ def _compete(out: str, start: float, told: Any) -> None:
         told.put(str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
 def test_of_runs_that_start_at_once_one_goes_on_and_is_not_disturbed(tmp_path: Path) -> None:
     new_dense()  # so that every process has it
@@ -725,34 +709,26 @@ def test_the_bar_shows_what_was_measured(
     assert "lambda" in shown.out + shown.err
 
 
-def _go_on(out: str) -> None:
-    torch.set_num_threads(1)
-    run(Path(out), steps=KILLED_STEPS, resume=(Path(out) / "run.json").exists())
-
-
-KILLED_STEPS = 400
+KILLED_STEPS, KILLS = 120, 8
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # fork, where torch has threads
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: Path) -> None:
     started = time.monotonic()
     straight = run(tmp_path / "straight", steps=KILLED_STEPS)
-    longest = (time.monotonic() - started) / 16  # so that twenty of them do not finish the run
-    context = multiprocessing.get_context("fork")  # A spawned process would import for seconds.
-    rng = random.Random(0)
-    for _ in range(20):
-        process = context.Process(target=_go_on, args=(str(tmp_path / "killed"),))
-        process.start()
-        process.join(timeout=rng.uniform(0.05, longest))
-        assert process.is_alive()
-        os.kill(process.pid or 0, signal.SIGKILL)
-        process.join()
-    lines = len((tmp_path / "killed" / "log.jsonl").read_text().splitlines())
-    assert 20 < lines < KILLED_STEPS  # it had got on, and was not done
-    resumed = run(tmp_path / "killed", steps=KILLED_STEPS, resume=True)
+    longest = (time.monotonic() - started) / (KILLS + 2)  # so that they do not finish the run
+    out, rng = tmp_path / "killed", random.Random(0)
+    for _ in range(KILLS):
+        process = Started(lambda: run(out, steps=KILLED_STEPS, resume=(out / "run.json").exists()))
+        time.sleep(rng.uniform(0.05, longest))
+        assert process.runs
+        process.send(signal.SIGKILL)
+        process.ended()
+    lines = len((out / "log.jsonl").read_text().splitlines())
+    assert KILLS < lines < KILLED_STEPS  # it had got on, and was not done
+    resumed = run(out, steps=KILLED_STEPS, resume=True)
     assert_same_weights(resumed.model, straight.model)
-    assert [line["step"] for line in log_of(tmp_path / "killed")] == [
+    assert [line["step"] for line in log_of(out)] == [
         line["step"] for line in log_of(tmp_path / "straight")
     ]
 
@@ -772,6 +748,7 @@ def test_a_batch_that_cannot_be_parted_evenly_is_refused() -> None:
         make_config(accumulate=3)
 
 
+@pytest.mark.slow
 def test_steps_in_bfloat16_train_weights_in_float32(tmp_path: Path) -> None:
     half = run(tmp_path / "half", steps=60, learning_rate=1e-2, precision="bfloat16")
     assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
@@ -829,6 +806,7 @@ def test_attention_that_does_not_work_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # The compiler looks at what warns, and hides that itself.
 def test_compiled_steps_are_those_of_the_model_and_resume_to_the_same_bits(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 5, "evaluate_every": 5, "control_every": 5}
