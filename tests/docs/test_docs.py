@@ -40,6 +40,7 @@ def test_every_option_of_every_command_is_there(site):
         "push",
         "robustness",
         "tasks",
+        "text",
         "train",
     ):
         shown = subprocess.run(
