@@ -22,6 +22,7 @@ from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
 from circuits.cli.models import models_app
 from circuits.cli.show import push_command, tasks_command
+from circuits.cli.text import text_command
 from circuits.cli.train import train_command
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ for name, command in {
     "methods": methods_command,
     "tasks": tasks_command,
     "train": train_command,
+    "text": text_command,
     "push": push_command,
 }.items():
     app.command(name)(command)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from circuits.files import replace_folder
 from circuits.gate.card import GateCard
@@ -90,6 +91,23 @@ def save_model(
                 source.tokenizer.save_pretrained(new)
         if gate is not None:
             gate.save(new)
+
+
+def hf_model_of(model: Model) -> PreTrainedModel:
+    """Returns a Hugging Face model that computes what `model` does, but for a gate.
+
+    It has a copy of the weights, in their dtype, on the CPU, and is in evaluation mode.
+
+    Raises:
+        ValueError: the model has no Hugging Face counterpart.
+    """
+    parameters, layout = _layout(model)
+    dtype = model.W_E.dtype
+    held = hf_weights.to_hf_model(parameters, layout, source_of(model).config, dtype=dtype)
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        runs = AutoModelForCausalLM.from_config(held.config, dtype=dtype, trust_remote_code=False)
+    runs.load_state_dict(held.state_dict())
+    return runs.eval()
 
 
 def source_of(model: Model) -> HFSource:

@@ -1,0 +1,112 @@
+"""`circuits text`: text that a model writes itself, to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.options import Device, Seed, TrustRemoteCode
+
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+def _number_of_tokens(text: str) -> int:
+    """Reads 300000, 300k or 1.5M."""
+    digits = text.strip().lower().rstrip("km")
+    unit = text.strip().lower()[len(digits) :]
+    try:
+        return round(float(digits) * _UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is not a number such as 300000, 300k or 1M") from None
+
+
+def text_command(
+    out: Annotated[Path, typer.Option(help="File to write, .jsonl: --data of circuits train.")],
+    model: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
+    tokens: Annotated[str, typer.Option(help="How many tokens, such as 300k or 1M.")] = "1M",
+    openings: Annotated[
+        Path | None,
+        typer.Option(help="What documents begin with, in turn: UTF-8 text, one opening a line."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Documents written at once.")] = 64,
+    length: Annotated[int, typer.Option(help="Most tokens of a document.")] = 256,
+    temperature: Annotated[
+        float, typer.Option(help="Logits are divided by it; 1: the model's own predictions.")
+    ] = 1.0,
+    precision: Annotated[
+        str, typer.Option(help="What the model computes in: float32 or bfloat16.")
+    ] = "float32",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what a stopped call left.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Sample text from a model: data for post-training that it knows as well as it ever can."""
+    with usage_errors():
+        import torch
+
+        from circuits.choices import PRECISIONS, check_choice
+        from circuits.models.load import checked_device, load_model
+        from circuits.sparsify.own_text import TextConfig, check_paths, write_own_text
+
+        check_choice("precision", precision, PRECISIONS)
+        check_paths(out, resume=resume)
+        config = TextConfig(
+            n_tokens=_number_of_tokens(tokens),
+            openings=() if openings is None else _lines(openings),
+            batch_size=batch_size,
+            length=length,
+            temperature=temperature,
+            seed=seed,
+        )
+        checked_device(device)
+        loaded = load_model(
+            model,
+            device=device,
+            dtype=getattr(torch, precision),
+            trust_remote_code=trust_remote_code,
+        )
+    err_console.print(f"sampling from {model} on {device}, seed {seed}")
+    columns = (
+        TextColumn("{task.completed:,} of {task.total:,} tokens"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err_console) as progress:
+        bar = progress.add_task("", total=config.n_tokens)
+        try:
+            written = write_own_text(
+                loaded,
+                out,
+                config,
+                resume=resume,
+                on_tokens=lambda n: progress.update(bar, completed=n),
+            )
+        except KeyboardInterrupt:
+            say(f"interrupted; finished batches are in {out}.partial: go on with --resume")
+            raise typer.Exit(130) from None
+    out_console.print(
+        f"{written.n_documents:,} documents of {written.n_tokens:,} tokens written to {out}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path} of openings")
+    try:
+        found = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    openings = tuple(line.rstrip() for line in found if line.strip())
+    if not openings:
+        raise ValueError(f"{path} holds no openings; give one a line, or leave --openings out")
+    return openings
