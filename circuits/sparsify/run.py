@@ -6,8 +6,8 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
+from circuits.sparsify.low_rank_products import low_rank_products
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
@@ -188,7 +189,7 @@ class Run:
         self.optimizer.zero_grad()
         parts = list(tokens.chunk(config.accumulate * self.workers.count))
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with self._fused(), compiled(self._compiled):
+        with self._fast(), compiled(self._compiled):
             for number, rows in self.workers.own(parts):
                 torch.manual_seed(self._noise_seed(number))
                 sums += self._backward(rows, len(parts))
@@ -250,8 +251,16 @@ class Run:
         penalty = edge_penalty(edges.expected, edges.allowed, self.config.penalty)
         return self.config.edge_weight * penalty + self.multiplier.value * (fidelity - self.limit)
 
-    def _fused(self) -> AbstractContextManager[None]:
-        return fused_attention(self.model, self.attention)
+    @contextmanager
+    def _fast(self) -> Iterator[None]:
+        """Computes attention, and low-rank updates where there are any, in the fastest ways."""
+        # What is sharded or compiled has forwards of its own.
+        plain = self.config.lora_rank and self.sharding is None and not self._compiled
+        with (
+            fused_attention(self.model, self.attention),
+            low_rank_products(self.model) if plain else nullcontext(),
+        ):
+            yield
 
     def _autocast(self) -> torch.autocast:
         half = self.config.precision == "bfloat16"
@@ -261,7 +270,7 @@ class Run:
 
     def control(self) -> dict[str, Any]:
         """Moves lambda by how far the control set is from the bound, once it has warmed up."""
-        with self._fused():
+        with self._fast():
             if self._by_kl:
                 ce, kl, _ = self.workers.agree(
                     evaluate_kl(self.model, self.teacher, self.control_set)
@@ -309,7 +318,7 @@ class Run:
 
     def _measured(self) -> tuple[float, float | None, Density]:
         """CE, KL if that is bounded, and density on the selection set."""
-        with self._fused():
+        with self._fast():
             if self._by_kl:
                 return evaluate_kl(self.model, self.teacher, self.selection_set)
             ce, density = evaluate(self.model, self.selection_set)

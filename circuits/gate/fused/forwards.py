@@ -19,6 +19,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformer_lens.model_bridge.generalized_components import AttentionBridge
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -30,7 +31,7 @@ Attend = Callable[[Heads, KeyHeads, KeyHeads, float], Heads]
 
 def layer_refuses(model: Any, attn: Any) -> str | None:
     """Returns why a layer is more than a masked softmax of scale q.k; None if it is not."""
-    kind, cfg = type(attn).__name__, config_of(attn)
+    kind, cfg = kind_of(attn).__name__, config_of(attn)
     if kind not in FORWARDS:
         return f"{kind} computes its scores in a way of its own"
     if FORWARDS[kind] is not _hooked:
@@ -55,6 +56,11 @@ def layer_refuses(model: Any, attn: Any) -> str | None:
     return "it has attention sinks" if cfg.use_attention_sinks else None
 
 
+def kind_of(attn: Any) -> type[Any]:
+    """Returns the class of an attention layer, whatever updates are put on its weights."""
+    return parametrize.type_before_parametrizations(attn)
+
+
 def config_of(attn: Any) -> Any:
     """Returns TransformerLens' config of an attention layer."""
     return attn.config if hasattr(attn, "original_component") else attn.cfg
@@ -65,7 +71,7 @@ def _hooked(
 ) -> Float[Tensor, "batch pos d_model"]:
     """`AbstractAttention.forward`."""
     cfg = attn.cfg
-    q, k, v = attn.calculate_qkv_matrices(query_input, key_input, value_input)
+    q, k, v = _projections(attn, query_input, key_input, value_input)
     if attn.q_norm is not None and not cfg.use_qk_norm:  # OLMo's norms take all heads together.
         q, k = (norm(x.flatten(2)).view_as(x) for norm, x in ((attn.q_norm, q), (attn.k_norm, k)))
     if cfg.clip_qkv is not None:
@@ -74,7 +80,40 @@ def _hooked(
         q, k = attn.apply_rotary(q), attn.apply_rotary(k)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     z = attend(q, k, v, 1 / attn.attn_scale).transpose(1, 2).flatten(2)
+    if has_update(attn, "W_O"):
+        return product(attn, "W_O", z) + attn.b_O
     return F.linear(z, attn.W_O.flatten(0, 1).T.contiguous(), attn.b_O)
+
+
+def _projections(attn: Any, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The queries, keys and values of a HookedTransformer's layer, by heads."""
+    # Heads that share keys and values have them under other names.
+    names = [name if has_update(attn, name) else f"_{name}" for name in ("W_Q", "W_K", "W_V")]
+    if (
+        not all(has_update(attn, name) for name in names)
+        or attn.cfg.use_qk_norm
+        or attn.cfg.ungroup_grouped_query_attention
+    ):
+        return attn.calculate_qkv_matrices(*inputs)
+    biases = (getattr(attn, name.replace("W", "b")) for name in names)
+    q, k, v = (
+        product(attn, name, x).unflatten(-1, bias.shape) + bias
+        for name, x, bias in zip(names, inputs, biases, strict=True)
+    )
+    return q, k, v
+
+
+def has_update(module: nn.Module, name: str) -> bool:
+    """Returns whether a low-rank update is put on a weight (circuits/sparsify/low_rank.py)."""
+    # Not by getattr: a TransformerBridge's modules pass that on to the one they wrap.
+    updated: Any = module._modules.get("parametrizations")
+    return updated is not None and name in updated
+
+
+def product(module: nn.Module, name: str, x: Tensor, *, transposed: bool = False) -> Tensor:
+    """Returns x times a weight that an update is put on; see `LowRank.product`."""
+    updated: Any = module._modules["parametrizations"]
+    return updated[name][0].product(x, updated[name].original, transposed=transposed)
 
 
 def _joint_qkv(

@@ -25,6 +25,7 @@ from circuits.gate.fused.forwards import (
     Heads,
     KeyHeads,
     config_of,
+    kind_of,
     layer_refuses,
 )
 from circuits.gate.fused.triton_attention import TritonAttention, triton_refuses
@@ -128,7 +129,7 @@ class _FusedLayer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the layer returns."""
-        attn, kind = self._attn, type(self._attn)
+        attn, kind = self._attn, kind_of(self._attn)
         if self._needs_hook_points(kwargs):
             return kind.forward(attn, *args, **kwargs)
         return FORWARDS[kind.__name__](attn, self._attend, *args, **kwargs)
