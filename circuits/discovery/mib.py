@@ -20,6 +20,7 @@ from circuits.choices import MIB_LEVELS, SELECTIONS, MibLevel, Selection, check_
 from circuits.discovery.agreement import auroc
 from circuits.discovery.rank import Ranking, by_strength, rank_components, select_edges
 from circuits.discovery.resample import resample_prompts, resampled_faithfulness
+from circuits.graph import Graph
 from circuits.intervene.ablate import Experiment, check_does_task, faithfulness, run_edges
 from circuits.results.circuit import Circuit
 from circuits.results.exchange import check_fits
@@ -37,13 +38,22 @@ def mib_ranking(
     Raises:
         ValueError: an unknown level or selection, or nodes by `greedy`, which is of edges.
     """
-    check_choice("level", level, MIB_LEVELS)
-    check_choice("selection", selection, SELECTIONS)
+    check_ranking(level, selection)
     if level == "edge":
         return rank_components(scores, "edge", selection)
-    if selection == "greedy":
-        raise ValueError("nodes have no greedy order; choose absolute or signed for them")
     return by_strength(scores.nodes, selection)
+
+
+def check_ranking(level: MibLevel | str, selection: Selection | str) -> None:
+    """Refuses what no ranking goes by; call it before any long work.
+
+    Raises:
+        ValueError: an unknown level or selection, or nodes by `greedy`, which is of edges.
+    """
+    check_choice("level", level, MIB_LEVELS)
+    check_choice("selection", selection, SELECTIONS)
+    if level == "node" and selection == "greedy":
+        raise ValueError("nodes have no greedy order; choose absolute or signed for them")
 
 
 def mib_circuit(scores: Scores, level: MibLevel | str, chosen: Ranking) -> Bool[Tensor, "src dest"]:
@@ -163,9 +173,8 @@ def find_known(scores: Scores, known: Circuit, level: MibLevel | str = "edge") -
     Raises:
         ValueError: the circuit is of another graph, or all or none of it is known.
     """
-    check_choice("level", level, MIB_LEVELS)
     graph = scores.graph
-    check_fits(known, graph)
+    check_known(known, graph, level)
     if level == "node":
         return KnownCircuit(auroc(scores.nodes[1:], known.nodes[1:]), math.nan)
     exact = auroc(scores.edges[graph.mask], known.edges[graph.mask])
@@ -178,3 +187,19 @@ def find_known(scores: Scores, known: Circuit, level: MibLevel | str = "edge") -
         false.append(int((edges & ~known.edges).sum()) / int((graph.mask & ~known.edges).sum()))
     area = torch.trapezoid(torch.tensor(true).double(), torch.tensor(false).double())
     return KnownCircuit(exact, float(area), tuple(false), tuple(true))
+
+
+def check_known(known: Circuit, graph: Graph, level: MibLevel | str) -> None:
+    """Refuses a circuit that no ranking can be judged by; call it before any long work.
+
+    Raises:
+        ValueError: an unknown level, a circuit of another graph, or all or none of it is known.
+    """
+    check_choice("level", level, MIB_LEVELS)
+    check_fits(known, graph)
+    inside = known.nodes[1:] if level == "node" else known.edges[graph.mask]
+    if inside.all() or not inside.any():
+        raise ValueError(
+            f"{int(inside.sum())} of {len(inside)} {level}s are in the known circuit; a ranking is "
+            "judged by some that are and some that are not"
+        )

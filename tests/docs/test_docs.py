@@ -35,6 +35,7 @@ def test_every_option_of_every_command_is_there(site):
         "discover",
         "figures",
         "methods",
+        "mib",
         "models get",
         "models show",
         "push",

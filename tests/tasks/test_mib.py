@@ -8,7 +8,8 @@ import pytest
 from circuits.choices import MIB_TASKS
 from circuits.prompts import tokenize_pairs
 from circuits.tasks import TooFewPrompts, find_task
-from circuits.tasks.mib import MIB_SOURCES, UNFIT, mib_pairs, mib_task
+from circuits.tasks.mib import UNFIT, mib_pairs, mib_prompts, mib_task
+from circuits.tasks.mib_rows import MIB_SOURCES
 from tests.helpers import word_tokenizer
 
 WORDS = (
@@ -247,3 +248,24 @@ def test_a_task_of_ours_draws_different_rows_in_the_order_of_its_seed(tmp_path, 
         tokenizer, n_ranking=1, n_sizing=1, n_reporting=1, seed=1
     )
     assert len({built.ranking.templates, built.sizing.templates, built.reporting.templates}) == 3
+
+
+def test_one_split_ranks_and_another_is_measured_on(tmp_path, tokenizer):
+    rows_in(tmp_path, [ioi("San Jose"), ioi("Mary"), ioi("Bob"), ioi("Ann")], "train.jsonl")
+    rows_in(tmp_path, [ioi("Ann"), ioi("San Jose")], "validation.jsonl")
+
+    def answers(**settings):
+        parts = mib_prompts("ioi", tokenizer, n=2, **settings)
+        return [
+            tokenizer.convert_ids_to_tokens(one.answers[:, 0].tolist())
+            for one in (parts.ranking, parts.evaluation)
+        ], parts.left_out
+
+    left = "names of different numbers of tokens"
+    assert answers(data=tmp_path) == ([["Mary", "Bob"], ["Ann"]], {left: 2})
+    file = tmp_path / "train.jsonl"  # a file alone: its first rows rank, the next are measured on
+    assert answers(data=file) == ([["Mary"], ["Bob"]], {left: 1})
+    with pytest.raises(ValueError, match="'train' cannot both rank and measure"):
+        answers(data=tmp_path, split="train")
+    with pytest.raises(TooFewPrompts, match="validation.jsonl has one row to use"):
+        answers(data=tmp_path / "validation.jsonl")
