@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +102,7 @@ def mib_command(
         from circuits.results.circuit import Circuit
         from circuits.results.mib import submission, why_not_handed_in, write_submission
         from circuits.tasks.mib import mib_prompts, mib_task_name
+        from circuits.tasks.mib_rows import counterfactual_name
 
         name = mib_task_name(task)
         selections = tuple(dict.fromkeys(selection or ("signed", "absolute")))
@@ -152,8 +154,10 @@ def mib_command(
         "model": model,
         "task": name,
         "data": str(data or "hub"),
-        "counterfactual": counterfactual or "",
+        "splits": "" if data is not None and data.is_file() else f"{rank_split}, {split}",
+        "counterfactual": counterfactual_name(name, counterfactual),
         "method": config.method,
+        "method_options": json.dumps(dict(config.method_options)),
         "ranked_on": len(parts.ranking),
         "metric_full": evaluation.full.mean().item(),
         "metric_empty": evaluation.empty.mean().item(),
@@ -193,18 +197,19 @@ def mib_command(
 
 
 def _by_size(curves: list[MibCurve]) -> pd.DataFrame:
-    """A row for each size, with every selection's circuit side by side."""
+    """A row for each size, with every selection side by side; the file has the edges left too."""
     import pandas as pd
 
     frames = [curve.to_dataframe() for curve in curves]
     table = pd.DataFrame(
-        {"size": [f"{share:.1%}" for share in frames[0]["share"]], "chosen": frames[0]["chosen"]}
+        {
+            "size": [f"{100 * share:g} %" for share in frames[0]["share"]],
+            "chosen": frames[0]["chosen"],
+        }
     )
     for curve, frame in zip(curves, frames, strict=True):
-        rows = [row for _, row in frame.iterrows()]
-        table[f"{curve.selection}: edges"] = frame["edges"]
-        table["F [95 %]" + " " * curves.index(curve)] = [
-            with_bounds(row, "faithfulness", ".3f") for row in rows
+        table[f"{curve.selection} [95 %]"] = [
+            with_bounds(row, "faithfulness", ".3f") for _, row in frame.iterrows()
         ]
     return table
 

@@ -62,6 +62,7 @@ def test_tables_and_a_submission_are_written(capsys, tmp_path, rows, level):
     summary, sizes = (pd.read_csv(out / f"{name}.csv") for name in ("summary", "sizes"))
     assert list(summary["selection"]) == ["signed", "absolute"]
     assert list(summary["prompts"]) == [10, 10]
+    assert set(summary["counterfactual"]) == {"s2_io_flip_counterfactual"}
     for (_, curve), (_, row) in zip(
         sizes.groupby("selection", sort=False), summary.iterrows(), strict=True
     ):
