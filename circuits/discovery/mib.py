@@ -59,18 +59,16 @@ def check_ranking(level: MibLevel | str, selection: Selection | str) -> None:
 def mib_circuit(scores: Scores, level: MibLevel | str, chosen: Ranking) -> Bool[Tensor, "src dest"]:
     """Returns the edges of the circuit of the chosen edges, or nodes, as the benchmark builds it.
 
-    Edges among the chosen nodes and from them to the logits are all in. Then whatever lies on no
-    path from the input to the logits goes, which changes nothing about what the circuit does.
+    A chosen node has all of its edges. Whatever lies on no path from the input to the logits goes
+    then, edges to nodes that were not chosen among it; this changes nothing about what the circuit
+    does.
     """
     graph = scores.graph
     if level == "edge":
         return graph.connected(select_edges(graph, "edge", chosen))
     rows = torch.zeros(graph.n_sources, dtype=torch.bool)
     rows[chosen] = True
-    edges = graph.mask & rows[:, None]
-    for row in (~rows).nonzero()[:, 0].tolist():
-        edges[:, graph.node_destinations.get(graph.sources[row], [])] = False
-    return graph.connected(edges)
+    return graph.connected(graph.mask & rows[:, None])
 
 
 def measure_mib(
