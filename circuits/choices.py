@@ -72,6 +72,31 @@ METHOD_ALIASES: dict[str, AttributionMethod] = {
 }
 """The methods by the names that the field has for them."""
 
+MibTask = Literal[
+    "ioi",
+    "mcqa",
+    "arithmetic_addition",
+    "arithmetic_subtraction",
+    "arc_easy",
+    "arc_challenge",
+]
+"""The tasks of the MIB benchmark's circuit track."""
+MIB_TASKS: dict[MibTask, str] = {
+    "ioi": "Indirect object identification; the answers are names.",
+    "mcqa": "The colour of a thing that the question names; the answers are labels of choices.",
+    "arithmetic_addition": "A sum of two numbers, where it is one token.",
+    "arithmetic_subtraction": "A difference of two numbers, where it is one token.",
+    "arc_easy": "Science questions, the easy set of ARC; the answers are labels of choices.",
+    "arc_challenge": "Science questions, the challenge set of ARC.",
+}
+
+MibLevel = Literal["edge", "node"]
+"""What a ranking of the MIB benchmark chooses among."""
+MIB_LEVELS: dict[MibLevel, str] = {
+    "edge": "Edges, as everywhere here.",
+    "node": "The input, heads and MLPs in one ranking, each with its edges to what is chosen.",
+}
+
 EdgePenalty = Literal["mean", "rms", "log"]
 """How the densities of the layers become one number; see `sparsify.loss.edge_penalty`."""
 EDGE_PENALTIES: dict[EdgePenalty, str] = {

@@ -187,6 +187,11 @@ def tokenize_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptPai
     )
 
 
+def why_unfit(tokenizer: PreTrainedTokenizerBase, pair: PromptPair) -> str | None:
+    """Returns why `tokenize_pairs` refuses this pair by itself; None where it does not."""
+    return _tokenize_pair(tokenizer, pair, {})[0]
+
+
 def _tokenize_pair(
     tokenizer: PreTrainedTokenizerBase, pair: PromptPair, known: dict[str, list[int]]
 ) -> tuple[str | None, tuple[list[int], list[int], list[int], list[int]]]:

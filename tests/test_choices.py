@@ -22,6 +22,8 @@ KINDS = {
     "gates": (choices.Gates, choices.GATES),
     "selection": (choices.Selection, choices.SELECTIONS),
     "method": (choices.AttributionMethod, choices.ATTRIBUTION_METHODS),
+    "MIB task": (choices.MibTask, choices.MIB_TASKS),
+    "MIB level": (choices.MibLevel, choices.MIB_LEVELS),
     "bound": (choices.Bound, choices.BOUNDS),
     "penalty": (choices.EdgePenalty, choices.EDGE_PENALTIES),
     "saved as": (choices.SavedAs, choices.SAVED_AS),

@@ -20,6 +20,7 @@ from circuits.cli.console import out_console, say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
+from circuits.cli.mib import mib_command
 from circuits.cli.models import models_app
 from circuits.cli.show import push_command, tasks_command
 from circuits.cli.text import text_command
@@ -40,6 +41,7 @@ for name, command in {
     "discover": discover_command,
     "figures": figures_command,
     "methods": methods_command,
+    "mib": mib_command,
     "tasks": tasks_command,
     "train": train_command,
     "text": text_command,

@@ -23,8 +23,8 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="A task's name, a .csv or .jsonl of prompt pairs, or a .py that registers a task. "
-        "Repeatable.",
+        help="A task's name, a .csv or .jsonl of prompt pairs, a .py that registers a task, or "
+        "mib:ioi and the like for the MIB benchmark's. Repeatable.",
     ),
 ]
 Granularities = Annotated[

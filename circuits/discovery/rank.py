@@ -42,7 +42,7 @@ def rank_components(
     candidates = components_of(scores.graph, granularity)
     values = scores.edges.flatten() if granularity == "edge" else scores.nodes
     strength = values[candidates]
-    return candidates[_order(strength, selection)]
+    return candidates[by_strength(strength, selection)]
 
 
 def rank_attention_edges(
@@ -52,10 +52,11 @@ def rank_attention_edges(
     """Returns the causal pairs of all positions as flat indices, strongest first."""
     allowed = torch.ones_like(scores, dtype=torch.bool).tril()
     candidates = allowed.flatten().nonzero()[:, 0]
-    return candidates[_order(scores.flatten()[candidates], selection)]
+    return candidates[by_strength(scores.flatten()[candidates], selection)]
 
 
-def _order(values: Tensor, selection: Selection | str) -> Ranking:
+def by_strength(values: Tensor, selection: Selection | str) -> Ranking:
+    """Returns the places of values, strongest first; `greedy` is `absolute` here."""
     strength = values if selection == "signed" else values.abs()
     return strength.argsort(descending=True, stable=True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from circuits.reading import is_there
 from circuits.tasks.from_file import task_from_file
+from circuits.tasks.mib import PREFIX, mib_task
 from circuits.tasks.task import Task, check_task_names, get_task, task_names
 
 
@@ -16,8 +17,9 @@ def find_task(task: Task | str | Path) -> Task:
 
     Args:
         task: A task as it is; a registered name (`greater-than` is `greater_than`); a path to a
-            .csv or .jsonl file of prompt pairs; or a path to a .py file that registers one task,
-            or several and then `path.py:name`.
+            .csv or .jsonl file of prompt pairs; a path to a .py file that registers one task, or
+            several and then `path.py:name`; or a task of the MIB benchmark, as `mib:ioi` from the
+            hub or `mib:ioi:rows.jsonl` from a file or folder (see `circuits.tasks.mib`).
 
     Raises:
         ValueError: an unknown name, a file that cannot be read, or a Python file that registers no
@@ -27,6 +29,9 @@ def find_task(task: Task | str | Path) -> Task:
     if isinstance(task, Task):
         return task
     text = str(task)
+    if text.startswith(PREFIX):
+        name, _, data = text.removeprefix(PREFIX).partition(":")
+        return mib_task(name, data=data or None)
     path, _, name = text.rpartition(":") if ".py:" in text else (text, "", "")
     if path.endswith(".py"):
         return _task_from_python(Path(path), name)

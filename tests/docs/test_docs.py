@@ -37,6 +37,7 @@ def test_every_option_of_every_command_is_there(site, capsys):
         "discover",
         "figures",
         "methods",
+        "mib",
         "models get",
         "models show",
         "push",
