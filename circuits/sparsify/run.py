@@ -45,6 +45,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
+from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
@@ -141,6 +142,10 @@ class Run:
         Nothing is written yet.
         """
         config = config.for_width(dense.cfg.d_model)
+        device = sharding.device if sharding else dense.W_E.device
+        # The resolved one is what the run is known by, so that it goes on with what it began with.
+        precision = workers.agree(choose_precision(config.precision, device))
+        config = replace(config, precision=precision)
         attention = attention_path(dense, stream, config, sharding)
         identity = identify(dense, stream, config, frozen, attention, workers)
         checkpoint = find_run(out_dir, identity, resume=resume) if workers.is_first else None
