@@ -39,12 +39,12 @@ def test_a_recipe_is_utf8_and_leaves_none_out(file: Path) -> None:
 @st.composite
 def train_configs(draw: st.DrawFn) -> TrainConfig:
     """Configs with every field drawn, and no two of them in contradiction."""
-    by_kind = {
+    by_kind: dict[type, st.SearchStrategy[Any]] = {
         bool: st.booleans(),
         int: st.integers(1, 10**12),
         float: st.floats(0, allow_infinity=False, exclude_min=True),
     }
-    values = {}
+    values: dict[str, Any] = {}
     for name, one in settings_of(TrainConfig).items():
         kind = kinds_of(TrainConfig)[name]
         if kind is str:

@@ -5,7 +5,9 @@
 
 A parameter whose type is a dataclass of settings (circuits/settings.py) stands for an option a
 field, with the field's default, sentence and theme. Beside them is `--config`, a recipe file for
-all of these fields; what is given on the command line goes before what stands in it.
+all of these fields; what is given on the command line goes before what stands in it. Where the type
+is `Callable[[], DiscoverConfig]`, the command makes the config when it calls: after it has read the
+file of a task, which may register what the config names.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -32,7 +35,11 @@ RECIPE_OPTION = "recipe"
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Returns the command with an option for each field of the configs that it takes."""
     own = inspect.signature(command, eval_str=True).parameters
-    configs = {name: one.annotation for name, one in own.items() if _is_config(one.annotation)}
+    configs = {
+        name: config_class
+        for name, one in own.items()
+        if dataclasses.is_dataclass(config_class := _config_class(one.annotation))
+    }
 
     def run(ctx: Any, **options: Any) -> None:  # typer makes a context of another class, too
         read_launch()  # Only the first process says what is wrong.
@@ -42,7 +49,8 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
             recipe = {} if path is None else read_recipe(path, *configs.values())
             for name, config_class in configs.items():
                 fields = {field: options.pop(field) for field in settings_of(config_class)}
-                options[name] = _config_of(config_class, fields, given, recipe, path)
+                make = partial(_config_of, config_class, fields, given, recipe, path)
+                options[name] = make() if own[name].annotation is config_class else make
         command(**options)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -64,8 +72,9 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _is_config(annotation: Any) -> bool:
-    return dataclasses.is_dataclass(annotation)
+def _config_class(annotation: Any) -> Any:
+    """The class of a config that is taken, or of one that is made by a call."""
+    return get_args(annotation)[-1] if get_origin(annotation) is Callable else annotation
 
 
 def _is_given(ctx: Any, name: str) -> bool:
@@ -139,6 +148,8 @@ def _option(name: str, one: Setting, kind: type) -> Any:
 
 def _help(one: Setting, kind: type) -> str:
     """The sentence, with the values to choose from."""
+    if kind in (tuple, dict):
+        return f"{one.sentence} Repeatable."
     if kind is not str or one.rule is None:
         return one.sentence
     return f"{one.sentence} {one.rule.words.capitalize()}."

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pytest
 import typer
 
+from circuits.choices import ATTRIBUTION_METHODS
 from circuits.cli import main
 from circuits.cli.config_options import ThemedCommand, with_config_options
 from circuits.recipe import write_recipe
+from circuits.results.discover_config import DiscoverConfig
 from circuits.settings import kinds_of, settings_of
 from circuits.sparsify.config import TrainConfig
 
+DISCOVER = {
+    "target": 0.5,
+    "granularities": ("mlp", "head"),
+    "method": "integrated_gradients",
+    "method_options": {"steps": 3, "note": "a=b", "exact": True},
+    "selection": "signed",
+    "ablation": "zero",
+    "gates": "clean",
+    "n_prompts": 7,
+    "seed": 5,
+    "prune": True,
+}
 FIELDS = list(settings_of(TrainConfig))
 NEEDED = {"epsilon": {"bound": "kl"}, "accumulate": {"batch_size": 32}, "tau": {"slack": 0.0}}
 
@@ -74,6 +90,74 @@ def test_every_field_can_be_set_on_the_command_line_and_in_a_recipe(
     assert config_from(*as_options(values)) == TrainConfig(**values)
     write_recipe(tmp_path / "recipe.toml", values)
     assert config_from("--config", str(tmp_path / "recipe.toml")) == TrainConfig(**values)
+
+
+def discover_config_from(
+    *arguments: str, before: Callable[[], None] = lambda: None
+) -> DiscoverConfig:
+    seen: list[DiscoverConfig] = []
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @with_config_options
+    def find(config_of: Callable[[], DiscoverConfig]) -> None:
+        before()
+        seen.append(config_of())
+
+    app.command()(find)
+    app(args=list(arguments), standalone_mode=False)
+    return seen[0]
+
+
+def test_a_discovery_is_set_by_options_and_by_a_recipe(tmp_path: Path) -> None:
+    assert list(DISCOVER) == list(settings_of(DiscoverConfig))
+    given = discover_config_from(
+        "--target", "0.5", "--granularity", "mlp", "--granularity", "heads", "--method", "eap-ig",
+        "--method-option", "steps=3", "--method-option", "note=a=b", "--method-option",
+        "exact=true", "--selection", "signed", "--ablation", "zero", "--gates", "clean",
+        "--prompts", "7", "--seed", "5", "--prune",
+    )  # fmt: skip
+    assert given == DiscoverConfig(**DISCOVER)
+    recipe = tmp_path / "recipe.toml"
+    write_recipe(recipe, dataclasses.asdict(given))
+    assert discover_config_from("--config", str(recipe)) == given
+    changed = discover_config_from("--config", str(recipe), "--no-prune", "--granularity", "edge")
+    assert changed == dataclasses.replace(given, prune=False, granularities=("edge",))
+    assert discover_config_from() == DiscoverConfig()
+
+
+@pytest.mark.parametrize(
+    ("command", "recipe", "message"),
+    [
+        ("discover", "prompts = 3", "r.toml: unknown setting 'prompts'; did you mean 'n_prompts'?"),
+        ("discover", "granularities = 'head'", "r.toml: granularities must be a list of texts"),
+        ("compare", "granularities = ['neuron']", "r.toml: unknown granularity 'neuron'"),
+        ("compare", "n_prompts = 1", "r.toml: at least 2 prompts are needed"),
+        ("compare", "method_options = 3", "r.toml: method_options must be a table, got 3"),
+        ("discover", "method_options = {steps = 3}", "attribution_patching has no option 'steps'"),
+    ],
+)
+def test_a_bad_recipe_of_a_discovery_is_refused(
+    command: str, recipe: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(recipe)
+    out = tmp_path / "out"
+    assert main([command, "--config", str(tmp_path / "r.toml"), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_recipe_may_name_a_method_that_the_command_gets_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.toml").write_text("method = 'mine'")
+    arguments = ["--config", str(tmp_path / "r.toml")]
+    with pytest.raises(ValueError, match=r"r\.toml: unknown method 'mine'"):
+        discover_config_from(*arguments)
+
+    def register() -> None:  # As the file of a task does.
+        monkeypatch.setitem(cast(dict[str, str], ATTRIBUTION_METHODS), "mine", "Mine.")
+
+    assert discover_config_from(*arguments, before=register).method == "mine"
 
 
 def test_without_options_all_is_by_default() -> None:
