@@ -61,7 +61,8 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
     ))  # fmt: skip
     by_ce = {"epsilon": 0.02} | draw(st.sampled_from([{"tau": None}, {"slack": 0.0}]))
     by_kl = {"tau": None, "slack": 0.0, "ce_weight": 1.0, "distillation": 0.0}
-    return TrainConfig(**(values | (by_ce if values["bound"] == "ce" else by_kl)))
+    by_bound: dict[str, Any] = by_ce if values["bound"] == "ce" else by_kl
+    return TrainConfig(**(values | by_bound))
 
 
 @settings(max_examples=20, derandomize=True, deadline=None, database=None)

@@ -35,7 +35,7 @@ RECIPE_OPTION = "recipe"
 def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
     """Returns the command with an option for each field of the configs that it takes."""
     own = inspect.signature(command, eval_str=True).parameters
-    configs = {
+    configs: dict[str, Any] = {
         name: config_class
         for name, one in own.items()
         if dataclasses.is_dataclass(config_class := _config_class(one.annotation))
