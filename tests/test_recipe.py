@@ -24,7 +24,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipe") / "recipe.toml"
 
 
-@settings(max_examples=100, derandomize=True, deadline=None, database=None)
+@settings(max_examples=50, derandomize=True, deadline=None, database=None)
 @given(st.dictionaries(st.from_regex(r"[a-z_][a-z0-9_]*", fullmatch=True), VALUES))
 def test_toml_reads_what_is_written(table: dict[str, Any]) -> None:
     assert tomllib.loads(to_toml(table)) == table
@@ -65,7 +65,7 @@ def train_configs(draw: st.DrawFn) -> TrainConfig:
     return TrainConfig(**(values | by_bound))
 
 
-@settings(max_examples=20, derandomize=True, deadline=None, database=None)
+@settings(max_examples=10, derandomize=True, deadline=None, database=None)
 @given(train_configs())
 def test_a_config_comes_back_from_its_recipe(file: Path, config: TrainConfig) -> None:
     file.write_text(to_toml(dataclasses.asdict(config)))
