@@ -26,7 +26,7 @@ from .results.comparison import (
 from .results.comparison import (
     save_comparison as save_comparison,
 )
-from .results.discovery import DiscoverConfig as DiscoverConfig
+from .results.discover_config import DiscoverConfig as DiscoverConfig
 from .results.discovery import Discovery as Discovery
 from .show import show_attention as show_attention
 from .sparsify.config import TrainConfig as TrainConfig

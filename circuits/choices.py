@@ -139,11 +139,12 @@ ATTENTION_PATHS: dict[AttentionPath, str] = {
     "triton": "By Triton kernels, on a GPU.",
 }
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]
 """What training steps compute in."""
 PRECISIONS: dict[Precision, str] = {
     "float32": "Everything in the model's own dtype.",
     "bfloat16": "Training steps under autocast; weights and evaluations keep the model's dtype.",
+    "auto": "What is fast: bfloat16 where the device computes it natively, else float32.",
 }
 
 

@@ -1,20 +1,48 @@
-"""Puts the options of every command into the page of the command line when the site is built."""
+"""Puts into pages, when the site is built, what the code says once.
+
+The options of every command go into the page of the command line, the fields of configs where
+`<!-- settings: module.Class -->` stands.
+"""
 
 from __future__ import annotations
 
+import importlib
+import re
 from typing import Any
 
 import click
 import typer.main
 
 from circuits.cli import app
+from circuits.settings import defaults_of, settings_of
 
 MARKER = "<!-- commands -->"
+SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replaces the marker by a section for each command, as its --help has it."""
+    """Replaces markers: by a section for each command, as its --help has it, or by a table."""
+    markdown = SETTINGS.sub(lambda found: settings(*found.groups()), markdown)
     return markdown.replace(MARKER, commands()) if MARKER in markdown else markdown
+
+
+def settings(module: str, name: str) -> str:
+    """Returns a table of the fields of a config."""
+    config_class = getattr(importlib.import_module(module), name)
+    rows = [f"| `{name}` | Default | |", "|---|---|---|"]
+    for field, one in settings_of(config_class).items():
+        rule = "" if one.rule is None else f" It must be {one.rule.words}."
+        default = _shown(defaults_of(config_class)[field])
+        rows.append(f"| `{field}` | {default} | {_cell(one.sentence + rule)} |")
+    return "\n".join(rows)
+
+
+def _shown(default: Any) -> str:
+    return "" if default is None or default is False or default == [] else f"`{default}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def commands() -> str:
@@ -31,19 +59,21 @@ def _sections(group: Any, context: click.Context, path: str) -> list[str]:
         if hasattr(command, "commands"):
             parts += _sections(command, inner, f"{path} {name}")
             continue
-        rows = ["| Option | Default | |", "|---|---|---|"]
+        themes: dict[str, list[str]] = {}
         usage = command.collect_usage_pieces(inner)
         for option in command.params:
             if option.name == "help":
                 continue
-            default = "" if option.default in (None, False) else f"`{option.default}`"
+            default = _shown(option.default)
             names = [option.name.upper()]
             if option.param_type_name == "option":
                 names = [*option.opts, *option.secondary_opts]  # `--no-prune` is one of these.
             shown = ", ".join(f"`{one}`" for one in names)
-            rows.append(f"| {shown} | {default} | {option.help or ''} |")
+            theme = getattr(option, "rich_help_panel", None) or "Option"
+            rows = themes.setdefault(theme, [f"| {theme} | Default | |", "|---|---|---|"])
+            rows.append(f"| {shown} | {default} | {_cell(option.help or '')} |")
+        tables = "\n\n".join("\n".join(rows) for rows in themes.values())
         parts.append(
-            f"## {path} {name}\n\n{command.help}\n\n"
-            f"    {path} {name} {' '.join(usage)}\n\n" + "\n".join(rows)
+            f"## {path} {name}\n\n{command.help}\n\n    {path} {name} {' '.join(usage)}\n\n{tables}"
         )
     return parts

@@ -72,5 +72,5 @@ def test_a_command_names_the_option_and_the_range(
 ) -> None:
     assert main([command, "--seed", seed, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert f"--seed is {seed}; it must be a whole number from 0 to {MAX_SEED}" in said
+    assert f"seed is {seed}; it must be a whole number from 0 to {MAX_SEED}" in said
     assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from circuits.cli.compare import compare_command, robustness_command
+from circuits.cli.config_options import ThemedCommand
 from circuits.cli.console import out_console, say
 from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
@@ -47,7 +48,7 @@ for name, command in {
     "text": text_command,
     "push": push_command,
 }.items():
-    app.command(name)(command)
+    app.command(name, cls=ThemedCommand)(command)
 app.add_typer(models_app, name="models")
 
 

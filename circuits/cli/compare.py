@@ -6,12 +6,14 @@ import math
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from circuits.choices import ATTRIBUTION_METHODS, GRANULARITIES, METHOD_ALIASES, spelled
+from circuits.cli.config_options import with_config_options
 from circuits.cli.console import (
     err_console,
     out_console,
@@ -23,22 +25,14 @@ from circuits.cli.console import (
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     DEFAULT_TASKS,
-    AblationName,
     Device,
-    GatesName,
-    Granularities,
-    Method,
-    MethodOptions,
     NPrompts,
-    Prune,
     Seed,
-    SelectionName,
-    Target,
     Tasks,
     TrustRemoteCode,
-    discover_config,
     held_out_texts,
 )
+from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +40,9 @@ if TYPE_CHECKING:
     from circuits.models.backend import Model
 
 
+@with_config_options
 def compare_command(
+    config_of: Callable[[], DiscoverConfig],
     dense: Annotated[str, typer.Option(help="The dense model: a name or folder.")] = "dense",
     sparse: Annotated[str, typer.Option(help="Its sparse twin: a name or folder.")] = "sparse",
     model: Annotated[
@@ -66,16 +62,6 @@ def compare_command(
         ),
     ] = None,
     task: Tasks = None,
-    target: Target = 0.9,
-    granularity: Granularities = None,
-    method: Method = "attribution_patching",
-    method_option: MethodOptions = None,
-    selection: SelectionName = "absolute",
-    ablation: AblationName = "corrupted",
-    gates: GatesName = "follow",
-    prompts: NPrompts = 100,
-    prune: Prune = False,
-    seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     text: Annotated[
@@ -91,24 +77,15 @@ def compare_command(
     launch = read_launch()
     with usage_errors():
         from circuits.comparison.compare_models import compare, steps_of_compare
+        from circuits.discovery.find_circuits import method_of
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
         from circuits.tasks import find_tasks
         from circuits.workers import join_workers
 
         tasks = find_tasks(task or DEFAULT_TASKS)
-        config = discover_config(
-            target,
-            granularity,
-            method,
-            method_option,
-            selection,
-            ablation,
-            gates,
-            prompts,
-            seed,
-            prune,
-        )
+        config = config_of()
+        method_of(config)  # Refuses an option that the method lacks.
         check_writable(out)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)
@@ -117,10 +94,10 @@ def compare_command(
             name: _loaded(source, device, trust_remote_code) for name, source in sources.items()
         }
         every = dict(zip(SIDES, models, strict=True)) | others
-        sequences = None if text is None else held_out_texts(text, every, seed)
+        sequences = None if text is None else held_out_texts(text, every, config.seed)
         workers = join_workers(models[0].W_E.device)
     beside = "".join(f", beside {name}" for name in others)
-    err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {seed}")
+    err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {config.seed}")
     n_steps = steps_of_compare(config, len(tasks), len(others))
     with progress_bar(n_steps) as step:
         comparison = compare(
@@ -142,7 +119,7 @@ def compare_command(
     equally_good = comparison.models_table().drop(columns="tokenizer")
     print_frame(equally_good, "Are the models equally good?")
     for name, table in _compact(comparison.summary_table()).items():
-        print_frame(table, f"{name}: components that recover {target:.0%}")
+        print_frame(table, f"{name}: components that recover {config.target:.0%}")
     for name, why in comparison.not_compared().items():
         out_console.print(f"{name} is not compared. {why}", markup=False, soft_wrap=True)
     for warning in warnings_of(comparison):
@@ -156,7 +133,7 @@ def compare_command(
     for line in _legend(comparison.summary_table()):
         out_console.print(line, soft_wrap=True)
     out_console.print(
-        f"{comparison.run['seconds']} s, seed {seed}, {device}. Open {out / 'report.html'}"
+        f"{comparison.run['seconds']} s, seed {config.seed}, {device}. Open {out / 'report.html'}"
     )
 
 

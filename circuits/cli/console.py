@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,6 +25,25 @@ err_console = Console(stderr=True)
 def say(message: str) -> None:
     """Prints one line to stderr, as it is."""
     err_console.print(f"circuits: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def said_warnings() -> Iterator[None]:
+    """Says what the package warns of inside the context, a line each."""
+    package = Path(__file__).parents[1]
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def say_it(
+            message: Warning | str, category: type[Warning], filename: str, *place: Any
+        ) -> None:
+            if category is UserWarning and Path(filename).is_relative_to(package):
+                say(f"warning: {message}")
+            else:
+                show(message, category, filename, *place)
+
+        warnings.showwarning = say_it
+        yield
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuits.cli.config_options import with_config_options
 from circuits.cli.console import (
     err_console,
     out_console,
@@ -17,38 +19,20 @@ from circuits.cli.console import (
 )
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
-    AblationName,
     Device,
-    GatesName,
-    Granularities,
-    Method,
-    MethodOptions,
-    NPrompts,
-    Prune,
-    Seed,
-    SelectionName,
-    Target,
     TrustRemoteCode,
-    discover_config,
 )
+from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@with_config_options
 def discover_command(
+    config_of: Callable[[], DiscoverConfig],
     model: Annotated[str, typer.Option(help="A model: a name or folder.")] = "dense",
     task: Annotated[str, typer.Option(help="A task's name, or a file as in compare.")] = "ioi",
-    target: Target = 0.9,
-    granularity: Granularities = None,
-    method: Method = "attribution_patching",
-    method_option: MethodOptions = None,
-    selection: SelectionName = "absolute",
-    ablation: AblationName = "corrupted",
-    gates: GatesName = "follow",
-    prune: Prune = False,
-    prompts: NPrompts = 100,
-    seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("discovery.json"),
@@ -59,30 +43,20 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.discovery.find_circuits import discover, steps_of
+        from circuits.discovery.find_circuits import discover, method_of, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
         from circuits.tasks import find_task
         from circuits.workers import join_workers
 
         chosen = find_task(task)
-        config = discover_config(
-            target,
-            granularity,
-            method,
-            method_option,
-            selection,
-            ablation,
-            gates,
-            prompts,
-            seed,
-            prune,
-        )
+        config = config_of()
+        method_of(config)  # Refuses an option that the method lacks.
         check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
-    err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {seed}")
+    err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {config.seed}")
     with progress_bar(steps_of(config)) as step:
         found = discover(loaded, chosen, config, workers=workers, on_step=step)
     if not launch.is_first:
@@ -92,8 +66,8 @@ def discover_command(
         f"{chosen.name}: {found.metric} {found.metric_full:.3f} (ablated "
         f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts"
     )
-    compact = _compact(found.to_dataframe(), is_pruned=prune)
-    print_frame(compact, f"Components that recover {target:.0%}")
+    compact = _compact(found.to_dataframe(), is_pruned=config.prune)
+    print_frame(compact, f"Components that recover {config.target:.0%}")
     for line in _legend(found.to_dataframe()):
         out_console.print(line, soft_wrap=True)
     out_console.print(f"written to {out}")

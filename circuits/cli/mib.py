@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from circuits.choices import MIB_LEVELS, MIB_TASKS, SELECTIONS
+from circuits.cli.config_options import named_value
 from circuits.cli.console import (
     err_console,
     out_console,
@@ -19,18 +20,18 @@ from circuits.cli.console import (
 )
 from circuits.cli.options import (
     Device,
-    GatesName,
-    Method,
-    MethodOptions,
     Seed,
     TrustRemoteCode,
-    discover_config,
 )
+from circuits.results.discover_config import DiscoverConfig
+from circuits.settings import settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from circuits.results.mib import MibCurve
+
+_SETTINGS = settings_of(DiscoverConfig)
 
 
 def mib_command(
@@ -61,8 +62,12 @@ def mib_command(
             "tokens, which are refused otherwise.",
         ),
     ] = False,
-    method: Method = "attribution_patching",
-    method_option: MethodOptions = None,
+    method: Annotated[
+        str, typer.Option(help=_SETTINGS["method"].sentence)
+    ] = "attribution_patching",
+    method_option: Annotated[
+        list[str] | None, typer.Option(help=f"{_SETTINGS['method_options'].sentence} Repeatable.")
+    ] = None,
     level: Annotated[str, typer.Option(help=f"{' or '.join(MIB_LEVELS)}.")] = "edge",
     selection: Annotated[
         list[str] | None,
@@ -78,7 +83,7 @@ def mib_command(
             "the AUROC."
         ),
     ] = None,
-    gates: GatesName = "follow",
+    gates: Annotated[str, typer.Option(help=_SETTINGS["gates"].sentence)] = "follow",
     seed: Seed = 0,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
@@ -108,17 +113,15 @@ def mib_command(
         selections = tuple(dict.fromkeys(selection or ("signed", "absolute")))
         for one in selections:
             check_ranking(level, one)
-        config = discover_config(
-            target=0.9,
-            granularity=None,
+        config = DiscoverConfig(
             method=method,
-            method_option=method_option,
+            method_options=dict(map(named_value, method_option or ())),
             selection=selections[0],
-            ablation="corrupted",
             gates=gates,
-            prompts=prompts,
+            n_prompts=prompts,
             seed=seed,
         )
+        score = method_of(config)  # Refuses an option that the method lacks.
         check_folder(out)
         reference = None if known is None else Circuit.load(known)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
@@ -142,7 +145,7 @@ def mib_command(
             prepare_experiment(loaded, part, metric="logit_diff", gates=gates)
             for part in (parts.ranking, parts.evaluation)
         )
-        scores = method_of(config)(ranking, attention_edges=False)
+        scores = score(ranking, attention_edges=False)
         step("scored")
         curves = [
             measure_mib(evaluation, scores, level=level, selection=one, seed=seed, on_step=step)

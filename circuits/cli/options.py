@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuits.choices import ABLATIONS, ATTRIBUTION_METHODS, GATES, GRANULARITIES, SELECTIONS
 from circuits.seeds import SEED_RANGE, is_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from circuits.results.discovery import DiscoverConfig
     from circuits.sparsify.data import TokenStream
 
-Target = Annotated[float, typer.Option(help="Faithfulness that a circuit must reach, 0 to 1.")]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
         help="A task's name, a .csv or .jsonl of prompt pairs, a .py that registers a task, or "
         "mib:ioi and the like for the MIB benchmark's. Repeatable.",
-    ),
-]
-Granularities = Annotated[
-    list[str] | None,
-    typer.Option("--granularity", help=f"{', '.join(GRANULARITIES)}. Repeatable."),
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        help=f"How components are scored: {', '.join(ATTRIBUTION_METHODS)}; also eap and eap-ig."
-    ),
-]
-MethodOptions = Annotated[
-    list[str] | None,
-    typer.Option("--method-option", help="An option of the method, as steps=10. Repeatable."),
-]
-SelectionName = Annotated[
-    str, typer.Option("--selection", help=f"Order of components: {', '.join(SELECTIONS)}.")
-]
-AblationName = Annotated[
-    str,
-    typer.Option(
-        "--ablation", help=f"What stands in for other components: {', '.join(ABLATIONS)}."
-    ),
-]
-GatesName = Annotated[
-    str,
-    typer.Option(
-        "--gates",
-        help=f"What a sparse model's gates do in a circuit: {', '.join(GATES)} (held at their "
-        "values in the clean run). A dense model has none.",
-    ),
-]
-Prune = Annotated[
-    bool,
-    typer.Option(
-        "--prune/--no-prune",
-        help="Take out of each circuit what can go, until no single component can.",
     ),
 ]
 NPrompts = Annotated[
@@ -112,50 +70,3 @@ def held_out_texts(path: Path, models: Mapping[str, Any], seed: int) -> dict[str
             stream = streams[key] = text_stream(path, model.tokenizer, context, seed)
         found[name] = stream.held_out("selection", 64)
     return found
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """The name and the value in `NAME=VALUE`; what is no number, true or false is text."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"--method-option is {text!r}; write NAME=VALUE, such as steps=10")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def discover_config(
-    target: float,
-    granularity: list[str] | None,
-    method: str,
-    method_option: list[str] | None,
-    selection: str,
-    ablation: str,
-    gates: str,
-    prompts: int,
-    seed: int,
-    prune: bool = False,
-) -> DiscoverConfig:
-    """Returns the configuration that the options say.
-
-    Raises:
-        ValueError: a value is not allowed, or the method has no such option.
-    """
-    from circuits.discovery.find_circuits import method_of
-    from circuits.results.discovery import DiscoverConfig
-
-    config = DiscoverConfig(
-        target=target,
-        granularities=tuple(granularity or GRANULARITIES),
-        method=method,
-        method_options=dict(_option(text) for text in method_option or ()),
-        selection=selection,
-        ablation=ablation,
-        gates=gates,
-        n_prompts=prompts,
-        seed=seed,
-        prune=prune,
-    )
-    method_of(config)
-    return config

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.console import err_console, out_console, said_warnings, say, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -38,7 +38,8 @@ def text_command(
         float, typer.Option(help="Logits are divided by it; 1: the model's own predictions.")
     ] = 1.0,
     precision: Annotated[
-        str, typer.Option(help="What the model computes in: float32 or bfloat16.")
+        str,
+        typer.Option(help="What the model computes in: float32, bfloat16, or auto (what is fast)."),
     ] = "float32",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what a stopped call left.")
@@ -48,12 +49,13 @@ def text_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Sample text from a model: data for post-training that it knows as well as it ever can."""
-    with usage_errors():
+    with usage_errors(), said_warnings():
         import torch
 
         from circuits.choices import PRECISIONS, check_choice
         from circuits.models.load import checked_device, load_model
         from circuits.sparsify.own_text import TextConfig, check_paths, write_own_text
+        from circuits.sparsify.precision import choose_precision
 
         check_choice("precision", precision, PRECISIONS)
         check_paths(out, resume=resume)
@@ -65,11 +67,10 @@ def text_command(
             temperature=temperature,
             seed=seed,
         )
-        checked_device(device)
         loaded = load_model(
             model,
             device=device,
-            dtype=getattr(torch, precision),
+            dtype=getattr(torch, choose_precision(precision, checked_device(device))),
             trust_remote_code=trust_remote_code,
         )
     err_console.print(f"sampling from {model} on {device}, seed {seed}")

@@ -9,7 +9,7 @@ from .comparison import (
 from .comparison import (
     save_comparison as save_comparison,
 )
-from .discovery import DiscoverConfig as DiscoverConfig
+from .discover_config import DiscoverConfig as DiscoverConfig
 from .discovery import Discovery as Discovery
 from .exchange import (
     from_networkx as from_networkx,

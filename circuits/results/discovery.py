@@ -1,38 +1,24 @@
 """What discovery returns: circuits with their evidence, as plain values that can be saved.
 
-`DiscoverConfig` says how circuits are looked for, `Found` is the circuit of one granularity with
-what is known about it, `Discovery` holds all granularities of one model and one task.
+`Found` is the circuit of one granularity with what is known about it, `Discovery` holds all
+granularities of one model and one task. How they were looked for is a `DiscoverConfig`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from circuits.choices import (
-    ABLATIONS,
-    ATTRIBUTION_METHODS,
-    GATES,
-    GRANULARITIES,
-    METHOD_ALIASES,
-    SELECTIONS,
-    Ablation,
-    Gates,
-    Granularity,
-    Selection,
-    check_choice,
-    spelled,
-)
 from circuits.files import write_json
 from circuits.results.circuit import Circuit
+from circuits.results.discover_config import DiscoverConfig
 from circuits.results.notebook import table_html
-from circuits.seeds import check_seed
 
 FORMAT = 3
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
@@ -48,59 +34,6 @@ PRUNED = "none: the circuit was pruned"
 
 MeasuredOn = Literal["reporting", "sizing"]
 """The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
-
-
-@dataclass(frozen=True)
-class DiscoverConfig:
-    """How circuits are looked for.
-
-    Attributes:
-        target: The faithfulness that a circuit must reach.
-        granularities: The kinds of component to choose among; one alone need not be in a tuple.
-        method: How components are scored; a name in `circuits.choices.ATTRIBUTION_METHODS`, or one
-            of the field's, such as `eap` and `eap-ig`.
-        method_options: Options of the method by name, such as `{"steps": 10}` for integrated
-            gradients.
-        selection: How scores order components: `absolute`, `signed` or `greedy`.
-        ablation: What components outside the circuit write.
-        gates: What the gates of a sparse model do while a circuit runs: `follow` the run, or keep
-            their `clean` values.
-        n_prompts: Number of prompts to rank on, of others to size on, and of others to report on.
-        seed: Seed of prompts, random circuits and resamples.
-        prune: Whether to take out of the circuit what can go, until no single component can.
-    """
-
-    target: float = 0.9
-    granularities: tuple[Granularity | str, ...] | str = tuple(GRANULARITIES)
-    method: str = "attribution_patching"
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-    selection: Selection | str = "absolute"
-    ablation: Ablation | str = "corrupted"
-    gates: Gates | str = "follow"
-    n_prompts: int = 100
-    seed: int = 0
-    prune: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.target <= 1:
-            raise ValueError(f"the target must be above 0 and at most 1, got {self.target}")
-        given = self.granularities
-        several = (given,) if isinstance(given, str) else given
-        names = dict.fromkeys(spelled(name, GRANULARITIES) for name in several)
-        object.__setattr__(self, "granularities", tuple(names))
-        method = spelled(self.method, ATTRIBUTION_METHODS, METHOD_ALIASES)
-        object.__setattr__(self, "method", method)
-        check_choice("method", self.method, ATTRIBUTION_METHODS)
-        check_choice("selection", self.selection, SELECTIONS)
-        check_choice("ablation", self.ablation, ABLATIONS)
-        check_choice("gates", self.gates, GATES)
-        if not self.granularities:
-            raise ValueError(f"no granularity given; choose among {', '.join(GRANULARITIES)}")
-        for granularity in self.granularities:
-            check_choice("granularity", granularity, GRANULARITIES)
-        if self.n_prompts < 2:
-            raise ValueError(f"at least 2 prompts are needed, got {self.n_prompts}")
-        check_seed(self.seed)
 
 
 @dataclass(frozen=True, repr=False)

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from circuits.gate.density import Density, OpenEdges, record_open_edges
 from circuits.gate.fused import fused_attention
 from circuits.gate.gate import add_gate
 from circuits.models.load import copy_model
+from circuits.recipe import RECIPE_FILE, write_recipe
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
@@ -45,6 +46,7 @@ from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
 from circuits.sparsify.low_rank_products import low_rank_products
+from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
@@ -119,6 +121,7 @@ class Run:
         self.checkpoints = out_dir / CHECKPOINTS
         self.log_path = out_dir / "log.jsonl"
         self._identity: dict[str, Any] | None = None
+        self._source: Mapping[str, Any] = {}
         self._look_for_best = False
         self._seconds_before, self._started = 0.0, time.perf_counter()
 
@@ -133,12 +136,17 @@ class Run:
         resume: bool,
         workers: Workers,
         sharding: Sharding | None = None,
+        source: Mapping[str, Any] | None = None,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it.
 
         Nothing is written yet.
         """
         config = config.for_width(dense.cfg.d_model)
+        device = sharding.device if sharding else dense.W_E.device
+        # The resolved one is what the run is known by, so that it goes on with what it began with.
+        precision = workers.agree(choose_precision(config.precision, device))
+        config = replace(config, precision=precision)
         attention = attention_path(dense, stream, config, sharding)
         identity = identify(dense, stream, config, frozen, attention, workers)
         checkpoint = find_run(out_dir, identity, resume=resume) if workers.is_first else None
@@ -147,6 +155,7 @@ class Run:
             checkpoint = replace(load_checkpoint(found[0]), lost=found[1])
         run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding)
         run._identity = None if resume else identity
+        run._source = source or {}
         if checkpoint is not None:
             run._restore(checkpoint)
         return run
@@ -168,11 +177,14 @@ class Run:
                 warnings.warn(note, stacklevel=3)
 
     def begin(self) -> None:
-        """Writes what a run begins or goes on with: who it is, its log cut after the last step."""
+        """Writes what a run begins or goes on with: identity, recipe, log up to the last step."""
         if self.workers.is_first:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             if self._identity is not None:
                 write_json(self.out_dir / RUN_FILE, self._identity)
+            recipe = self.out_dir / RECIPE_FILE
+            with resumable_write(recipe, self.checkpoints):
+                write_recipe(recipe, {**self._source, **asdict(self.config)})
             cut_log(self.log_path, self.step)
         if self._look_for_best:
             self.evaluate()

@@ -16,6 +16,7 @@ bound to keep and nothing to shut, so that no state is the sparsest: its result 
 
     out_dir/run.json      config, data, model: what a resumed run must agree with; in the end what
                           it came to
+    out_dir/recipe.toml   config and source: `circuits train --config` makes the run again
     out_dir/log.jsonl     one line a step
     out_dir/checkpoints/  see circuits/sparsify/checkpoint.py
 
@@ -26,10 +27,10 @@ was killed and resumed ends with the same bits, and several processes
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -74,6 +75,7 @@ def post_train(
     progress: bool = True,
     tracker: str | None = None,
     shard_on: str | torch.device | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -105,6 +107,8 @@ def post_train(
         tracker: `tensorboard` or `wandb` to log there as well.
         shard_on: share out the model over the processes, of which there must be several: this
             process's device for its part.
+        source: what `circuits train` needs besides the config to make the run again, such as
+            `{"model": "gpt2", "context": 512}`; stands with the config in recipe.toml.
 
     Warns:
         UserWarning: the tokenizer does not know many of the text's words, or checkpoints are
@@ -130,7 +134,7 @@ def post_train(
     if workers.is_first:
         check_folder(out_dir, resume=resume)
     with locked_folder(out_dir) if workers.is_first else nullcontext():
-        run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding)
+        run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding, source)
         run.check_text()
         run.begin()
         _train(run, shown=progress, tracker=tracker)

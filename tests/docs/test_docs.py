@@ -48,7 +48,7 @@ def test_every_option_of_every_command_is_there(site, capsys):
     ):
         assert main([*command.split(), "--help"]) == 0
         shown = capsys.readouterr().out
-        options = set(re.findall(r"--[a-z][a-z-]+", shown)) - {"--help"}
+        options = set(re.findall(r"--[a-z][a-z0-9-]+", shown)) - {"--help"}
         assert f"circuits {command}" in page
         assert {one for one in options if f"<code>{one}</code>" not in page} == set()
 

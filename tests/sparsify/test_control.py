@@ -193,6 +193,7 @@ def test_low_rank_updates_are_merged_into_the_control(
     assert all(".mlp." in name for name in changed)
 
 
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
 def test_steps_in_bfloat16_train_weights_in_float32(train: Train) -> None:
     half, whole = train("half", precision="bfloat16"), train("whole")
     assert half.model.W_E.dtype == torch.float32

@@ -749,6 +749,7 @@ def test_a_batch_that_cannot_be_parted_evenly_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:this CPU has no instructions for bfloat16")
 def test_steps_in_bfloat16_train_weights_in_float32(tmp_path: Path) -> None:
     half = run(tmp_path / "half", steps=60, learning_rate=1e-2, precision="bfloat16")
     assert all(parameter.dtype == torch.float32 for parameter in half.model.parameters())
