@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from circuits.comparison.examples import attention_examples
 from circuits.comparison.roles import head_roles
 from circuits.comparison.transfer import transfer
 from circuits.discovery.find_circuits import discover, steps_of
@@ -30,7 +31,7 @@ from circuits.models.hf_files import quantization_of
 from circuits.models.load import as_model, tokenizer_of, versions
 from circuits.models.tokenization import tokenizer_fingerprint
 from circuits.prompts import Prompts, is_single_token
-from circuits.results.comparison import SIDES, AttentionExample, Comparison, ModelFacts
+from circuits.results.comparison import SIDES, Comparison, ModelFacts
 from circuits.results.discovery import DiscoverConfig, Discovery
 from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 N_SEQUENCES = 64
 CONTEXT = 128
-N_EXAMPLES = 4
 
 
 def compare(
@@ -179,11 +179,11 @@ def compare(
         models=facts,
         discoveries=discoveries,
         examples={
-            task.name: tuple(
-                _example(pair, task, prompts[task.name], row)
-                for row in _shown_rows(
-                    prompts[task.name]["dense"].reporting.templates, discoveries[task.name]
-                )
+            task.name: attention_examples(
+                pair,
+                task,
+                {side: prompts[task.name][side] for side in SIDES},
+                {side: discoveries[task.name][side] for side in SIDES},
             )
             for task in done
             if same_tokens
@@ -362,63 +362,4 @@ def _model_facts(
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         tokenizer=tokenizer,
         quantization=quantization_of(model),
-    )
-
-
-def _shown_rows(templates: Sequence[str], found: Mapping[str, Discovery]) -> list[int]:
-    """A few prompts to look at, the most usual one first, of as many templates as there are."""
-    usual = _usual_template(found)
-    firsts = [row for row, name in enumerate(templates) if name not in templates[:row]]
-    firsts.sort(key=lambda row: templates[row] != usual)
-    others = [row for row in range(len(templates)) if row not in firsts]
-    return [*firsts, *others][:N_EXAMPLES]
-
-
-def _usual_template(found: Mapping[str, Discovery]) -> str | None:
-    """The template whose ratio of attention edges, dense / sparse, is nearest the mean sizes'.
-
-    None where attention edges were not looked for, or no template needs some in both models.
-    """
-    if any("attention_edge" not in found[side].found for side in SIDES):
-        return None
-    dense, sparse = (found[side].found["attention_edge"] for side in SIDES)
-    ratios = {
-        template: math.log(size / sparse.template_sizes[template])
-        for template, size in dense.template_sizes.items()
-        if size > 0 and sparse.template_sizes.get(template, 0) > 0
-    }
-    if not ratios or not (dense.size > 0 and sparse.size > 0):
-        return None
-    mean = math.log(dense.size / sparse.size)
-    return min(ratios, key=lambda template: abs(ratios[template] - mean))
-
-
-@torch.no_grad()
-def _example(
-    models: dict[str, Model], task: Task, prompts: dict[str, TaskPrompts], row: int
-) -> AttentionExample:
-    """One reporting prompt and where each model's heads attend on it."""
-    patterns: dict[str, list[list[list[list[float]]]]] = {}
-    for side, model in models.items():
-        one = prompts[side].reporting.subset([row])
-        length = int(one.lengths[0])
-        tokens = one.clean[:, :length].to(model.W_E.device)
-        _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.endswith("hook_pattern"))
-        patterns[side] = [
-            cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
-            for layer in range(model.cfg.n_layers)
-        ]
-    shown, tokenizer = prompts["dense"].reporting.subset([row]), tokenizer_of(models["dense"])
-    length = int(shown.lengths[0])
-    clean, corrupted = (
-        tuple(str(tokenizer.decode([i])) for i in ids[0, :length].tolist())
-        for ids in (shown.clean, shown.corrupted)
-    )
-    return AttentionExample(
-        task=task.name,
-        template=shown.templates[0],
-        clean=clean,
-        corrupted=corrupted,
-        answer=str(tokenizer.decode([int(shown.answers[0, 0])])),
-        patterns=patterns,
     )

@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from circuits.comparison.compare_models import _shown_rows, compare
+from circuits.comparison.compare_models import compare
+from circuits.comparison.examples import _shown_rows
 from circuits.gate.card import GateCard
 from circuits.intervene.ablate import CannotDoTask, prepare_experiment
 from circuits.metrics import accuracy
