@@ -19,6 +19,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.comparison.examples import attention_examples
+from circuits.comparison.parts import (
+    KeptParts,
+    describe_model,
+    identity_of,
+    read_parts,
+    write_part,
+)
 from circuits.comparison.roles import head_roles
 from circuits.comparison.transfer import transfer
 from circuits.discovery.find_circuits import discover, steps_of
@@ -64,6 +71,8 @@ def compare(
     others: Mapping[str, AnyModel] | None = None,
     twins: Sequence[str] = (),
     workers: Workers = ALONE,
+    parts: str | Path | None = None,
+    on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None] = lambda _what: None,
     **settings: Any,
 ) -> Comparison:
@@ -90,6 +99,11 @@ def compare(
             also have a mean and an interval over seeds.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
             of them make the same call and get the same comparison.
+        parts: A folder that keeps what is found in each model for each task as soon as it is
+            found, as `circuits.comparison.parts` says. What lies there of an earlier call and fits
+            is not searched again. The caller removes it (`remove_parts`) when nothing more can be
+            lost.
+        on_kept: Called once with what was kept in `parts`, before anything is searched.
         on_step: Called with a few words after each forward run.
         settings: Fields of `DiscoverConfig` that differ from `config`, such as `n_prompts=20`.
 
@@ -139,40 +153,48 @@ def compare(
         for task in tasks
     }
     _check_some_left(refused)
+    searched = [
+        (task, side)
+        for task in tasks
+        if not any(side in refused[task.name] for side in SIDES)
+        for side in models
+        if side not in refused[task.name]
+    ]
+    identities, kept = {}, KeptParts()
+    if parts is not None:
+        described = {side: describe_model(model) for side, model in models.items()}
+        identities = {
+            (task.name, side): identity_of(
+                described[side], task, prompts[task.name][side], config, workers
+            )
+            for task, side in searched
+        }
+        # One process reads, so that all of them search for the same.
+        kept = workers.agree(read_parts(parts, identities) if workers.is_first else None)
+        on_kept(kept)
     discoveries: dict[str, dict[str, Discovery]] = {}
-    for task in tasks:
-        if any(side in refused[task.name] for side in SIDES):
-            continue
-        discoveries[task.name] = {}
-        for side, model in models.items():
-            if side in refused[task.name]:
-                continue
-
-            def step(what: str, side: str = side) -> None:
-                on_step(f"{side} {what}")
-
-            try:
-                discoveries[task.name][side] = discover(
-                    model,
-                    task,
-                    config,
-                    prompts=prompts[task.name][side],
-                    workers=workers,
-                    on_step=step,
-                )
-            except ValueError as error:
-                raise ValueError(f"{side} model, task {task.name}: {error}") from error
+    for task, side in searched:
+        found = kept.discoveries.get((task.name, side))
+        if found is None:
+            since = time.perf_counter()
+            found = _discover(
+                side, models[side], task, config, prompts[task.name][side], workers, on_step
+            )
+            if parts is not None and workers.is_first:
+                key, seconds = (task.name, side), time.perf_counter() - since
+                write_part(parts, key, identities[key], found, seconds)
+        discoveries.setdefault(task.name, {})[side] = found
     done = [task for task in tasks if task.name in discoveries]
     same_tokens = read_as["dense"] == read_as["sparse"]
     transfers: list[Transfer] = []
     roles: list[HeadRole] = []
     for task in done:
         reporting = {side: prompts[task.name][side].reporting for side in SIDES}
-        found = {side: discoveries[task.name][side] for side in SIDES}
+        both = {side: discoveries[task.name][side] for side in SIDES}
         if _same_graph(pair):
-            transfers += transfer(pair, reporting, task, found, workers=workers)
+            transfers += transfer(pair, reporting, task, both, workers=workers)
         if same_tokens:
-            heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
+            heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in both.items()}
             roles += head_roles(pair, reporting, heads, task.name)
         on_step(f"{task.name}: transfer and roles")
     return Comparison(
@@ -196,7 +218,7 @@ def compare(
             "versions": versions(),
             "seed": config.seed,
             "device": str(models["dense"].W_E.device),
-            "seconds": round(time.perf_counter() - started, 1),
+            "seconds": round(kept.seconds + time.perf_counter() - started, 1),
             "target": config.target,
             "method": config.method,
             "method_options": dict(config.method_options),
@@ -205,6 +227,7 @@ def compare(
             "gates": config.gates,
             "prune": config.prune,
             "prompts": config.n_prompts,
+            **({"kept_parts": len(kept.discoveries)} if kept.discoveries else {}),
         },
     )
 
@@ -233,6 +256,24 @@ def check_model_names(names: Iterable[str]) -> None:
                 f"the models {other!r} and {name!r} would have the same files; give one of them "
                 "another name"
             )
+
+
+def _discover(
+    side: str,
+    model: Model,
+    task: Task,
+    config: DiscoverConfig,
+    prompts: TaskPrompts,
+    workers: Workers,
+    on_step: Callable[[str], None],
+) -> Discovery:
+    def step(what: str) -> None:
+        on_step(f"{side} {what}")
+
+    try:
+        return discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
+    except ValueError as error:
+        raise ValueError(f"{side} model, task {task.name}: {error}") from error
 
 
 def _named(
