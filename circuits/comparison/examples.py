@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from circuits.models.load import tokenizer_of
-from circuits.results.comparison import SIDES, AttentionExample
+from circuits.results.comparison import AttentionExample
 from circuits.results.discovery import Discovery
 from circuits.tasks import Task, TaskPrompts
 
@@ -28,7 +28,7 @@ def attention_examples(
     """Returns a few reporting prompts as each model reads them, the most usual one first.
 
     Args:
-        models: The models, by name; all of one tokenizer.
+        models: One model or two, by name; of one tokenizer.
         task: The behaviour.
         prompts: The same prompts for each.
         found: What was found in each.
@@ -47,22 +47,30 @@ def _shown_rows(templates: Sequence[str], found: Mapping[str, Discovery]) -> lis
 
 
 def _usual_template(found: Mapping[str, Discovery]) -> str | None:
-    """The template whose ratio of attention edges, dense / sparse, is nearest the mean sizes'.
+    """The template whose size of attention edges, or ratio of both sizes, is nearest the mean's.
 
-    None where attention edges were not looked for, or no template needs some in both models.
+    None where attention edges were not looked for, or no template needs some in every model.
     """
-    if any("attention_edge" not in found[side].found for side in SIDES):
+    if any("attention_edge" not in discovery.found for discovery in found.values()):
         return None
-    dense, sparse = (found[side].found["attention_edge"] for side in SIDES)
-    ratios = {
-        template: math.log(size / sparse.template_sizes[template])
-        for template, size in dense.template_sizes.items()
-        if size > 0 and sparse.template_sizes.get(template, 0) > 0
-    }
-    if not ratios or not (dense.size > 0 and sparse.size > 0):
+    edges = [discovery.found["attention_edge"] for discovery in found.values()]
+    templates = [
+        template
+        for template in edges[0].template_sizes
+        if all(one.template_sizes.get(template, 0) > 0 for one in edges)
+    ]
+    if not templates or any(one.size <= 0 for one in edges):
         return None
-    mean = math.log(dense.size / sparse.size)
-    return min(ratios, key=lambda template: abs(ratios[template] - mean))
+
+    def compared(sizes: Sequence[float]) -> float:
+        """The logarithm of the size, or of the first size over the second."""
+        return math.log(sizes[0]) - sum(map(math.log, sizes[1:]))
+
+    mean = compared([one.size for one in edges])
+    return min(
+        templates,
+        key=lambda name: abs(compared([one.template_sizes[name] for one in edges]) - mean),
+    )
 
 
 @torch.no_grad()

@@ -263,7 +263,7 @@ def test_all_models_are_checked_before_any_search(pair, monkeypatch):
     def search(*_arguments, **_options):
         raise AssertionError("a search began")
 
-    monkeypatch.setattr("circuits.comparison.compare_models.discover", search)
+    monkeypatch.setattr("circuits.comparison.gather.discover", search)
     task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
     with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
         compare(*pair, [task], QUICK)

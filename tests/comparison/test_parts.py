@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import circuits.comparison.compare_models as compare_models
+import circuits.comparison.gather as gather
 from circuits.cli import main
 from circuits.cli.console import progress_bar
 from circuits.comparison.compare_models import compare
@@ -29,6 +29,7 @@ from circuits.prompts import PromptPair
 from circuits.report.tables import tables_of
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task
+from circuits.tasks.task import _REGISTRY
 from circuits.workers import ALONE, Workers
 from tests.fake_comparison import make_comparison
 from tests.helpers import make_tiny_model, word_tokenizer
@@ -86,12 +87,12 @@ def stop_at(number, stop):
         calls.append(1)
         if len(calls) == number:
             stop()
-        return compare_models_discover(*arguments, **options)
+        return real_discover(*arguments, **options)
 
     return discover
 
 
-compare_models_discover = compare_models.discover
+real_discover = gather.discover
 
 
 def killed():
@@ -120,7 +121,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path, monkeypatch):
     parts = tmp_path / "out.parts"
     with monkeypatch.context() as patch:
-        patch.setattr(compare_models, "discover", stop_at(3, killed))
+        patch.setattr(gather, "discover", stop_at(3, killed))
         assert exit_code_in_a_child(lambda: compared(parts)) == -signal.SIGKILL
     kept_files = [path.name for path in part_files(parts)]
     assert kept_files == ["made_up.dense.jsonl", "made_up.sparse.jsonl"]
@@ -128,11 +129,9 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path, monkeypatch):
     searched, told = [], []
     with monkeypatch.context() as patch:
         patch.setattr(
-            compare_models,
+            gather,
             "discover",
-            lambda *given, **options: (
-                searched.append(1) or compare_models_discover(*given, **options)
-            ),
+            lambda *given, **options: searched.append(1) or real_discover(*given, **options),
         )
         resumed = compared(parts, on_kept=told.append)
     assert len(searched) == 1
@@ -151,18 +150,18 @@ def test_the_command_says_what_is_kept_and_removes_it_at_the_end(tmp_path, monke
     arguments = ["compare", "--task", "made_up", "--prompts", "4", "--granularity", "mlp"]
     out = tmp_path / "out"
     monkeypatch.setattr("circuits.cli.compare._loaded_pair", lambda *_: make_models()[:2])
-    monkeypatch.setattr("circuits.tasks.find_tasks", lambda _names: [TASK])
+    monkeypatch.setitem(_REGISTRY, TASK.name, TASK)
     monkeypatch.setattr("circuits.report.write_results", lambda _comparison, out: out.mkdir())
 
     def run(*options):
         code = main([*arguments, "--out", str(out), *options])
         return code, " ".join(capsys.readouterr().err.split())
 
-    monkeypatch.setattr(compare_models, "discover", stop_at(2, interrupted))
+    monkeypatch.setattr(gather, "discover", stop_at(2, interrupted))
     code, said = run()
     assert code == 130
     assert "1 finished part kept in" in said
-    monkeypatch.setattr(compare_models, "discover", compare_models_discover)
+    monkeypatch.setattr(gather, "discover", real_discover)
     code, said = run()
     assert code == 2
     assert "out.parts holds 1 finished part of a comparison that did not end; go on" in said
