@@ -21,6 +21,7 @@ from circuits.cli.discover import discover_command
 from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
 from circuits.cli.models import models_app
+from circuits.cli.open import show_command
 from circuits.cli.show import push_command, tasks_command
 from circuits.cli.train import train_command
 
@@ -37,6 +38,7 @@ for name, command in {
     "compare": compare_command,
     "robustness": robustness_command,
     "discover": discover_command,
+    "show": show_command,
     "figures": figures_command,
     "methods": methods_command,
     "tasks": tasks_command,

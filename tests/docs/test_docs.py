@@ -39,6 +39,7 @@ def test_every_option_of_every_command_is_there(site):
         "models show",
         "push",
         "robustness",
+        "show",
         "tasks",
         "train",
     ):
