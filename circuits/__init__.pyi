@@ -3,6 +3,7 @@ from .attribute.attribution_patching import attribution_patching as attribution_
 from .attribute.input_path import integrated_gradients as integrated_gradients
 from .attribute.scores import Scores as Scores
 from .comparison.compare_models import compare as compare
+from .comparison.study_model import study as study
 from .discovery.find_circuits import discover as discover
 from .gate.density import measure_density as measure_density
 from .gate.gate import add_gate as add_gate

@@ -10,8 +10,9 @@ import torch
 
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
-from circuits.results.comparison import AttentionExample, Comparison, ModelFacts
+from circuits.results.comparison import ONLY, AttentionExample, Comparison, ModelFacts
 from circuits.results.discovery import PRUNED, DiscoverConfig, Discovery, Found
+from circuits.results.roles import HeadRole
 
 GRAPH = Graph(2, 2)
 TOKENS = ("<|endoftext|>", " When", " <script>alert(1)</script>", ' "quoted"', "\n")
@@ -178,4 +179,37 @@ def pruned(comparison: Comparison, size_of: Callable[[float], float]) -> Compari
             }
             for task, sides in comparison.discoveries.items()
         },
+    )
+
+
+def make_study(**options: Sequence[str]) -> Comparison:
+    """Returns a study of one model: the dense one of `make_comparison`, with the roles of heads."""
+    pair = make_comparison(**options)
+    return Comparison(
+        models={ONLY: pair.models["dense"]},
+        discoveries={task: {ONLY: found["dense"]} for task, found in pair.discoveries.items()},
+        examples={
+            task: tuple(replace(one, patterns={ONLY: one.patterns["dense"]}) for one in several)
+            for task, several in pair.examples.items()
+        },
+        roles=tuple(
+            HeadRole(
+                task=task,
+                model=ONLY,
+                head=head,
+                in_circuit=head != "a0.h1",
+                previous_token=0.1,
+                duplicate_token=0.1,
+                induction=0.6 if role == "induction" else 0.1,
+                to_answer=0.7 if role == "name_mover" else 0.1,
+                to_changed=0.2,
+                direct=2.5,
+                role=role,
+                twin="",
+                similarity=None,
+            )
+            for task in pair.discoveries
+            for head, role in {"a0.h0": "induction", "a0.h1": "", "a1.h0": "name_mover"}.items()
+        ),
+        run=pair.run | {"command": "circuits discover --out '<script>alert(2)</script>'"},
     )

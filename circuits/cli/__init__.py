@@ -23,6 +23,7 @@ from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
 from circuits.cli.mib import mib_command
 from circuits.cli.models import models_app
+from circuits.cli.open import show_command
 from circuits.cli.show import push_command, tasks_command
 from circuits.cli.text import text_command
 from circuits.cli.train import train_command
@@ -40,6 +41,7 @@ for name, command in {
     "compare": compare_command,
     "robustness": robustness_command,
     "discover": discover_command,
+    "show": show_command,
     "figures": figures_command,
     "methods": methods_command,
     "mib": mib_command,

@@ -55,8 +55,35 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
+class Steps:
+    """What a command calls with the name of each step of its progress bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._bar = progress.add_task("starting", total=total)
+
+    def __call__(self, what: str) -> None:
+        """Counts a step."""
+        self._progress.update(self._bar, advance=1, description=what)
+
+    @property
+    def remaining(self) -> float:
+        """How many steps are left."""
+        return self._progress.tasks[0].remaining or 0.0
+
+    def leave_out(self, n_steps: int) -> None:
+        """Says that so many steps will not be taken; the time left is estimated anew."""
+        total = self._progress.tasks[0].total or 0.0
+        self._progress.update(self._bar, total=total - n_steps)
+
+    def finish(self) -> None:
+        """Fills the bar: how many steps there are is known roughly."""
+        total = self._progress.tasks[0].total
+        self._progress.update(self._bar, completed=total, description="done")
+
+
 @contextmanager
-def progress_bar(total: int) -> Iterator[Any]:
+def progress_bar(total: int) -> Iterator[Steps]:
     """Yields what to call with the name of each step; Ctrl-C ends with exit code 130."""
     columns = (
         TextColumn("{task.description:<34}"),
@@ -65,13 +92,13 @@ def progress_bar(total: int) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err_console) as progress:
-        bar = progress.add_task("starting", total=total)
+        steps = Steps(progress, total)
         try:
-            yield lambda what: progress.update(bar, advance=1, description=what)
+            yield steps
         except KeyboardInterrupt:
             say("interrupted; no results were written")
             raise typer.Exit(130) from None
-        progress.update(bar, completed=total, description="done")
+        steps.finish()
 
 
 def with_bounds(row: Any, name: str, digits: str) -> str:

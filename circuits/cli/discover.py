@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +22,7 @@ from circuits.cli.console import (
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     Device,
+    Tasks,
     TrustRemoteCode,
 )
 from circuits.results.discover_config import DiscoverConfig
@@ -27,50 +30,98 @@ from circuits.results.discover_config import DiscoverConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from circuits.results.comparison import Comparison
+    from circuits.results.discovery import Discovery
+
 
 @with_config_options
 def discover_command(
     config_of: Callable[[], DiscoverConfig],
     model: Annotated[str, typer.Option(help="A model: a name or folder.")] = "dense",
-    task: Annotated[str, typer.Option(help="A task's name, or a file as in compare.")] = "ioi",
+    task: Tasks = None,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
-    out: Annotated[Path, typer.Option(help="JSON file to write.")] = Path("discovery.json"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="A .json file to write, for one task; or a folder for tables, circuits, figures "
+            "and a report."
+        ),
+    ] = Path("discovery.json"),
 ) -> None:
-    """Find the circuits of one model for one task.
+    """Find the circuits of one model.
 
     Under accelerate launch or torchrun, several processes share the prompts.
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.comparison.study_model import steps_of_study, study
         from circuits.discovery.find_circuits import discover, method_of, steps_of
         from circuits.files import check_file
         from circuits.models.load import load_model
-        from circuits.tasks import find_task
+        from circuits.report import check_writable, write_results
+        from circuits.tasks import find_tasks
         from circuits.workers import join_workers
 
-        chosen = find_task(task)
+        tasks = find_tasks(task or ["ioi"])
         config = config_of()
         method_of(config)  # Refuses an option that the method lacks.
-        check_file(out)
+        is_file = out.suffix == ".json" and not out.is_dir()
+        if not is_file:
+            check_writable(out)
+        elif len(tasks) > 1:
+            raise ValueError(
+                f"--out is {out}, a file for one task, and there are {len(tasks)}; give a folder"
+            )
+        else:
+            check_file(out)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
-    err_console.print(f"looking for {chosen.name} in {model} on {device}, seed {config.seed}")
-    with progress_bar(steps_of(config)) as step:
-        found = discover(loaded, chosen, config, workers=workers, on_step=step)
+    names = ", ".join(one.name for one in tasks)
+    err_console.print(f"looking for {names} in {model} on {device}, seed {config.seed}")
+    if is_file:
+        with progress_bar(steps_of(config)) as step:
+            found = discover(loaded, tasks[0], config, workers=workers, on_step=step)
+        if launch.is_first:
+            found.save(out)
+            tell_of_discovery(found)
+            out_console.print(f"written to {out}")
+        return
+    with progress_bar(steps_of_study(config, len(tasks))) as step:
+        results = study(loaded, tasks, config, name=model, workers=workers, on_step=step)
     if not launch.is_first:
         return
-    found.save(out)
+    results.run["processes"] = launch.count
+    results.run["command"] = "circuits " + shlex.join(sys.argv[1:])
+    write_results(results, out)
+    _tell_of_study(results)
+    out_console.print(f"{results.run['seconds']} s. Open {out / 'report.html'}", soft_wrap=True)
+
+
+def _tell_of_study(results: Comparison) -> None:
+    from circuits.report import warnings_of
+
+    for found in results.discoveries.values():
+        tell_of_discovery(found["model"])
+    for name, why in results.not_compared().items():
+        out_console.print(f"{name} has no circuit. {why}", markup=False, soft_wrap=True)
+    for warning in warnings_of(results):
+        out_console.print(warning, markup=False, soft_wrap=True)
+
+
+def tell_of_discovery(found: Discovery) -> None:
+    """Prints what was found for a task, in columns that fit a terminal."""
     out_console.print(
-        f"{chosen.name}: {found.metric} {found.metric_full:.3f} (ablated "
-        f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts"
+        f"{found.task}: {found.metric} {found.metric_full:.3f} (ablated "
+        f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts",
+        markup=False,
     )
-    compact = _compact(found.to_dataframe(), is_pruned=config.prune)
-    print_frame(compact, f"Components that recover {config.target:.0%}")
-    for line in _legend(found.to_dataframe()):
+    table = found.to_dataframe()
+    compact = _compact(table, is_pruned=found.config.prune)
+    print_frame(compact, f"Components that recover {found.config.target:.0%}")
+    for line in _legend(table):
         out_console.print(line, soft_wrap=True)
-    out_console.print(f"written to {out}")
 
 
 def _compact(table: pd.DataFrame, *, is_pruned: bool) -> pd.DataFrame:

@@ -11,7 +11,9 @@ from circuits.cli.console import out_console, progress_bar, usage_errors
 
 
 def figures_command(
-    results: Annotated[Path, typer.Argument(help="Folder that `circuits compare` wrote.")],
+    results: Annotated[
+        Path, typer.Argument(help="Folder that `circuits compare` or `circuits discover` wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     format: Annotated[str, typer.Option(help="pdf, svg or png.")] = "pdf",
     column: Annotated[

@@ -7,37 +7,24 @@ tables, figures and the report are made.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.comparison.roles import head_roles
-from circuits.comparison.transfer import transfer
-from circuits.discovery.find_circuits import discover, steps_of
+from circuits.comparison.gather import gather
+from circuits.comparison.parts import (
+    KeptParts,
+)
+from circuits.discovery.find_circuits import steps_of
 from circuits.files import file_name_of
-from circuits.gate.density import dense_density, measure_density
-from circuits.gate.gate import is_gated
-from circuits.gate.top_k import is_top_k
-from circuits.intervene.ablate import CannotDoTask, check_does_task, graph_of, prepare_experiment
-from circuits.models.hf_files import quantization_of
-from circuits.models.load import as_model, tokenizer_of, versions
-from circuits.models.tokenization import tokenizer_fingerprint
-from circuits.prompts import Prompts, is_single_token
-from circuits.results.comparison import SIDES, AttentionExample, Comparison, ModelFacts
-from circuits.results.discovery import DiscoverConfig, Discovery
-from circuits.results.roles import HeadRole
-from circuits.results.transfer import Transfer
-from circuits.sparsify.data import CorpusStream
-from circuits.sparsify.train import evaluate
-from circuits.tasks import Task, TaskPrompts, find_tasks
-from circuits.tasks.corpus import words
+from circuits.models.load import as_model
+from circuits.results.comparison import SIDES, Comparison
+from circuits.results.discovery import DiscoverConfig
+from circuits.tasks import Task, find_tasks
 from circuits.workers import ALONE, Workers
 
 if TYPE_CHECKING:
@@ -50,7 +37,6 @@ if TYPE_CHECKING:
 
 N_SEQUENCES = 64
 CONTEXT = 128
-N_EXAMPLES = 4
 
 
 def compare(
@@ -64,6 +50,8 @@ def compare(
     others: Mapping[str, AnyModel] | None = None,
     twins: Sequence[str] = (),
     workers: Workers = ALONE,
+    parts: str | Path | None = None,
+    on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None] = lambda _what: None,
     **settings: Any,
 ) -> Comparison:
@@ -90,6 +78,11 @@ def compare(
             also have a mean and an interval over seeds.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
             of them make the same call and get the same comparison.
+        parts: A folder that keeps what is found in each model for each task as soon as it is
+            found, as `circuits.comparison.parts` says. What lies there of an earlier call and fits
+            is not searched again. The caller removes it (`remove_parts`) when nothing more can be
+            lost.
+        on_kept: Called once with what was kept in `parts`, before anything is searched.
         on_step: Called with a few words after each forward run.
         settings: Fields of `DiscoverConfig` that differ from `config`, such as `n_prompts=20`.
 
@@ -105,107 +98,22 @@ def compare(
     """
     config = replace(config or DiscoverConfig(), **settings)
     tasks = find_tasks(tasks)
-    started = time.perf_counter()
     given = _named(dense, sparse, others or {})
     models = {side: as_model(one) for side, one in given.items()}
     unknown = [name for name in twins if name not in (others or {})]
     if unknown:
         raise ValueError(f"the twin {unknown[0]!r} is not among the other models")
-    pair = {side: models[side] for side in SIDES}
-    labels: dict[str, str] = dict(zip(SIDES, names or _labels(given), strict=True))
-    read_as = {side: tokenizer_fingerprint(tokenizer_of(one)) for side, one in models.items()}
-    texts = _texts(models, read_as, text)
-    # All prompts are built first: bad ones are refused before anything long is run.
-    prompts = {
-        task.name: {
-            side: task.build(
-                tokenizer_of(model),
-                n_ranking=config.n_prompts,
-                n_sizing=config.n_prompts,
-                n_reporting=config.n_prompts,
-                seed=config.seed,
-            )
-            for side, model in models.items()
-        }
-        for task in tasks
-    }
-    facts = {}
-    for side, model in models.items():
-        shown, first = labels.get(side, side), prompts[tasks[0].name][side].reporting
-        facts[side] = _model_facts(model, shown, texts.get(side), first, read_as[side])
-        on_step(f"{side} cross-entropy and density")
-    refused = {
-        task.name: _why_not(models, task, prompts[task.name], config.ablation, workers)
-        for task in tasks
-    }
-    _check_some_left(refused)
-    discoveries: dict[str, dict[str, Discovery]] = {}
-    for task in tasks:
-        if any(side in refused[task.name] for side in SIDES):
-            continue
-        discoveries[task.name] = {}
-        for side, model in models.items():
-            if side in refused[task.name]:
-                continue
-
-            def step(what: str, side: str = side) -> None:
-                on_step(f"{side} {what}")
-
-            try:
-                discoveries[task.name][side] = discover(
-                    model,
-                    task,
-                    config,
-                    prompts=prompts[task.name][side],
-                    workers=workers,
-                    on_step=step,
-                )
-            except ValueError as error:
-                raise ValueError(f"{side} model, task {task.name}: {error}") from error
-    done = [task for task in tasks if task.name in discoveries]
-    same_tokens = read_as["dense"] == read_as["sparse"]
-    transfers: list[Transfer] = []
-    roles: list[HeadRole] = []
-    for task in done:
-        reporting = {side: prompts[task.name][side].reporting for side in SIDES}
-        found = {side: discoveries[task.name][side] for side in SIDES}
-        if _same_graph(pair):
-            transfers += transfer(pair, reporting, task, found, workers=workers)
-        if same_tokens:
-            heads: dict[str, Collection[str]] = {side: _heads(one) for side, one in found.items()}
-            roles += head_roles(pair, reporting, heads, task.name)
-        on_step(f"{task.name}: transfer and roles")
-    return Comparison(
-        models=facts,
-        discoveries=discoveries,
-        examples={
-            task.name: tuple(
-                _example(pair, task, prompts[task.name], row)
-                for row in _shown_rows(
-                    prompts[task.name]["dense"].reporting.templates, discoveries[task.name]
-                )
-            )
-            for task in done
-            if same_tokens
-        },
-        transfers=tuple(transfers),
-        roles=tuple(roles),
-        twins=tuple(twins),
-        refused=refused,
-        run={
-            "versions": versions(),
-            "seed": config.seed,
-            "device": str(models["dense"].W_E.device),
-            "seconds": round(time.perf_counter() - started, 1),
-            "target": config.target,
-            "method": config.method,
-            "method_options": dict(config.method_options),
-            "selection": config.selection,
-            "ablation": config.ablation,
-            "gates": config.gates,
-            "prune": config.prune,
-            "prompts": config.n_prompts,
-        },
+    return gather(
+        models,
+        tasks,
+        config,
+        names=dict(zip(SIDES, names or _labels(given), strict=True)),
+        twins=twins,
+        text=text,
+        workers=workers,
+        parts=parts,
+        on_kept=on_kept,
+        on_step=on_step,
     )
 
 
@@ -246,179 +154,3 @@ def _labels(given: Mapping[str, AnyModel]) -> tuple[str, ...]:
     """The names and folders that the pair was given as; the side of what was given as a model."""
     return tuple(str(given[side]) if isinstance(given[side], str | Path) else side
                  for side in SIDES)  # fmt: skip
-
-
-def _same_graph(pair: Mapping[str, Model]) -> bool:
-    dense, sparse = (graph_of(model).mask.shape for model in pair.values())
-    return dense == sparse
-
-
-def _heads(found: Discovery) -> list[str]:
-    """The heads of the circuit of heads, or of edges where no heads were looked for."""
-    circuits = found.found
-    first = circuits.get("head") or circuits.get("edge") or next(iter(circuits.values()))
-    return first.circuit.heads
-
-
-def _texts(
-    models: Mapping[str, Model],
-    read_as: Mapping[str, str],
-    text: Tensor | Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
-    """The held-out text in each model's own tokens; nothing if there is none for all of them."""
-    if text is None:
-        if not all(_knows_corpus(model) for model in models.values()):
-            return {}
-        context = min(CONTEXT, *(model.cfg.n_ctx for model in models.values()))
-        return {
-            side: CorpusStream(model.tokenizer, context=context).held_out("selection", N_SEQUENCES)
-            for side, model in models.items()
-        }
-    if isinstance(text, Tensor):
-        others = [side for side in models if read_as[side] != read_as["dense"]]
-        if others:
-            raise ValueError(
-                f"text is given as one model's tokens, but the tokenizers of dense and {others[0]} "
-                f"differ; give it by model, as {{'dense': tokens, {others[0]!r}: tokens, ...}}"
-            )
-        return dict.fromkeys(models, text)
-    if set(text) != set(models):
-        raise ValueError(
-            f"text is given for {', '.join(text)}; give it for {', '.join(models)}, each in its "
-            "own tokens"
-        )
-    return dict(text)
-
-
-def _why_not(
-    models: Mapping[str, Model],
-    task: Task,
-    prompts: Mapping[str, TaskPrompts],
-    ablation: str,
-    workers: Workers,
-) -> dict[str, str]:
-    """Why models have no circuit for a task, by model; only those that do not do it."""
-    found = {}
-    for side, model in models.items():
-        try:
-            # What `discover` asks of its prompts.
-            for part in (prompts[side].sizing, prompts[side].reporting):
-                check_does_task(
-                    prepare_experiment(
-                        model, part, metric=task.metric, ablation=ablation, workers=workers
-                    )
-                )
-        except CannotDoTask as error:
-            found[side] = str(error)
-        except ValueError as error:
-            raise ValueError(f"{side} model, task {task.name}: {error}") from error
-    return found
-
-
-def _check_some_left(refused: Mapping[str, Mapping[str, str]]) -> None:
-    reasons = {
-        task: f"task {task}: {side} model: {why[side]}"
-        for task, why in refused.items()
-        for side in reversed(SIDES)
-        if side in why
-    }
-    if len(reasons) == len(refused):
-        raise CannotDoTask("nothing is left to compare; " + "; ".join(reasons.values()))
-
-
-def _knows_corpus(model: Model) -> bool:
-    tokenizer = tokenizer_of(model)
-    return all(is_single_token(tokenizer, word) for word in words())
-
-
-def _model_facts(
-    model: Model, name: str, text: Tensor | None, prompts: Prompts, tokenizer: str
-) -> ModelFacts:
-    """Cross-entropy and density on `text`; without it, density on the prompts alone."""
-    ce = None
-    tokens = prompts.clean if text is None else text
-    tokens = tokens.to(model.W_E.device)
-    if text is not None:
-        ce, density = evaluate(model, tokens)
-        if not math.isfinite(ce):
-            raise ValueError(
-                f"the model {name!r} has a cross-entropy of {ce} on held-out text of "
-                f"{tokens.shape[1]} tokens; look for NaN or infinity in its weights, such as those "
-                "of late positions, which no prompt reaches"
-            )
-    elif is_gated(model) or is_top_k(model):
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = (positions <= prompts.last[:, None].to(tokens.device)).long()
-        density = measure_density(model, tokens, mask)
-    else:
-        density = dense_density(model, tokens.shape[1])
-    return ModelFacts(
-        name=name,
-        ce=ce,
-        density=density.overall,
-        density_per_layer=tuple(density.per_layer.tolist()),
-        density_per_head=tuple(tuple(heads) for heads in density.per_head.tolist()),
-        context=density.context,
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        tokenizer=tokenizer,
-        quantization=quantization_of(model),
-    )
-
-
-def _shown_rows(templates: Sequence[str], found: Mapping[str, Discovery]) -> list[int]:
-    """A few prompts to look at, the most usual one first, of as many templates as there are."""
-    usual = _usual_template(found)
-    firsts = [row for row, name in enumerate(templates) if name not in templates[:row]]
-    firsts.sort(key=lambda row: templates[row] != usual)
-    others = [row for row in range(len(templates)) if row not in firsts]
-    return [*firsts, *others][:N_EXAMPLES]
-
-
-def _usual_template(found: Mapping[str, Discovery]) -> str | None:
-    """The template whose ratio of attention edges, dense / sparse, is nearest the mean sizes'.
-
-    None where attention edges were not looked for, or no template needs some in both models.
-    """
-    if any("attention_edge" not in found[side].found for side in SIDES):
-        return None
-    dense, sparse = (found[side].found["attention_edge"] for side in SIDES)
-    ratios = {
-        template: math.log(size / sparse.template_sizes[template])
-        for template, size in dense.template_sizes.items()
-        if size > 0 and sparse.template_sizes.get(template, 0) > 0
-    }
-    if not ratios or not (dense.size > 0 and sparse.size > 0):
-        return None
-    mean = math.log(dense.size / sparse.size)
-    return min(ratios, key=lambda template: abs(ratios[template] - mean))
-
-
-@torch.no_grad()
-def _example(
-    models: dict[str, Model], task: Task, prompts: dict[str, TaskPrompts], row: int
-) -> AttentionExample:
-    """One reporting prompt and where each model's heads attend on it."""
-    patterns: dict[str, list[list[list[list[float]]]]] = {}
-    for side, model in models.items():
-        one = prompts[side].reporting.subset([row])
-        length = int(one.lengths[0])
-        tokens = one.clean[:, :length].to(model.W_E.device)
-        _, cache = model.run_with_cache(tokens, names_filter=lambda n: n.endswith("hook_pattern"))
-        patterns[side] = [
-            cache[f"blocks.{layer}.attn.hook_pattern"][0].float().cpu().tolist()
-            for layer in range(model.cfg.n_layers)
-        ]
-    shown, tokenizer = prompts["dense"].reporting.subset([row]), tokenizer_of(models["dense"])
-    length = int(shown.lengths[0])
-    clean, corrupted = (
-        tuple(str(tokenizer.decode([i])) for i in ids[0, :length].tolist())
-        for ids in (shown.clean, shown.corrupted)
-    )
-    return AttentionExample(
-        task=task.name,
-        template=shown.templates[0],
-        clean=clean,
-        corrupted=corrupted,
-        answer=str(tokenizer.decode([int(shown.answers[0, 0])])),
-        patterns=patterns,
-    )

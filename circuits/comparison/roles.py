@@ -46,23 +46,23 @@ def head_roles(
     *,
     seed: int = 0,
 ) -> tuple[HeadRole, ...]:
-    """Returns the role of every head of two models of one tokenizer on one task.
+    """Returns the role of every head of one model, or of two of one tokenizer, on one task.
 
     Args:
-        models: The two models, by name.
+        models: One model or two, by name; the heads of two are matched.
         prompts: Held-out prompts for each; the same ones.
         circuits: The names of the heads in each model's circuit.
         task: The task's name.
         seed: Of the random tokens.
 
     Raises:
-        ValueError: there are not two models, their prompts are not the same tokens, or what a head
-            attends to is not finite.
+        ValueError: there are more than two models, their prompts are not the same tokens, or what
+            a head attends to is not finite.
     """
-    if len(models) != 2:
+    if len(models) > 2:
         raise ValueError(f"heads are matched between two models; got {', '.join(models)}")
-    first, second = (prompts[name].clean for name in models)
-    if first.shape != second.shape or not torch.equal(first, second):
+    tokens = [prompts[name].clean for name in models]
+    if any(not torch.equal(tokens[0], other) for other in tokens[1:]):
         raise ValueError(
             f"the prompts of {' and '.join(models)} are not the same tokens, so their heads' "
             "attention cannot be matched; give models of one tokenizer the same prompts"
@@ -76,12 +76,11 @@ def head_roles(
         _check_finite(name, model.cfg.n_heads, measured[name])
     found = []
     for name, other in zip(models, reversed(models), strict=True):
-        similar = _similarity(patterns[name], patterns[other])
-        best, twin = similar.max(dim=1)
-        width = models[other].cfg.n_heads
-        n_heads = models[name].cfg.n_heads
-        for row in range(len(best)):
-            head = f"a{row // n_heads}.h{row % n_heads}"
+        twins: list[tuple[str, float | None]] = [("", None)] * len(patterns[name])
+        if other != name:
+            twins = _most_similar(patterns[name], patterns[other], models[other].cfg.n_heads)
+        for row, (twin, similarity) in enumerate(twins):
+            head = _name(row, models[name].cfg.n_heads)
             values: dict[str, Any] = {
                 key: None if scores is None else scores[row].item()
                 for key, scores in measured[name].items()
@@ -94,11 +93,15 @@ def head_roles(
                     in_circuit=head in circuits[name],
                     **values,
                     role=_role(values),
-                    twin=f"a{int(twin[row]) // width}.h{int(twin[row]) % width}",
-                    similarity=best[row].item(),
+                    twin=twin,
+                    similarity=similarity,
                 )
             )
     return tuple(found)
+
+
+def _name(row: int, n_heads: int) -> str:
+    return f"a{row // n_heads}.h{row % n_heads}"
 
 
 def _check_finite(model: str, n_heads: int, measured: Scores) -> None:
@@ -106,7 +109,7 @@ def _check_finite(model: str, n_heads: int, measured: Scores) -> None:
         bad = [] if scores is None else (~torch.isfinite(scores)).nonzero()[:, 0].tolist()
         if bad:
             raise ValueError(
-                f"{model} model: {what} of a{bad[0] // n_heads}.h{bad[0] % n_heads} is not finite; "
+                f"{model} model: {what} of {_name(bad[0], n_heads)} is not finite; "
                 "look for NaN or infinity in the model's weights"
             )
 
@@ -222,8 +225,16 @@ def _mean_column(
     return (columns * present[..., None]).sum(dim=1) / present.sum(dim=1, keepdim=True)
 
 
-def _similarity(
-    one: Float[Tensor, "head entries"], other: Float[Tensor, "twin entries"]
-) -> Float[Tensor, "head twin"]:
-    """The cosine of every pair; 0 for a head that attends to nothing."""
-    return torch.nn.functional.normalize(one, dim=1) @ torch.nn.functional.normalize(other, dim=1).T
+def _most_similar(
+    one: Float[Tensor, "head entries"], other: Float[Tensor, "twin entries"], width: int
+) -> list[tuple[str, float | None]]:
+    """For each head the one of the other model, with so many a layer, of the greatest cosine.
+
+    A head that attends to nothing has a cosine of 0 with all.
+    """
+    unit, others = (torch.nn.functional.normalize(patterns, dim=1) for patterns in (one, other))
+    cosines, twins = (unit @ others.T).max(dim=1)
+    return [
+        (_name(twin, width), cosine)
+        for twin, cosine in zip(twins.tolist(), cosines.tolist(), strict=True)
+    ]

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from circuits.figures.attention import short_label
 from circuits.figures.style import COLOURS, counted, safe, styled
 from circuits.results.circuit import AttentionEdge
-from circuits.results.comparison import SIDES, Comparison
+from circuits.results.comparison import Comparison
 
 MAX_ARCS = 200
 _POINTS = 21
@@ -22,6 +22,8 @@ _BAND = 1.0  # half the height that the tokens take, in units of the distance of
 def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure:
     """Returns the circuits of attention edges on one prompt: dense above the tokens, sparse below.
 
+    That of a model alone stands above.
+
     An arc leads from the query at its right end to the key at its left; a loop stays at its
     token. It is the wider the stronger its score, and dashed where it counters the behaviour.
     The edges are those chosen for the prompt's template; of more than 200 the strongest are drawn
@@ -31,7 +33,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
         ValueError: attention edges were not looked for, or the comparison holds no prompt.
     """
     found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
-    if not examples or any("attention_edge" not in found[side].found for side in SIDES):
+    if not examples or any("attention_edge" not in found[side].found for side in comparison.sides):
         raise ValueError(
             f"the comparison holds no circuit of attention edges on a prompt of {task!r}; compare "
             "with --granularity attention_edge"
@@ -41,7 +43,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
     figure = go.Figure()
     notes = []
     heights = [_BAND]
-    for side, sign in zip(SIDES, (1, -1), strict=True):
+    for side, sign in zip(comparison.sides, (1, -1), strict=False):
         circuit = found[side].found["attention_edge"].circuit
         edges = sorted(
             circuit.attention_edges.get(example.template, []), key=lambda edge: -abs(edge.score)
@@ -60,7 +62,8 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
         )  # fmt: skip
     reach = 0.5 + max(heights)
     figure.update_xaxes(visible=False, range=[-0.8, len(tokens) - 0.2])
-    figure.update_yaxes(visible=False, range=[-reach, reach])
+    below = reach if comparison.is_pair else _BAND + 0.5
+    figure.update_yaxes(visible=False, range=[-below, reach])
     title = f"{safe(task)}: attention edges of one prompt ({'; '.join(notes)})"
     return styled(figure, title, 360 + 14 * len(tokens), legend_rows=1)
 

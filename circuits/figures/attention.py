@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.figures.style import COLOURS, safe, styled
-from circuits.results.comparison import SIDES, Comparison
+from circuits.results.comparison import Comparison
 
 MAX_HEADS = 8
 IN_ROW = 4
@@ -16,7 +16,7 @@ LONGEST = 16
 
 
 def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure:
-    """Returns the attention patterns after the gate on one prompt: dense above sparse.
+    """Returns the attention patterns after the gate on one prompt: of two, dense above sparse.
 
     `prompt` is the number of one in `comparison.examples[task]`.
 
@@ -26,16 +26,17 @@ def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.F
     """
     example = comparison.examples[task][prompt]
     heads = _heads_that_matter(comparison, task)
-    # Blocks of two rows, dense above sparse, or the names of the tokens would not fit.
+    # Blocks of a row a model, dense above sparse, or the names of the tokens would not fit.
+    sides = comparison.sides
     n_columns = min(len(heads), IN_ROW)
     blocks = [heads[start : start + n_columns] for start in range(0, len(heads), n_columns)]
     cells = {
-        (2 * block + row, column): (side, name)
+        (len(sides) * block + row, column): (side, name)
         for block, names in enumerate(blocks)
-        for row, side in enumerate(SIDES, start=1)
+        for row, side in enumerate(sides, start=1)
         for column, name in enumerate(names, start=1)
     }
-    n_rows = 2 * len(blocks)
+    n_rows = len(sides) * len(blocks)
     columns = range(1, n_columns + 1)
     figure = make_subplots(
         rows=n_rows,
@@ -93,7 +94,7 @@ def short_label(token: str) -> str:
 
 def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:
     strength: dict[str, float] = {}
-    for side in SIDES:
+    for side in comparison.sides:
         found = comparison.discoveries[task][side].found
         circuit = (found.get("head") or next(iter(found.values()))).circuit
         totals = circuit.scores.sum(dim=1).abs().tolist()
@@ -103,7 +104,11 @@ def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:
         for name in circuit.heads or [circuit.graph.sources[1]]:
             strength[name] = max(strength.get(name, 0.0), score_of[name] / largest)
     # A head that only the larger of two unlike models has cannot be shown for both.
-    shown = [name for name in strength if all(_has(comparison, task, s, name) for s in SIDES)]
+    shown = [
+        name
+        for name in strength
+        if all(_has(comparison, task, side, name) for side in comparison.sides)
+    ]
     return sorted(shown or ["a0.h0"], key=lambda name: -strength.get(name, 0))[:MAX_HEADS]
 
 

@@ -7,17 +7,18 @@ import math
 import plotly.graph_objects as go
 
 from circuits.figures.style import COLOURS, safe, styled
-from circuits.results.comparison import SIDES, Comparison
+from circuits.results.comparison import Comparison
 
 
 def density_figure(comparison: Comparison) -> go.Figure:
-    """Returns the share of open attention edges per layer, in percent, for both models.
+    """Returns the share of open attention edges per layer, in percent, for the models side by side.
 
     A layer without any open edge has no bar, since the axis is logarithmic; its label says 0.
     """
     figure = go.Figure()
     percents = {
-        side: [100 * share for share in comparison.models[side].density_per_layer] for side in SIDES
+        side: [100 * share for share in comparison.models[side].density_per_layer]
+        for side in comparison.sides
     }
     low = min([1.0, *(value for values in percents.values() for value in values if value > 0)])
     floor = 10 ** math.floor(math.log10(low) - 0.3)
@@ -34,30 +35,32 @@ def density_figure(comparison: Comparison) -> go.Figure:
             customdata=values,
             hovertemplate="%{x}: %{customdata:.4g} % open",
         )
-    contexts = " and ".join(dict.fromkeys(str(comparison.models[side].context) for side in SIDES))
+    facts = {side: comparison.models[side] for side in comparison.sides}
+    contexts = " and ".join(dict.fromkeys(str(one.context) for one in facts.values()))
     figure.update_yaxes(
         type="log",
         range=[math.log10(floor), 2.3],
         dtick=1,
         title="open attention edges (%)",
     )
-    overall = ", ".join(f"{side} {100 * comparison.models[side].density:.3g} %" for side in SIDES)
+    overall = ", ".join(f"{side} {100 * one.density:.3g} %" for side, one in facts.items())
     title = f"Attention edges left open, T = {contexts} (overall: {overall})"
     return styled(figure, title, height=400)
 
 
-def head_density_figure(comparison: Comparison, model: str = "sparse") -> go.Figure:
+def head_density_figure(comparison: Comparison, model: str | None = None) -> go.Figure:
     """Returns the share of open attention edges of every head, in percent: a row a layer.
 
     The colour is logarithmic, the numbers are in the cells; a head without any open edge is white.
 
     Args:
         comparison: The comparison.
-        model: The model shown, one of `comparison.models`.
+        model: The model shown, one of `comparison.models`; the sparse or the only one if left out.
 
     Raises:
         ValueError: the comparison has no such model.
     """
+    model = comparison.sides[-1] if model is None else model
     if model not in comparison.models:
         raise ValueError(
             f"the comparison has no model {model!r}; it has {', '.join(comparison.models)}"

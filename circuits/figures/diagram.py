@@ -1,4 +1,4 @@
-"""The two circuits as diagrams side by side, each node at the same place in both."""
+"""Circuits as diagrams: of two models side by side, each node at the same place in both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from circuits.figures.style import (
 )
 from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
 from circuits.results.circuit import Circuit
-from circuits.results.comparison import SIDES, Comparison
+from circuits.results.comparison import Comparison
 
 MAX_EDGES = 400
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "": "solid"}
@@ -32,19 +32,20 @@ Point = tuple[float, float]
 
 
 def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge") -> go.Figure:
-    """Returns the two circuits of a task side by side, layers from the bottom to the top.
+    """Returns the circuits of a task side by side, layers from the bottom to the top.
 
-    Dark nodes are in both circuits, blue ones in the dense model's only, orange ones in the
-    sparse model's only, pale ones in neither or only in the other. Edges are green where they
-    support the behaviour and pink where they counter it, as wide as the root of their share of
-    the circuit's strongest score, dashed where they are read as a query and dotted as a key. Of a
-    circuit with more than 400 edges the strongest 400 are drawn, and the panel says so.
+    A model alone has one circuit, in blue. Of two, dark nodes are in both circuits, blue ones in
+    the dense model's only, orange ones in the sparse model's only, pale ones in neither or only in
+    the other. Edges are green where they support the behaviour and pink where they counter it, as
+    wide as the root of their share of the circuit's strongest score, dashed where they are read as
+    a query and dotted as a key. Of a circuit with more than 400 edges the strongest 400 are drawn,
+    and the panel says so.
 
     Raises:
         ValueError: this granularity was not looked for.
     """
     found = comparison.discoveries[task]
-    known = {str(name): one.circuit for name, one in found["dense"].found.items()}
+    known = {str(name): one.circuit for name, one in found[comparison.sides[0]].found.items()}
     if granularity not in known:
         raise ValueError(
             f"the comparison holds no circuits of granularity {granularity!r} for task {task!r}; "
@@ -52,16 +53,18 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
         )
     circuits = {
         side: found[side].found[granularity].circuit  # type: ignore[index]
-        for side in SIDES
+        for side in comparison.sides
     }
     figure = make_subplots(
         rows=1,
-        cols=2,
-        subplot_titles=[f"{side}: {counted(circuits[side].size, granularity)}" for side in SIDES],
+        cols=len(circuits),
+        subplot_titles=[
+            f"{side}: {counted(circuit.size, granularity)}" for side, circuit in circuits.items()
+        ],
         horizontal_spacing=0.03,
     )
     members = {side: _node_names(circuit) for side, circuit in circuits.items()}
-    shared = members["dense"] & members["sparse"]
+    shared = set.intersection(*members.values()) if comparison.is_pair else {INPUT, LOGITS}
     for column, (side, circuit) in enumerate(circuits.items(), start=1):
         places = _places(circuit.graph)
         for trace in _edge_traces(circuit, places):
@@ -80,13 +83,13 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
                 showarrow=False,
                 font={"color": GREY},
             )
-    for trace in _legend():
+    for trace in _legend(_node_legend(comparison)):
         figure.add_trace(trace, row=1, col=1)
     graphs = [circuit.graph for circuit in circuits.values()]
     width, n_layers = max(g.n_heads for g in graphs), max(g.n_layers for g in graphs)
     figure.update_xaxes(visible=False, range=[-0.8, width + 1.4])
     figure.update_yaxes(visible=False, range=[-0.8, 2 * n_layers + 1.6])
-    title = f"{safe(task)}: the circuits side by side"
+    title = f"{safe(task)}: the circuit{'s side by side' if comparison.is_pair else ''}"
     # The legend explains colours and dashes, which cross: no trace is one entry's alone to hide.
     figure.update_layout(legend={"itemclick": False, "itemdoubleclick": False})
     return styled(figure, title, 280 + 92 * n_layers, legend_rows=2)
@@ -212,13 +215,15 @@ def _node_trace(
     )
 
 
-def _legend() -> Iterable[go.Scatter]:
+def _node_legend(comparison: Comparison) -> dict[str, str]:
+    if not comparison.is_pair:
+        return {}
+    only = {f"only {side}": COLOURS[side] for side in comparison.sides}
+    return {"in both": SHARED} | only
+
+
+def _legend(nodes: dict[str, str]) -> Iterable[go.Scatter]:
     """Traces without points that put the meaning of colours and dashes into the legend."""
-    nodes = {
-        "in both": SHARED,
-        "only dense": COLOURS["dense"],
-        "only sparse": COLOURS["sparse"],
-    }
     for name, colour in nodes.items():
         yield go.Scatter(
             x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "size": 12}

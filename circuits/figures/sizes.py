@@ -9,14 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
-from circuits.results.comparison import SIDES, Comparison, size_ratio
+from circuits.results.comparison import Comparison, size_ratio
 from circuits.results.discovery import Found
 
 IN_ROW = 2
 
 
 def sizes_figure(comparison: Comparison) -> go.Figure:
-    """Returns circuit sizes at the target, dense beside sparse, with 95 % intervals and ratios.
+    """Returns circuit sizes at the target with 95 % intervals, of two models with their ratios.
 
     The axis is logarithmic where the sizes span more than a factor of ten; an empty circuit has
     no bar there, only its 0.
@@ -42,13 +42,13 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     for number, task in enumerate(tasks):
         row, column = 1 + number // IN_ROW, 1 + number % IN_ROW
         found = comparison.discoveries[task]
-        names = list(found["dense"].found)
-        for side in SIDES:
+        names = list(found[comparison.sides[0]].found)
+        for side in comparison.sides:
             sizes = [found[side].found[name] for name in names]
             bars = _size_bars(sizes, [UNITS[name] for name in names], side, first=number == 0)
             figure.add_trace(bars, row=row, col=column)
-        for name in names:
-            pair = [found[side].found[name] for side in SIDES]
+        for name in names if comparison.is_pair else ():
+            pair = [found[side].found[name] for side in comparison.sides]
             top = max(1.0, *(max(one.size, one.size_high) for one in pair))
             figure.add_annotation(
                 row=row,
@@ -67,8 +67,10 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     else:  # Room for the ratios above the bars.
         figure.update_yaxes(range=[0, 1.25 * top])
     figure.update_yaxes(title="components in the circuit", col=1)
-    target = next(iter(comparison.discoveries.values()))["dense"].config.target
-    title = f"Components that recover {100 * target:.4g} % (above: dense / sparse, 95 % interval)"
+    target = next(iter(comparison.discoveries.values()))[comparison.sides[0]].config.target
+    what = "above: dense / sparse, 95 % interval" if comparison.is_pair else "95 % interval"
+    title = f"Components that recover {100 * target:.4g} % ({what})"
+    figure.update_layout(showlegend=comparison.is_pair)
     return styled(figure, title, height=140 + 320 * n_rows)
 
 
@@ -121,19 +123,19 @@ def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
     Sizes are drawn as size + 1, so that the empty circuit has a place on the logarithmic axis.
     """
     found = comparison.discoveries[task]
-    names = list(found["dense"].found)
+    names = list(found[comparison.sides[0]].found)
     figure = make_subplots(
         rows=1, cols=len(names), shared_yaxes=True, subplot_titles=[UNITS[name] for name in names]
     )
     shown = []
     for column, name in enumerate(names, start=1):
-        for side in SIDES:
+        for side in comparison.sides:
             one = found[side].found[name]
             shown += [*one.curve_faithfulness, *one.random_faithfulness]
             for trace in _curve_traces(one, side, first=column == 1):
                 figure.add_trace(trace, row=1, col=column)
         figure.update_xaxes(type="log", dtick=1, title=f"{UNITS[name]} + 1", col=column)
-    target = found["dense"].config.target
+    target = found[comparison.sides[0]].config.target
     figure.add_hline(y=target, line_dash="dash", line_color=GREY)
     # Where a circuit overshoots wildly the axis still shows what matters, 0 to 1.
     low, high = max(-0.6, min([0.0, *shown])), min(1.7, max([1.0, *shown]))
@@ -196,7 +198,7 @@ def _curve_traces(one: Found, side: str, *, first: bool) -> list[go.Scatter]:
             marker={
                 "color": COLOURS[side],
                 "size": 11,
-                "symbol": "circle" if side == "dense" else "diamond",
+                "symbol": "diamond" if side == "sparse" else "circle",
                 "line": {"color": "white", "width": 1},
             },
             customdata=[one.size],

@@ -1,8 +1,8 @@
 """The look that all figures share, given to each of them; plotly's defaults stay as they are.
 
 Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart, and mean the
-same everywhere: blue is the dense model, orange the sparse one. Texts that come from data go
-through `safe`, because plotly reads some HTML in labels.
+same everywhere: blue is the dense model, or the only one, orange the sparse one. Texts that come
+from data go through `safe`, because plotly reads some HTML in labels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-COLOURS = {"dense": "#0072B2", "sparse": "#D55E00"}
+from circuits.results.comparison import ONLY
+
+COLOURS = {"dense": "#0072B2", "sparse": "#D55E00", ONLY: "#0072B2"}
 SHADES = {"dense": "rgba(0,114,178,0.15)", "sparse": "rgba(213,94,0,0.15)"}
+SHADES[ONLY] = SHADES["dense"]
 SUPPORTS, COUNTERS = "#009E73", "#CC79A7"
 SHARED, ABSENT = "#333333", "#E9E9E9"
 GREY = "#777777"
@@ -33,7 +36,7 @@ _THEME: dict[str, Any] = {
     "paper_bgcolor": "white",
     "plot_bgcolor": "white",
     "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222222"},
-    "colorway": list(COLOURS.values()),
+    "colorway": list(dict.fromkeys(COLOURS.values())),
     "xaxis": _AXIS,
     "yaxis": _AXIS,
 }

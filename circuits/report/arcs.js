@@ -1,5 +1,6 @@
 "use strict";
-// Circuits of attention edges: arcs over the tokens of one prompt, dense above and sparse below.
+// Circuits of attention edges: arcs over the tokens of one prompt, dense above and sparse below; that of a model alone
+// above.
 (() => {
   const { svg, html, SIDES, scored, cut } = report;
   const TALLEST = 190, LOOP = 20;
@@ -59,7 +60,7 @@
     const edges = Object.fromEntries(SIDES.map((side) => [side, pair[side].prompts[prompt]]));
     const arcs = SIDES.map((side, index) => prepared(edges[side], index ? -1 : 1, step));
     const reach = arcs.map((several) => 24 + Math.max(0, ...several.map((arc) => Math.abs(arc.y))));
-    const height = reach[0] + band + reach[1];
+    const height = reach[0] + band + (reach[1] ?? 0);
     const layers = SIDES.map((side, index) => svg("g", { class: `arcs ${side}`, transform: `translate(0 ${reach[0] + (index ? band : 0)})` }));
     const captions = SIDES.map((side) => html("figcaption", { class: side }));
     const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img",
@@ -71,7 +72,7 @@
           : { transform: `translate(${x + 4} ${y}) rotate(-90)`, "text-anchor": "middle", class: "token" }, cut(token, 14));
       }),
       layers);
-    container.replaceChildren(html("figure", { class: "graph" }, captions[0], drawing, captions[1]));
+    container.replaceChildren(html("figure", { class: "graph" }, captions[0], drawing, captions.slice(1)));
     let shown = [[], []];
     const relabel = (chosen) => shown.forEach((several, index) => {
       layers[index].querySelectorAll(".arc-name").forEach((label) => label.remove());
@@ -81,7 +82,7 @@
       most: Math.max(1, ...SIDES.map((side) => edges[side].length)),
       reading: "An arc leads from the query at its right end to the key at its left, a loop stays at its token. It is the " +
         "wider the larger its share of its circuit's strongest score. Click an arc or a name for its head.",
-      legend: [["dense", "line", "dense"], ["sparse", "line", "sparse"], ["supports", "line", "supports"], ["counters", "line", "counters"]],
+      legend: [...(report.isPair ? SIDES.map((side) => [side, "line", side]) : []), ["supports", "line", "supports"], ["counters", "line", "counters"]],
       drawings: () => [drawing],
       draw(count, hidden, chosen) {
         shown = arcs.map((several, index) =>
@@ -91,7 +92,7 @@
           layers[index].replaceChildren(...several.map((arc) =>
             svg("path", { d: arc.d, class: `arc ${arc.sign}`, "stroke-width": arc.width, "data-node": arc.name, click: () => choose(arc.name) },
               svg("title", {}, `${arc.name}: ${tokens[arc.query]} → ${tokens[arc.key]}  ${scored(arc.score)}`))));
-          captions[index].textContent = `${side}: ${report.counted(whole)} on this prompt` +
+          captions[index].textContent = `${report.prefix(side)}${report.counted(whole)} on this prompt` +
             `${several.length < whole ? `, ${several.length} drawn` : ""}; mean over prompts ${Number(pair[side].size.toPrecision(4))}`;
         });
         relabel(chosen);

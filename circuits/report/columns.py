@@ -45,6 +45,7 @@ COLUMNS = {
     "granularity": "What is counted: heads, MLPs, edges between components, or attention edges "
     "(one query looking at one key inside a head).",
     "head": "Layer and head, counted from 0.",
+    "heads": "Heads of the circuit that do this.",
     "holding_attribution": "Components that hold the target's share of all absolute attribution; "
     "no intervention.",
     "in_circuit": "Whether the head is in its model's circuit.",

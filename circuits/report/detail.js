@@ -1,9 +1,10 @@
 "use strict";
 // What stands beside the drawing: all nodes with their roles, or one node with its attention
-// pattern and its edges in both models.
+// pattern and its edges in each model.
 (() => {
   const { html, SIDES, scored } = report;
   const FEW = 30;
+  const HEADS = report.isPair ? SIDES : ["score"]; // Of the columns of scores.
   const strength = (row) => Math.max(...SIDES.map((side) => Math.abs(row[side] ?? 0)));
   const byStrength = (rows) => rows.sort((a, b) => strength(b) - strength(a));
   const words = (role) => (role ?? "").replaceAll("_", " ");
@@ -25,7 +26,7 @@
       rest.length ? more : null);
   };
 
-  const both = (row) => SIDES.map((side) => scored(row[side]));
+  const scores = (row) => SIDES.map((side) => scored(row[side]));
 
   // Rows by name, with a number for each side.
   const joined = (entries) => {
@@ -51,15 +52,14 @@
   const overview = ({ task, pair, prompt }, choose) => {
     const roleOf = (side, name) => words(task.roles[side][name]?.[0]);
     const role = (name) => {
-      const [dense, sparse] = SIDES.map((side) => roleOf(side, name));
-      if (!dense && !sparse) return "";
-      return dense === sparse ? dense : `${dense || "–"} / ${sparse || "–"}`;
+      const roles = SIDES.map((side) => roleOf(side, name));
+      return new Set(roles).size === 1 ? roles[0] : roles.map((one) => one || "–").join(" / ");
     };
     return [
       html("h3", {}, "All nodes"),
       html("p", { class: "note" }, "Choose a node, here or in the drawing, to see its edges, its role and its attention. A score is the sum over a node's edges."),
-      listed("The strongest first", ["node", "dense", "sparse", "role, dense / sparse"], allNodes(pair, prompt),
-        (row) => [nodeButton(row.name, choose), ...both(row), role(row.name)]),
+      listed("The strongest first", ["node", ...HEADS, report.isPair ? `role, ${SIDES.join(" / ")}` : "role"], allNodes(pair, prompt),
+        (row) => [nodeButton(row.name, choose), ...scores(row), role(row.name)]),
     ];
   };
 
@@ -78,8 +78,8 @@
   const edgeLists = (pair, node, choose) => {
     const list = (end, title) => {
       const rows = edgesOf(pair, node, end);
-      return listed(`${title} (${rows.length})`, [end === "in" ? "from" : "to", "dense", "sparse"], rows, (row) =>
-        [html("span", {}, nodeButton(row.other, choose), row.letter ? html("span", { class: "read" }, ` ${{ q: "query", k: "key", v: "value" }[row.letter]}`) : ""), ...both(row)]);
+      return listed(`${title} (${rows.length})`, [end === "in" ? "from" : "to", ...HEADS], rows, (row) =>
+        [html("span", {}, nodeButton(row.other, choose), row.letter ? html("span", { class: "read" }, ` ${{ q: "query", k: "key", v: "value" }[row.letter]}`) : ""), ...scores(row)]);
     };
     return [node === "input" ? null : list("in", "Edges in"), node === "logits" ? null : list("out", "Edges out")];
   };
@@ -88,8 +88,8 @@
     const rows = joined(SIDES.flatMap((side) =>
       pair[side].prompts[prompt].filter(([name]) => name === node)
         .map(([, query, key, score]) => ({ name: `${query} ${key}`, query, key, side, score }))));
-    return listed(`Attention edges on this prompt (${rows.length})`, ["query → key", "dense", "sparse"], rows,
-      (row) => [`${tokens[row.query]} → ${tokens[row.key]}`, ...both(row)]);
+    return listed(`Attention edges on this prompt (${rows.length})`, ["query → key", ...HEADS], rows,
+      (row) => [`${tokens[row.query]} → ${tokens[row.key]}`, ...scores(row)]);
   };
 
   const facts = (task, pair, node, prompt) => {
@@ -97,12 +97,12 @@
     const row = allNodes(pair, prompt).find(({ name }) => name === node) ?? {};
     const line = (title, values) => html("tr", {}, html("th", { scope: "row" }, title), values.map((value) => html("td", {}, value)));
     return html("table", { class: "facts" },
-      html("thead", {}, html("tr", {}, html("th"), SIDES.map((side) => html("th", { scope: "col", class: side }, side)))),
+      report.isPair ? html("thead", {}, html("tr", {}, html("th"), SIDES.map((side) => html("th", { scope: "col", class: side }, side)))) : null,
       html("tbody", {},
         line("in the circuit", SIDES.map((side) => (row[side] === undefined ? "no" : "yes"))),
-        line("score", both(row)),
+        line("score", scores(row)),
         known.length ? line("role", SIDES.map((side) => words(task.roles[side][node]?.[0]) || "–")) : null,
-        known.length ? line("most like", SIDES.map((side) => {
+        known.length && report.isPair ? line("most like", SIDES.map((side) => {
           const role = task.roles[side][node];
           return role ? `${role[1]} of the other (${role[2].toFixed(2)})` : "–";
         })) : null));
@@ -118,7 +118,7 @@
       node === "input" || node === "logits" ? null : facts(task, pair, node, prompt),
       pattern ? html("h4", {}, "Attention after the gate: rows look at columns") : null,
       pattern,
-      ...[pair.dense.nodes ? edgeLists(pair, node, choose) : arcLists(pair, node, prompt, example.tokens)].flat(),
+      ...[pair[SIDES[0]].nodes ? edgeLists(pair, node, choose) : arcLists(pair, node, prompt, example.tokens)].flat(),
     ].filter(Boolean));
     container.scrollTop = 0;
   };

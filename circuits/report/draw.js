@@ -17,7 +17,10 @@ const report = {};
   report.svg = (name, attributes = {}, ...children) => filled(document.createElementNS(SVG, name), attributes, children);
   report.at = (id) => document.getElementById(id);
   report.data = JSON.parse(report.at("explorer-data").textContent);
-  report.SIDES = ["dense", "sparse"];
+  // The models side by side; of a model alone one, which nothing has to tell from another.
+  report.SIDES = report.data.sides;
+  report.isPair = report.SIDES.length === 2;
+  report.prefix = (side) => (report.isPair ? `${side}: ` : "");
 
   report.scored = (score) => (score === undefined ? "–" : (score > 0 ? "+" : "") + Number(score.toPrecision(3)));
   report.cut = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
@@ -42,19 +45,20 @@ const report = {};
       const query = Math.floor(((event.clientY - box.top) / box.height) * tokens.length);
       const key = Math.floor(((event.clientX - box.left) / box.width) * tokens.length);
       const share = shares[query]?.[key];
-      say(share === undefined ? "" : `${side}: ${tokens[query]} → ${tokens[key]}: ${(share / 1000).toFixed(3)}`);
+      say(share === undefined ? "" : `${report.prefix(side)}${tokens[query]} → ${tokens[key]}: ${(share / 1000).toFixed(3)}`);
     });
     return drawing;
   };
 
-  // The patterns of one head in both models, side by side, with the tokens at the left and below.
+  // The patterns of one head in each model, side by side, with the tokens at the left and below.
   report.patternPair = (head, example, width) => {
     const { tokens } = example;
     const patterns = report.SIDES.map((side) => example.patterns[side][head]);
     if (patterns.some((one) => !one)) return null;
     const longest = Math.min(12, Math.max(...tokens.map((token) => token.length)));
     const room = (width > 400 ? 6.6 : 5.2) * longest + 8; // As much as the longest name takes.
-    const cell = Math.max(4, (width - room - 12) / 2 / tokens.length);
+    const gap = 12 * (patterns.length - 1);
+    const cell = Math.min(26, Math.max(4, (width - room - gap) / patterns.length / tokens.length));
     const size = cell * tokens.length;
     const step = Math.ceil(9 / cell); // Where rows are lower than a letter some names are left out.
     const font = Math.min(width > 400 ? 12 : 9, Math.max(8.5, cell * step - 1));
@@ -65,17 +69,17 @@ const report = {};
     const panels = report.SIDES.map((side, index) => {
       const left = room + index * (size + 12);
       return report.svg("g", { transform: `translate(${left} 18)` },
-        report.svg("text", { y: -6, class: `title ${side}` }, side),
+        report.isPair ? report.svg("text", { y: -6, class: `title ${side}` }, side) : null,
         square(side, patterns[index], tokens, cell, say),
         names((number) => ({
           transform: `translate(${(number + 0.5) * cell + font / 3} ${size + 4}) rotate(-90)`, "text-anchor": "end", "font-size": font,
         })),
       );
     });
-    const whole = { width: room + 2 * size + 12, height: size + room + 18 };
+    const whole = { width: room + patterns.length * size + gap, height: size + room + 18 };
     const drawing = report.svg("svg",
       { viewBox: `0 0 ${whole.width} ${whole.height}`, width: whole.width, height: whole.height, class: "patterns", role: "img",
-        "aria-label": `Attention of ${head}, dense and sparse, on: ${tokens.join(" ")}` },
+        "aria-label": `Attention of ${head}${report.isPair ? `, ${report.SIDES.join(" and ")},` : ""} on: ${tokens.join(" ")}` },
       report.svg("g", { transform: "translate(0 18)" },
         names((number) => ({ x: room - 4, y: (number + 0.5) * cell + font / 3, "text-anchor": "end", "font-size": font }))),
       panels,

@@ -8,7 +8,7 @@
 
   const task = () => data.tasks[chosen.task];
   const pair = () => task().circuits[chosen.by];
-  const hasArcs = () => pair().dense.prompts !== undefined;
+  const hasArcs = () => pair()[report.SIDES[0]].prompts !== undefined;
 
   report.counted = (size) => {
     const unit = data.units[chosen.by];

@@ -1,4 +1,4 @@
-"""What the explorer of the report shows, as plain data: both circuits, their heads, the patterns.
+"""What the explorer of the report shows, as plain data: the circuits, their heads, the patterns.
 
 The page's scripts draw it. Scores are rounded to four digits and patterns to thousandths, which no
 picture shows; sizes are those of the whole circuit, however many of its edges the page holds.
@@ -13,10 +13,10 @@ from typing import Any
 
 from circuits.figures import UNITS, spelled_token
 from circuits.graph import LOGITS
-from circuits.report.opening import most_changed_head
+from circuits.report.opening import pictured_head
 from circuits.report.words import edges_first
 from circuits.results.circuit import Circuit
-from circuits.results.comparison import SIDES, AttentionExample, Comparison
+from circuits.results.comparison import AttentionExample, Comparison
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
@@ -38,12 +38,13 @@ def explorer_data(comparison: Comparison, *, most_edges: int = MOST_EDGES) -> di
         int(one.circuit.edges.sum())
         for task in comparison.discoveries
         for name in _drawn_as_graph(comparison, task)
-        for side in SIDES
+        for side in comparison.sides
         for one in [comparison.discoveries[task][side].found[name]]
     ]
     cap = largest_share(sizes, most_edges)
-    changed = most_changed_head(comparison)
+    changed = pictured_head(comparison)
     return {
+        "sides": comparison.sides,
         "units": UNITS,
         "picture": None if changed is None else {"task": changed.task, "head": changed.head},
         "tasks": {task: _task_data(comparison, task, cap) for task in comparison.discoveries},
@@ -76,10 +77,9 @@ def _drawn_as_graph(comparison: Comparison, task: str) -> list[str]:
 def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
     found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
     as_graph = _drawn_as_graph(comparison, task)
-    names = [*as_graph, *(str(name) for name in found["dense"].found if name not in as_graph)]
+    names = [*as_graph, *(name for name in edges_first(comparison, task) if name not in as_graph)]
     circuits = {
-        name: {side: found[side].found[name].circuit for side in SIDES}  # type: ignore[index]
-        for name in names
+        name: {side: found[side].found[name].circuit for side in comparison.sides} for name in names
     }
     wanted = {head for pair in circuits.values() for one in pair.values() for head in one.heads}
     n_all = sum(len(several) for several in comparison.examples.values())
@@ -96,11 +96,11 @@ def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
         "examples": [_example_data(example, wanted, n_all) for example in examples],
         "roles": {
             side: {
-                role.head: [role.role, role.twin, _rounded(role.similarity)]
+                role.head: [role.role, role.twin, _rounded(role.similarity or 0.0)]
                 for role in comparison.roles
                 if role.task == task and role.model == side
             }
-            for side in SIDES
+            for side in comparison.sides
         },
     }
 
@@ -148,7 +148,7 @@ def _arcs_data(circuit: Circuit, examples: tuple[AttentionExample, ...]) -> dict
 
 def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> dict[str, Any]:
     """A prompt's tokens and patterns: of all heads, or of those wanted where they are too many."""
-    n_heads = sum(len(layer) for side in SIDES for layer in example.patterns[side])
+    n_heads = sum(len(layer) for layers in example.patterns.values() for layer in layers)
     every = n_heads * len(example.clean) ** 2 * n_all <= MOST_NUMBERS
     return {
         "tokens": [spelled_token(token) for token in example.clean],
@@ -160,11 +160,11 @@ def _example_data(example: AttentionExample, wanted: set[str], n_all: int) -> di
                     [round(1000 * share) for share in query[: place + 1]]
                     for place, query in enumerate(pattern)
                 ]
-                for layer, layer_patterns in enumerate(example.patterns[side])
+                for layer, layer_patterns in enumerate(layers)
                 for head, pattern in enumerate(layer_patterns)
                 if every or f"a{layer}.h{head}" in wanted
             }
-            for side in SIDES
+            for side, layers in example.patterns.items()
         },
     }
 

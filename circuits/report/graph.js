@@ -1,5 +1,5 @@
 "use strict";
-// The two circuits as layered graphs: one layout for both, so that a node has one place.
+// The circuits as layered graphs: one layout for all, so that a node has one place.
 // Edges of one look are one path, which keeps thousands of them quick; nodes are elements of their
 // own, which can be clicked and reached by keyboard.
 (() => {
@@ -14,7 +14,7 @@
   const headOf = (name) => Number(/h(\d+)$/.exec(name)?.[1]);
   const isInner = (name) => name !== "input" && name !== "logits";
 
-  // Places of all nodes of either circuit; layers and heads that neither uses take no room.
+  // Places of all nodes of any circuit; layers and heads that none uses take no room.
   const placed = (pair, width) => {
     const names = [...new Set(SIDES.flatMap((side) => pair[side].nodes))].filter(isInner);
     const layers = [...new Set(names.map(layerOf))].sort((a, b) => a - b);
@@ -92,7 +92,7 @@
     const own = edges !== undefined;
     const outgoing = own ? edges.filter((edge) => edge.from === name).length : 0;
     const described = own
-      ? `${name}, ${side} model, ${kind === "shared" ? "in both circuits" : "in this circuit only"}; ` +
+      ? `${name}, ${report.isPair ? `${side} model, ${kind === "shared" ? "in both circuits" : "in this circuit only"}; ` : ""}` +
         `${edges.length - outgoing} edges in, ${outgoing} out${name === "logits" ? "" : `; score ${scored(total)}`}`
       : `${name}, ${side} model, not in this circuit`;
     const label = place.w >= 36 || !isInner(name) ? name : place.w >= 17 ? name.replace(/^a\d+\./, "") : "";
@@ -129,7 +129,7 @@
     const lit = svg("g", { class: "lit" });
     const nodes = [...places].filter(([name]) => kindOf(name)).map(([name, place]) =>
       ({ name, place, kind: kindOf(name), element: nodeElement(name, place, own.get(name), totals.get(name), side, kindOf(name)) }));
-    const top = svg("svg", { ...size, class: "nodes", role: "group", "aria-label": `Circuit of the ${side} model; arrow keys go from node to node` },
+    const top = svg("svg", { ...size, class: "nodes", role: "group", "aria-label": `Circuit of the ${report.isPair ? `${side} model` : side}; arrow keys go from node to node` },
       svg("g", { class: "layers", "aria-hidden": "true" },
         svg("text", { x: 0, y: 10, class: "axis-name" }, "layer"),
         marks.map(({ layer, y }) => svg("text", { x: 2, y: y + 4 }, layer))),
@@ -189,27 +189,27 @@
     };
   };
 
-  // Draws both circuits into a container; what is returned changes them without a new layout.
+  // Draws the circuits into a container; what is returned changes them without a new layout.
   report.drawGraphs = (container, pair, choose) => {
     const members = Object.fromEntries(SIDES.map((side) => [side, new Set(pair[side].nodes)]));
     const kindOf = (name) => {
-      const [dense, sparse] = SIDES.map((side) => members[side].has(name));
+      const having = SIDES.filter((side) => members[side].has(name));
       if (!isInner(name)) return "shared";
-      return dense && sparse ? "shared" : dense ? "dense" : sparse ? "sparse" : null;
+      return report.isPair && having.length === 2 ? "shared" : having[0] ?? null;
     };
-    container.className = "two";
-    container.replaceChildren(html("div"), html("div"));
+    container.className = report.isPair ? "two" : "one";
+    container.replaceChildren(...SIDES.map(() => html("div")));
     const width = report.widthOf(container.firstChild);
     const layout = placed(pair, width);
     const panels = SIDES.map((side) => panelOf(side, pair[side], layout, width, kindOf, choose));
     container.replaceChildren(...panels.map((panel) => panel.element));
     return {
       most: Math.max(1, ...SIDES.map((side) => pair[side].score.length)),
-      reading: "Layers run from the bottom to the top. A node stands at the same place in both models, and is pale where " +
+      reading: `Layers run from the bottom to the top. A node ${report.isPair ? "stands at the same place in both models, and " : ""}is pale where ` +
         "none of its edges is drawn. An edge is the wider the larger its share of its circuit's strongest score. Click a " +
         "node, or Tab to it and use the arrow keys.",
       legend: [
-        ["shared", "node", "in both"], ["dense", "node", "only dense"], ["sparse", "node", "only sparse"],
+        ...(report.isPair ? [["shared", "node", "in both"], ...SIDES.map((side) => [side, "node", `only ${side}`])] : []),
         ["supports", "line", "supports"], ["counters", "line", "counters"],
         ["q", "line", "into a query"], ["k", "line", "into a key"], ["v", "line", "into a value"],
         ["mlp", "line", "into an MLP"], ["logits", "line", "into the logits"],
@@ -219,7 +219,7 @@
         const circuit = pair[SIDES[index]];
         panel.drawEdges(count, hidden);
         const drawn = Math.min(count, circuit.score.length);
-        panel.say(`${SIDES[index]}: ${report.counted(circuit.size)}` + (
+        panel.say(`${report.prefix(SIDES[index])}${report.counted(circuit.size)}` + (
           drawn === circuit.n_edges && !report.countsOther() ? ", all drawn"
             : `; ${drawn} of ${circuit.n_edges} edges drawn` +
               (circuit.n_edges > circuit.score.length ? ` (the page holds the ${circuit.score.length} strongest)` : "")));

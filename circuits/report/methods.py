@@ -117,8 +117,13 @@ def methods_text(comparison: Comparison) -> str:
     Citations are keys of `REFERENCES` in Markdown's form, `[@syed2023]`; see `as_latex`.
 
     Raises:
-        ValueError: nothing was compared.
+        ValueError: nothing was compared, or there is one model alone.
     """
+    if not comparison.is_pair:
+        raise ValueError(
+            "these are results of one model; a methods paragraph is written of a comparison, see "
+            "`circuits compare`"
+        )
     if not comparison.discoveries:
         raise ValueError("no behaviour was compared, so there is nothing to describe")
     config = next(iter(comparison.discoveries.values()))["dense"].config

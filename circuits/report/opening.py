@@ -1,4 +1,4 @@
-"""The first screen of the report: a verdict for each behaviour, and the head that changed most."""
+"""The first screen of the report: a verdict for each behaviour, and a head to look at."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import math
 from dataclasses import dataclass
 
 from circuits.figures import UNITS, rounded
-from circuits.report.words import edges_first, headline
-from circuits.results.comparison import SIDES, Comparison, attribution_ratio, size_ratio
+from circuits.report.words import edges_first, headline, left_out_words
+from circuits.results.comparison import Comparison, attribution_ratio, size_ratio
 from circuits.results.discovery import Found
+from circuits.results.roles import HeadRole
 
 SEEN = 0.01
 """Attention from which a query is said to look at a token."""
+N_HEADS = 4
+"""Heads of a model alone that the first screen names."""
 _WIDEST = math.log(100)
 
 
@@ -43,22 +46,63 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was found of one behaviour: a sentence, and the ratio of each kind of component."""
+class Share:
+    """The circuit of a model alone, as a share of what there is to choose from.
 
-    task: str
-    sentence: str
-    ratios: tuple[Ratio, ...]
+    Attributes:
+        unit: What is counted.
+        size: How many components it has, with its interval, as text.
+        components: How many there are, as text.
+        percent: The share, in percent.
+        faithfulness: Its faithfulness with its interval, as text.
+        attribution: The count without interventions, as text.
+    """
+
+    unit: str
+    size: str
+    components: str
+    percent: float
+    faithfulness: str
+    attribution: str
 
 
 @dataclass(frozen=True)
-class ChangedHead:
-    """A head whose attention differs between the models, on the first prompt of a task.
+class StrongHead:
+    """A head of a model's circuit: its name, score, and what it looks at, in words."""
+
+    name: str
+    score: str
+    does: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of one behaviour.
+
+    Attributes:
+        task: The behaviour.
+        sentence: What was found at the first granularity.
+        ratios: The ratio of each kind of component, of two models.
+        shares: The share of each kind of component, of one model.
+        heads: The strongest heads of one model's circuit.
+    """
+
+    task: str
+    sentence: str
+    ratios: tuple[Ratio, ...] = ()
+    shares: tuple[Share, ...] = ()
+    heads: tuple[StrongHead, ...] = ()
+
+
+@dataclass(frozen=True)
+class PicturedHead:
+    """A head whose attention is shown on the first prompt of a task.
 
     Attributes:
         task: The task.
         head: The head's name, the same in both models.
-        change: Half the absolute difference of the two patterns, mean over queries.
+        change: Half the absolute difference of the two patterns, mean over queries; 0 for a model
+            alone.
         seen: At how many tokens a query looks (at least 0.01 of its attention), by model, mean
             over queries.
         visible: How many tokens a query could look at, mean over queries.
@@ -72,13 +116,88 @@ class ChangedHead:
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
-    """Returns one verdict for each task: its first headline, and all its ratios.
+    """Returns one verdict for each task: its first headline, and its ratios or shares.
 
-    A task that one of the pair does not do has a sentence, and no ratio.
+    A task that one of the models side by side does not do has a sentence, and nothing else.
     """
+    told = _of_pair(comparison) if comparison.is_pair else _of_one(comparison)
+    return told + [Verdict(task, why) for task, why in left_out_words(comparison).items()]
+
+
+def _of_one(comparison: Comparison) -> list[Verdict]:
+    (side,) = comparison.sides
+    return [
+        Verdict(
+            task,
+            headline(comparison, task, edges_first(comparison, task)[0]),
+            shares=tuple(
+                _share(name, found[side].found[name]) for name in edges_first(comparison, task)
+            ),
+            heads=tuple(_strongest_heads(comparison, task)),
+        )
+        for task, found in comparison.discoveries.items()
+    ]
+
+
+def _share(granularity: str, one: Found) -> Share:
+    size = f"{one.size:.4g}"
+    if not math.isnan(one.size_low):
+        size += f" [{one.size_low:.4g}, {one.size_high:.4g}]"
+    faithfulness = f"{one.faithfulness:.2f}"
+    if not math.isnan(one.faithfulness_low):
+        faithfulness += f" [{one.faithfulness_low:.2f}, {one.faithfulness_high:.2f}]"
+    return Share(
+        unit=UNITS[granularity],
+        size=size,
+        components=f"{one.n_components:,.0f}",
+        percent=round(100 * one.size / one.n_components, 2) if one.n_components else 0.0,
+        faithfulness=faithfulness,
+        attribution=f"{one.n_attribution:.4g}",
+    )
+
+
+def _strongest_heads(comparison: Comparison, task: str) -> list[StrongHead]:
+    """The heads of the circuit with the greatest absolute scores, and what they look at."""
+    roles = {role.head: role for role in comparison.roles if role.task == task}
+    return [
+        StrongHead(name, f"{score:+.3g}", _in_words(roles[name]) if name in roles else "")
+        for name, score in _scored_heads(comparison, task)[:N_HEADS]
+    ]
+
+
+def _scored_heads(comparison: Comparison, task: str) -> list[tuple[str, float]]:
+    """The heads of a model's circuit with their scores, the greatest absolute one first."""
+    found = comparison.discoveries[task][comparison.sides[0]].found
+    circuit = (found.get("head") or next(iter(found.values()))).circuit
+    totals = dict(zip(circuit.graph.sources, circuit.scores.sum(dim=1).tolist(), strict=True))
+    return sorted(((name, totals[name]) for name in circuit.heads), key=lambda one: -abs(one[1]))
+
+
+def _in_words(role: HeadRole) -> str:
+    """What a head looks at, from the threshold of a role on."""
+    if role.role in ("name_mover", "negative_name_mover"):
+        effect = "raises" if role.role == "name_mover" else "lowers"
+        return (
+            f"looks at the answer ({role.to_answer:.2f}) and {effect} its logit by "
+            f"{abs(role.direct):.2g}"
+        )
+    looked_at = {
+        "changed_token": ("the token that the corrupted prompt changes", role.to_changed),
+        "induction": ("what followed the same token before", role.induction),
+        "duplicate_token": ("the same token before", role.duplicate_token),
+        "previous_token": ("the token before", role.previous_token),
+    }
+    if role.role not in looked_at:
+        return "none of the roles that are looked for"
+    what, attention = looked_at[role.role]
+    return f"looks at {what} ({attention:.2f})"
+
+
+def _of_pair(comparison: Comparison) -> list[Verdict]:
+    one, other = comparison.sides
     pairs = {
         task: {
-            name: (found["dense"].found[name], found["sparse"].found[name])  # type: ignore[index]
+            name: (found[one].found[name], found[other].found[name])
             for name in edges_first(comparison, task)
         }
         for task, found in comparison.discoveries.items()
@@ -91,16 +210,13 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
         if end > 0 and math.isfinite(end)
     ]
     reach = min(_WIDEST, 1.1 * max([math.log(2), *ends]))
-    told = [
+    return [
         Verdict(
             task,
             headline(comparison, task, next(iter(several))),
-            tuple(_ratio(name, *pair, reach) for name, pair in several.items()),
+            ratios=tuple(_ratio(name, *pair, reach) for name, pair in several.items()),
         )
         for task, several in pairs.items()
-    ]
-    return told + [
-        Verdict(task, f"not compared. {why}", ()) for task, why in comparison.not_compared().items()
     ]
 
 
@@ -131,16 +247,24 @@ def _place(value: float, reach: float) -> float | None:
     return round(50 + 50 * min(1.0, max(-1.0, exponent / reach)), 2)
 
 
-def most_changed_head(comparison: Comparison) -> ChangedHead | None:
-    """Returns the head whose attention differs most between the models; None without prompts.
+def pictured_head(comparison: Comparison) -> PicturedHead | None:
+    """Returns the head to look at first; None without prompts.
 
-    Looked at are the heads in both circuits of a task, on its first prompt: those of the circuits
-    of heads, else of the first granularity; where no head is in both, the heads in either.
+    Of two models, the one whose attention differs most between them. Looked at are the heads in
+    both circuits of a task, on its first prompt: those of the circuits of heads, else of the first
+    granularity; where no head is in both, the heads in either. Of one model, the head of the first
+    task's circuit with the greatest absolute score.
     """
+    tasks = [task for task, several in comparison.examples.items() if several]
+    tasks = [task for task in tasks if task in comparison.discoveries]
+    if not comparison.is_pair:
+        strongest = [
+            (task, name) for task in tasks for name, _ in _scored_heads(comparison, task)[:1]
+        ]
+        return _pictured(comparison, *strongest[0]) if strongest else None
     changed = [
-        _changed(comparison, task, head)
-        for task, examples in comparison.examples.items()
-        if examples and task in comparison.discoveries
+        _pictured(comparison, task, head)
+        for task in tasks
         for head in _candidates(comparison, task)
     ]
     return max(changed, key=lambda one: one.change, default=None)
@@ -150,7 +274,7 @@ def _candidates(comparison: Comparison, task: str) -> list[str]:
     found = comparison.discoveries[task]
     dense, sparse = (
         (found[side].found.get("head") or next(iter(found[side].found.values()))).circuit.heads
-        for side in SIDES
+        for side in comparison.sides
     )
     known = [
         {f"a{layer}.h{head}" for layer, heads in enumerate(patterns) for head in range(len(heads))}
@@ -162,17 +286,19 @@ def _candidates(comparison: Comparison, task: str) -> list[str]:
     return [name for name in either if name in dense and name in sparse] or either
 
 
-def _changed(comparison: Comparison, task: str, name: str) -> ChangedHead:
+def _pictured(comparison: Comparison, task: str, name: str) -> PicturedHead:
     layer, head = (int(part) for part in name[1:].split(".h"))
-    patterns = {side: comparison.examples[task][0].patterns[side][layer][head] for side in SIDES}
-    n = len(patterns["dense"])
+    example = comparison.examples[task][0]
+    patterns = {side: example.patterns[side][layer][head] for side in comparison.sides}
+    first, last = patterns[comparison.sides[0]], patterns[comparison.sides[-1]]
+    n = len(first)
     difference = sum(
         abs(one - other)
-        for queries in zip(*patterns.values(), strict=True)
+        for queries in zip(first, last, strict=True)
         for one, other in zip(*queries, strict=True)
     )
     seen = {
         side: sum(share >= SEEN for query in pattern for share in query) / n
         for side, pattern in patterns.items()
     }
-    return ChangedHead(task, name, difference / 2 / n, seen, (n + 1) / 2)
+    return PicturedHead(task, name, difference / 2 / n, seen, (n + 1) / 2)

@@ -25,7 +25,7 @@ from circuits.figures import (
 )
 from circuits.figures.style import PAGE_CONFIG
 from circuits.report.explorer import as_script_data, explorer_data
-from circuits.report.opening import most_changed_head, verdicts
+from circuits.report.opening import pictured_head, verdicts
 from circuits.report.tables import page_table, roles_by_head, run_table, tables_of
 from circuits.report.words import warnings_of
 from circuits.results.comparison import Comparison
@@ -36,16 +36,19 @@ SCRIPTS = ("draw.js", "graph.js", "arcs.js", "detail.js", "explorer.js", "eviden
 
 def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
     """Yields all figures with their names."""
-    yield "density", density_figure(comparison)
-    yield "density_per_head", head_density_figure(comparison)
+    # A dense model alone leaves every edge open: there is nothing to see.
+    if comparison.is_pair or comparison.models[comparison.sides[0]].density < 1:
+        yield "density", density_figure(comparison)
+        yield "density_per_head", head_density_figure(comparison)
     yield "sizes", sizes_figure(comparison)
     for task, found in comparison.discoveries.items():
         yield f"{task}.faithfulness", faithfulness_figure(comparison, task)
-        granularity = "edge" if "edge" in found["dense"].found else next(iter(found["dense"].found))
+        known = found[comparison.sides[0]].found
+        granularity = "edge" if "edge" in known else next(iter(known))
         yield f"{task}.circuits", circuit_figure(comparison, task, granularity)
         if task in comparison.examples:
             yield f"{task}.attention", attention_figure(comparison, task)
-            if "attention_edge" in found["dense"].found:
+            if "attention_edge" in known:
                 yield f"{task}.arcs", arcs_figure(comparison, task)
 
 
@@ -74,8 +77,10 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         models=comparison.models,
+        sides=comparison.sides,
+        is_pair=comparison.is_pair,
         verdicts=verdicts(comparison),
-        changed=most_changed_head(comparison),
+        pictured=pictured_head(comparison),
         examples={task: several[0] for task, several in comparison.examples.items() if several},
         warnings=warnings_of(comparison),
         tables=tables,

@@ -13,12 +13,13 @@ import pandas as pd
 
 from circuits.figures import UNITS
 from circuits.report.columns import COLUMNS
-from circuits.results.comparison import SIDES, Comparison
+from circuits.results.comparison import ONLY, Comparison
 
 TABLES = (
     *("summary", "models", "others", "seeds", "evidence"),
     *("overlap", "transfer", "structure", "roles"),
 )
+TABLES_OF_ONE = ("models", "evidence", "structure", "roles")
 _SAID_ONCE = (
     *("p", "interval", "note", "target", "measured_on", "prompts", "pruned", "minimal"),
     *("faithfulness_interval", "context", "tokenizer", "components"),
@@ -51,8 +52,9 @@ class Table(NamedTuple):
 
 
 def tables_of(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Returns all tables by name."""
-    return {name: getattr(comparison, f"{name}_table")() for name in TABLES}
+    """Returns all tables by name; of one model those that compare nothing."""
+    names = TABLES if comparison.is_pair else TABLES_OF_ONE
+    return {name: getattr(comparison, f"{name}_table")() for name in names}
 
 
 def page_table(frame: pd.DataFrame) -> Table:
@@ -60,6 +62,8 @@ def page_table(frame: pd.DataFrame) -> Table:
     if frame.empty:
         return Table([], [], [], "")
     whole = frame
+    if "model" in frame and set(frame["model"]) == {ONLY}:
+        frame = frame.drop(columns="model")  # The page of a model alone speaks of no other.
     nothing_pruned = "minimal" in frame and all(map(pd.isna, frame["minimal"]))
     if nothing_pruned:
         left_out = [name for name in frame if str(name).startswith(("prefix", "pruned", "minimal"))]
@@ -96,18 +100,21 @@ def page_table(frame: pd.DataFrame) -> Table:
 
 def roles_by_head(comparison: Comparison) -> pd.DataFrame:
     """Returns which heads of the circuits have which role: a row a task and role."""
+    columns = {side: f"{side}_heads" for side in comparison.sides}
+    if not comparison.is_pair:
+        columns = dict.fromkeys(comparison.sides, "heads")
     rows: dict[tuple[str, str], dict[str, list[str]]] = {}
     for role in comparison.roles:
         if role.in_circuit:
             key = (role.task, role.role or "none of these")
-            rows.setdefault(key, {side: [] for side in SIDES})[role.model].append(role.head)
+            rows.setdefault(key, {side: [] for side in columns})[role.model].append(role.head)
     # Heads without a role are the last of their task.
     ordered = sorted(rows.items(), key=lambda row: row[0][1] == "none of these")
     tasks = list(comparison.discoveries)
     return pd.DataFrame(
         [
             {"task": task, "role": _spaced(name)}
-            | {f"{side}_heads": ", ".join(heads) for side, heads in by_side.items()}
+            | {columns[side]: ", ".join(heads) for side, heads in by_side.items()}
             for (task, name), by_side in sorted(ordered, key=lambda row: tasks.index(row[0][0]))
         ]
     )

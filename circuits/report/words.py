@@ -1,12 +1,12 @@
-"""What a comparison says, in sentences: its headlines, and what to know before believing them."""
+"""What results say, in sentences: their headlines, and what to know before believing them."""
 
 from __future__ import annotations
 
 import math
 
 from circuits.figures import UNITS, counted, rounded
-from circuits.results.comparison import SIDES, Comparison, prefix_size_ratio, size_ratio
-from circuits.results.discovery import Found
+from circuits.results.comparison import Comparison, prefix_size_ratio, size_ratio
+from circuits.results.discovery import Discovery, Found
 
 CE_TOLERANCE = 0.01
 ACCURACY_FLOOR = 0.95
@@ -15,27 +15,35 @@ ACCURACY_FLOOR = 0.95
 def headlines(comparison: Comparison) -> list[str]:
     """Returns what was found, a plain sentence for each task and granularity.
 
-    Within a task edges come first: they are the finest components that both circuits share.
+    Within a task edges come first: they are the finest components that do not depend on a prompt.
     """
     sentences = [
         f"{task}: {headline(comparison, task, granularity)}"
         for task in comparison.discoveries
         for granularity in edges_first(comparison, task)
     ]
-    sentences += [f"{task}: not compared. {why}" for task, why in comparison.not_compared().items()]
-    return sentences
+    left_out = left_out_words(comparison)
+    return sentences + [f"{task}: {why}" for task, why in left_out.items()]
+
+
+def left_out_words(comparison: Comparison) -> dict[str, str]:
+    """Returns why there is nothing to tell of a task, by task."""
+    what = "not compared" if comparison.is_pair else "no circuit"
+    return {task: f"{what}. {why}" for task, why in comparison.not_compared().items()}
 
 
 def edges_first(comparison: Comparison, task: str) -> list[str]:
     """Returns the granularities of a task in the order in which they are told of."""
-    known = map(str, comparison.discoveries[task]["dense"].found)
+    known = map(str, comparison.discoveries[task][comparison.sides[0]].found)
     return sorted(known, key=lambda name: name != "edge")
 
 
 def headline(comparison: Comparison, task: str, granularity: str) -> str:
     """Returns what was found of one task at one granularity, as a sentence."""
     found = comparison.discoveries[task]
-    dense, sparse = (found[side].found[granularity] for side in SIDES)  # type: ignore[index]
+    if not comparison.is_pair:
+        return _headline_of_one(found[comparison.sides[0]], granularity)
+    dense, sparse = (found[side].found[granularity] for side in comparison.sides)
     verdict = (
         _verdict(*size_ratio(dense, sparse), dense.interval)
         if dense.is_minimal is None
@@ -45,6 +53,16 @@ def headline(comparison: Comparison, task: str, granularity: str) -> str:
         f"{100 * found['dense'].config.target:.4g} % of the behaviour takes "
         f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
         f"the sparse one{verdict}."
+    )
+
+
+def _headline_of_one(discovery: Discovery, granularity: str) -> str:
+    one = discovery.found[granularity]
+    bounds = "" if math.isnan(one.size_low) else f" [{one.size_low:.4g}, {one.size_high:.4g}]"
+    return (
+        f"{100 * discovery.config.target:.4g} % of the behaviour takes "
+        f"{counted(one.size, granularity)}{bounds} of {one.n_components:,.4g}, which recover "
+        f"{faithfulness_words(one)}."
     )
 
 
@@ -74,9 +92,41 @@ def _verdict_of_pruned(dense: Found, sparse: Found) -> str:
 
 
 def warnings_of(comparison: Comparison) -> list[str]:
-    """Returns what a reader must know before believing the ratios."""
+    """Returns what a reader must know before believing the sizes and their ratios."""
+    found = _warnings_of_pair(comparison) if comparison.is_pair else []
+    quantized = {name: m.quantization for name, m in comparison.models.items() if m.quantization}
+    if quantized:
+        each = "; ".join(f"{name}: {how}" for name, how in quantized.items())
+        found.append(
+            f"Weights that were quantised ({each}) are not those of the model that they were made "
+            "of."
+        )
+    for task, sides in comparison.discoveries.items():
+        for side, discovery in sides.items():
+            the_model = f"The {side} model" if comparison.is_pair else "The model"
+            if discovery.accuracy < ACCURACY_FLOOR:
+                found.append(
+                    f"{the_model} answers {discovery.accuracy:.1%} of the {task} prompts "
+                    "right; a circuit of a behaviour that is not quite there means less."
+                )
+            for granularity, one in discovery.found.items():
+                if one.faithfulness_high < discovery.config.target:
+                    found.append(
+                        f"{the_model}'s circuit of {task} ({UNITS[granularity]}) was sized at "
+                        f"{one.faithfulness_sizing:.3f} of the behaviour, but recovers "
+                        f"{faithfulness_words(one)}."
+                    )
+                elif one.measured_on == "sizing":
+                    found.append(
+                        f"{the_model}'s circuit of {task} ({UNITS[granularity]}) recovers "
+                        f"{faithfulness_words(one)}."
+                    )
+    return found
+
+
+def _warnings_of_pair(comparison: Comparison) -> list[str]:
     found = []
-    dense, sparse = (comparison.models[side].ce for side in SIDES)
+    dense, sparse = (comparison.models[side].ce for side in comparison.sides)
     others = comparison.of_other_tokenizer()
     if others:
         found.append(
@@ -89,13 +139,6 @@ def warnings_of(comparison: Comparison) -> list[str]:
             "What needs the same tokens in both models of the pair is left out: the roles of "
             "heads, and prompts with attention."
         )
-    quantized = {name: m.quantization for name, m in comparison.models.items() if m.quantization}
-    if quantized:
-        each = "; ".join(f"{name}: {how}" for name, how in quantized.items())
-        found.append(
-            f"Weights that were quantised ({each}) are not those of the model that they were made "
-            "of."
-        )
     if dense is None or sparse is None:
         found.append("Cross-entropy was not measured: no held-out text was given.")
     elif "sparse" not in others and sparse > dense + CE_TOLERANCE:
@@ -103,25 +146,6 @@ def warnings_of(comparison: Comparison) -> list[str]:
             f"The sparse model is worse: its cross-entropy is {sparse - dense:.4f} nats above the "
             f"dense model's ({sparse:.4f} against {dense:.4f})."
         )
-    for task, sides in comparison.discoveries.items():
-        for side, discovery in sides.items():
-            if discovery.accuracy < ACCURACY_FLOOR:
-                found.append(
-                    f"The {side} model answers {discovery.accuracy:.1%} of the {task} prompts "
-                    "right; a circuit of a behaviour that is not quite there means less."
-                )
-            for granularity, one in discovery.found.items():
-                if one.faithfulness_high < discovery.config.target:
-                    found.append(
-                        f"The {side} model's circuit of {task} ({UNITS[granularity]}) was sized at "
-                        f"{one.faithfulness_sizing:.3f} of the behaviour, but recovers "
-                        f"{faithfulness_words(one)}."
-                    )
-                elif one.measured_on == "sizing":
-                    found.append(
-                        f"The {side} model's circuit of {task} ({UNITS[granularity]}) recovers "
-                        f"{faithfulness_words(one)}."
-                    )
     return found
 
 

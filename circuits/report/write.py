@@ -13,10 +13,10 @@ from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, replace_folder, write_text
 from circuits.report.page import figures_of, report_html
 from circuits.report.tables import TABLES, tables_of
-from circuits.results.comparison import COMPARISON_FILE, Comparison, save_comparison
+from circuits.results.comparison import RESULTS_FILE, Comparison, save_comparison
 
 _WRITTEN = {
-    COMPARISON_FILE,
+    RESULTS_FILE,
     "report.html",
     "circuits",
     "figures",
@@ -45,8 +45,8 @@ def check_writable(out: str | Path) -> None:
         present = {path.name for path in out.iterdir()}
         # The marker alone would not do: replacing a folder deletes everything in it.
         foreign = sorted(present - _WRITTEN)
-        if present and (foreign or COMPARISON_FILE not in present):
-            why = f"such as {foreign[0]}" if foreign else f"and no {COMPARISON_FILE}"
+        if present and (foreign or RESULTS_FILE not in present):
+            why = f"such as {foreign[0]}" if foreign else f"and no {RESULTS_FILE}"
             raise FileExistsError(
                 f"{out} holds other files, {why}, so it is not replaced; give a new or empty folder"
             )
@@ -59,7 +59,9 @@ def check_writable(out: str | Path) -> None:
 def write_results(comparison: Comparison, out: str | Path) -> None:
     """Writes tables, circuits, figures and `report.html` into the folder `out`.
 
-    A folder written by an earlier comparison is replaced; if writing fails, it stays as it was.
+    Of one model alone (`circuits.comparison.study_model`) these are the tables and figures that
+    compare nothing. A folder written by an earlier comparison is replaced; if writing fails, it
+    stays as it was.
 
     Raises:
         OSError: see `check_writable`.
@@ -85,4 +87,4 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
         path = folder / "figures" / f"{file_name_of(name)}.html"
         figure.write_html(path, include_plotlyjs="directory", config=PAGE_CONFIG)
     write_text(folder / "report.html", report_html(comparison, figures))
-    save_comparison(comparison, folder / COMPARISON_FILE)
+    save_comparison(comparison, folder / RESULTS_FILE)

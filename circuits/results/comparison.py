@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,21 @@ import pandas as pd
 from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.results.circuit import Circuit
-from circuits.results.discovery import FORMAT, Discovery, Found, check_format
+from circuits.results.discovery import FORMAT, RESULTS_FILE, Discovery, Found, check_format
 from circuits.results.intervals import paired_p_value, ratio_interval, seeds_interval
 from circuits.results.notebook import table_html
 from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
 
 SIDES = ("dense", "sparse")
-COMPARISON_FILE = "comparison.json"
+ONLY = "model"
+"""What the model is called in a study of one."""
+
+
+def sides_of(models: Iterable[str]) -> tuple[str, ...]:
+    """Returns which of the models by name stand side by side: the pair, or the only one."""
+    known = tuple(models)
+    return known if known == (ONLY,) else SIDES
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,12 @@ class AttentionExample:
 class Comparison:
     """Everything that the tables, figures and the report are made of.
 
+    A study of one model is one too: `sides` has one entry, and what sets two models side by side is
+    empty.
+
     Attributes:
-        models: Facts about the dense and the sparse model ("dense", "sparse"), then the others.
+        models: Facts about the dense and the sparse model ("dense", "sparse"), then the others; or
+            about the only model ("model").
         discoveries: What was found, by task, then by model. Another model that does not do a
             task has no entry; a task that one of the pair does not do has none at all.
         examples: A few reporting prompts of each task, by task.
@@ -106,14 +118,31 @@ class Comparison:
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The models that stand side by side: "dense" and "sparse", or the only "model"."""
+        return sides_of(self.models)
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether two models are compared; else it is a study of one."""
+        return len(self.sides) == 2
+
     def __repr__(self) -> str:
         tasks, models = ", ".join(self.discoveries), ", ".join(self.models)
         return f"Comparison(models: {models}; tasks: {tasks})"
 
     def _repr_html_(self) -> str:
+        if not self.is_pair:
+            (facts,) = self.models.values()
+            return table_html(f"Circuits of {facts.name}", self.evidence_table())
         return table_html("Are the models equally good?", self.models_table()) + table_html(
             "Sizes of the circuits, dense / sparse", self.summary_table()
         )
+
+    def _compared(self) -> dict[str, dict[str, Discovery]]:
+        """The discoveries in which two models stand side by side."""
+        return self.discoveries if self.is_pair else {}
 
     def models_table(self) -> pd.DataFrame:
         """Returns one row for each model and task: metric, accuracy, cross-entropy, density."""
@@ -152,7 +181,7 @@ class Comparison:
         attention edge score exactly 0, so this count favours gated models by construction.
         """
         rows = []
-        for task, found in self.discoveries.items():
+        for task, found in self._compared().items():
             dense, sparse = (found[side] for side in SIDES)
             for granularity in dense.found:
                 pair = (dense.found[granularity], sparse.found[granularity])
@@ -199,16 +228,20 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def not_compared(self) -> dict[str, str]:
-        """Returns the tasks that one of the pair does not do, and why."""
+        """Returns the tasks that one of the models side by side does not do, and why."""
         return {
-            task: "; ".join(f"{side} model: {reasons[side]}" for side in SIDES if side in reasons)
+            task: "; ".join(
+                f"{side} model: {reasons[side]}" if self.is_pair else reasons[side]
+                for side in self.sides
+                if side in reasons
+            )
             for task, reasons in self.refused.items()
-            if any(side in reasons for side in SIDES)
+            if any(side in reasons for side in self.sides)
         }
 
     def of_other_tokenizer(self) -> list[str]:
         """Returns the models that read text as other tokens than the dense model."""
-        own = self.models["dense"].tokenizer
+        own = self.models[self.sides[0]].tokenizer
         return [name for name, facts in self.models.items() if facts.tokenizer != own]
 
     def evidence_table(self) -> pd.DataFrame:
@@ -262,7 +295,7 @@ class Comparison:
         no size, and `note` says why.
         """
         rows = []
-        for task, found in self.discoveries.items():
+        for task, found in self._compared().items():
             for granularity, dense in found["dense"].found.items():
                 for name, facts in self.models.items():
                     if name == "dense":
@@ -317,9 +350,10 @@ class Comparison:
 
     def roles_table(self) -> pd.DataFrame:
         """Returns one row for each task, model and head: what it attends to, and its role."""
-        return pd.DataFrame(
-            [asdict(one) for one in self.roles], columns=[part.name for part in fields(HeadRole)]
-        )
+        columns = [part.name for part in fields(HeadRole)]
+        if not self.is_pair:
+            columns = [name for name in columns if name not in ("twin", "similarity")]
+        return pd.DataFrame([asdict(one) for one in self.roles], columns=columns)
 
     def overlap_table(self) -> pd.DataFrame:
         """Returns one row for each task and granularity: Jaccard overlap of the two circuits.
@@ -327,7 +361,7 @@ class Comparison:
         Heads, MLPs and edges are matched by name; attention edges by layer, head and positions.
         """
         rows = []
-        for task, found in self.discoveries.items():
+        for task, found in self._compared().items():
             for granularity in found["dense"].found:
                 dense, sparse = (_members(found[side].found[granularity].circuit) for side in SIDES)
                 union = dense | sparse
@@ -475,7 +509,7 @@ def load_comparison(path: str | Path) -> Comparison:
         ValueError: the file is none, or of another version of the package.
     """
     path = Path(path)
-    path = path / COMPARISON_FILE if path.is_dir() else path
+    path = path / RESULTS_FILE if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"no comparison at {path}; make one with `circuits compare`")
     try:

@@ -23,6 +23,9 @@ from circuits.results.notebook import table_html
 FORMAT = 3
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
 
+RESULTS_FILE = "comparison.json"
+"""What a folder of results holds its discoveries in."""
+
 _BOUNDS = (
     *("size_low", "size_high", "faithfulness_low", "faithfulness_high"),
     *("prefix_low", "prefix_high", "curve_low", "curve_high"),
@@ -255,11 +258,17 @@ class Discovery:
 
     @classmethod
     def load(cls, path: str | Path) -> Discovery:
-        """Returns the discovery in a file.
+        """Returns the discovery in a file, or the only one in a folder of results.
+
+        Args:
+            path: A file that `save` wrote, or a folder that `circuits discover` wrote.
 
         Raises:
-            ValueError: the file is none, or of another version of the package.
+            ValueError: there is none, there are several, or they are of another version of the
+                package.
         """
+        if Path(path).is_dir():
+            return _only_one_in(Path(path))
         try:
             content = json.loads(Path(path).read_text())
             check_format(content, path, "found", "circuits discover")
@@ -269,6 +278,27 @@ class Discovery:
                 f"{path} is no saved discovery ({type(error).__name__}: {error}); "
                 "make one with `circuits discover`"
             ) from error
+
+
+def _only_one_in(folder: Path) -> Discovery:
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {RESULTS_FILE}; make one with `circuits discover`")
+    try:
+        content = json.loads(path.read_text())
+        check_format(content, path, "discoveries", "circuits discover")
+        several = [one for found in content["discoveries"].values() for one in found.values()]
+        if len(several) == 1:
+            return Discovery.from_json(several[0])
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no results ({type(error).__name__}: {error}); make them with "
+            "`circuits discover`"
+        ) from error
+    raise ValueError(
+        f"{folder} holds {len(several)} discoveries; choose one of "
+        "circuits.results.comparison.load_comparison(folder).discoveries[task][model]"
+    )
 
 
 def check_format(content: dict[str, Any], path: str | Path, mark: str, command: str) -> None:

@@ -11,7 +11,7 @@ class HeadRole:
 
     Attributes:
         task: The task's name.
-        model: "dense" or "sparse".
+        model: "dense" or "sparse"; "model" where there is one.
         head: The head's name.
         in_circuit: Whether it is in the model's circuit of heads (of edges, if no heads were
             looked for).
@@ -24,8 +24,9 @@ class HeadRole:
         role: The strongest of these, or "" if none reaches 0.3: `name_mover` or
             `negative_name_mover` by the sign of `direct`, `changed_token`, `induction`,
             `duplicate_token`, `previous_token`.
-        twin: The head of the other model whose attention on the prompts is most like this one's.
-        similarity: The cosine of the two attention patterns, from 0 to 1.
+        twin: The head of the other model whose attention on the prompts is most like this one's;
+            "" where there is no other model.
+        similarity: The cosine of the two attention patterns, from 0 to 1; None without a twin.
     """
 
     task: str
@@ -40,4 +41,4 @@ class HeadRole:
     direct: float
     role: str
     twin: str
-    similarity: float
+    similarity: float | None

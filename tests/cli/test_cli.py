@@ -182,7 +182,7 @@ def no_models(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["discover", "--out", "folder"], "folder is a folder; give the name of a file"),
+        (["discover", "--out", "file"], "file is a file; give a folder"),
         (["discover", "--out", "/dev/full"], "/dev/full is neither a file nor a folder"),
         (["discover", "--out", "file/x.json"], "there is no folder file"),
         (["compare", "--out", "file"], "file is a file; give a folder"),

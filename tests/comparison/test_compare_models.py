@@ -7,7 +7,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from circuits.comparison.compare_models import _shown_rows, compare
+from circuits.comparison.compare_models import compare
+from circuits.comparison.examples import _shown_rows
 from circuits.gate.card import GateCard
 from circuits.intervene.ablate import CannotDoTask, prepare_experiment
 from circuits.metrics import accuracy
@@ -269,7 +270,7 @@ def test_all_models_are_checked_before_any_search(small, monkeypatch):
     def search(*_arguments, **_options):
         raise AssertionError("a search began")
 
-    monkeypatch.setattr("circuits.comparison.compare_models.discover", search)
+    monkeypatch.setattr("circuits.comparison.gather.discover", search)
     task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
     with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
         compare(*small, [task], QUICK)

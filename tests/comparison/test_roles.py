@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,3 +111,14 @@ def test_more_than_two_models_are_refused():
     model = make_tiny_model()
     with pytest.raises(ValueError, match="matched between two models; got a, b, c"):
         head_roles(dict.fromkeys("abc", model), {}, {}, "a task")
+
+
+def test_the_roles_of_a_model_alone_are_those_beside_another():
+    built = induction()
+    prompts = built.prompts(16).reporting
+    alone = head_roles({"model": built.model}, {"model": prompts}, {"model": ["a0.h0"]}, "a task")
+    beside = roles_of(built)
+    assert len(alone) == len(beside) / 2
+    for one in alone:
+        other = beside["dense", one.head]
+        assert one == replace(other, task="a task", model="model", twin="", similarity=None)

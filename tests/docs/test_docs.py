@@ -42,6 +42,7 @@ def test_every_option_of_every_command_is_there(site, capsys):
         "models show",
         "push",
         "robustness",
+        "show",
         "tasks",
         "text",
         "train",

@@ -11,7 +11,7 @@ import pytest
 
 from circuits.report.columns import COLUMNS
 from circuits.report.explorer import as_script_data, explorer_data, largest_share
-from circuits.report.opening import most_changed_head, verdicts
+from circuits.report.opening import pictured_head, verdicts
 from circuits.report.tables import page_table, roles_by_head, tables_of
 from circuits.results.circuit import AttentionEdge
 from circuits.results.roles import HeadRole
@@ -149,7 +149,7 @@ def test_the_head_that_changed_most_is_found():
     (example, other) = comparison.examples["ioi"]
     dense = [[[list(row) for row in head] for head in layer] for layer in example.patterns["dense"]]
     # a1.h0 alone is in both circuits: it wins, though a0.h1 changed as much.
-    changed = most_changed_head(comparison)
+    changed = pictured_head(comparison)
     assert changed is not None
     assert (changed.task, changed.head) == ("ioi", "a1.h0")
     # Worked by hand: dense query i gives 1/(i+1) to each of i+1 tokens, sparse 1 to itself.
@@ -158,7 +158,7 @@ def test_the_head_that_changed_most_is_found():
     assert changed.visible == 3.0
     # The same pattern in both models: nothing changed.
     same = replace(example, patterns={"dense": dense, "sparse": dense})
-    unchanged = most_changed_head(replace(comparison, examples={"ioi": (same, other)}))
+    unchanged = pictured_head(replace(comparison, examples={"ioi": (same, other)}))
     assert unchanged is not None and unchanged.change == 0
 
 

@@ -6,10 +6,18 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from circuits.report import check_writable, headlines, warnings_of, write_results
+from circuits.report import (
+    check_writable,
+    figures_of,
+    headlines,
+    methods_text,
+    warnings_of,
+    write_results,
+)
 from circuits.results.circuit import Circuit
 from circuits.results.comparison import load_comparison
-from tests.fake_comparison import EDGES, make_comparison, make_found, pruned
+from circuits.results.discovery import Discovery
+from tests.fake_comparison import EDGES, make_comparison, make_found, make_study, pruned
 
 TABLES = [
     *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
@@ -347,3 +355,72 @@ def test_old_results_return_when_the_last_rename_fails(tmp_path, monkeypatch):
         write_results(make_comparison(), out)
     assert json.loads((out / "comparison.json").read_text()) == before
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.fixture(scope="module")
+def written_of_one(tmp_path_factory):
+    """Results of one model, written once; tests only read them."""
+    out = tmp_path_factory.mktemp("parent") / "results"
+    write_results(make_study(tasks=("ioi",)), out)
+    return out
+
+
+def test_one_model_has_the_tables_and_figures_that_compare_nothing(written_of_one):
+    assert sorted(path.name for path in written_of_one.iterdir()) == [
+        *("circuits", "comparison.json", "evidence.csv", "figures", "models.csv"),
+        *("report.html", "roles.csv", "structure.csv"),
+    ]
+    assert sorted(path.name for path in (written_of_one / "figures").iterdir()) == [
+        *("ioi.arcs.html", "ioi.attention.html", "ioi.circuits.html", "ioi.faithfulness.html"),
+        *("plotly.min.js", "sizes.html"),
+    ]
+    assert sorted(path.name for path in (written_of_one / "circuits").iterdir()) == sorted(
+        f"ioi.model.{granularity}.json" for granularity in ("head", "mlp", "edge", "attention_edge")
+    )
+    evidence = pd.read_csv(written_of_one / "evidence.csv").set_index("granularity")
+    assert list(evidence["model"]) == ["model"] * 4
+    assert evidence.loc["edge", "size"] == 6
+    assert "twin" not in pd.read_csv(written_of_one / "roles.csv")
+
+
+def test_the_report_of_one_model_speaks_of_one(written_of_one):
+    page = (written_of_one / "report.html").read_text()
+    body = page[page.index("<body>") : page.index('<script type="application/json"')]
+    assert "<h1>The circuits of a model</h1>" in body
+    assert (
+        "90 % of the behaviour takes 6 edges [5, 8] of 40, which recover 0.920 [0.850, 0.970] on "
+        "20 fresh prompts." in body
+    )
+    assert "looks at the answer (0.70) and raises its logit by 2.5" in body
+    assert "is the head with the greatest absolute score in the circuit of ioi" in body
+    evidence = page[page.index('<section id="evidence">') : page.index('<section id="method">')]
+    for words in ("twin", "both models", "dense / sparse", "other model", "sparse one", "seeds"):
+        assert words not in body + evidence, words
+    assert "<script>alert" not in page
+    assert "dense &amp; &lt;b&gt;bold&lt;/b&gt;" in page
+
+
+def test_a_discovery_is_read_from_the_folder_of_one_model(written_of_one, written):
+    study = make_study(tasks=("ioi",))
+    assert Discovery.load(written_of_one) == study.discoveries["ioi"]["model"]
+    assert load_comparison(written_of_one).roles == study.roles
+    with pytest.raises(ValueError, match="results holds 4 discoveries; choose one of"):
+        Discovery.load(written)
+    with pytest.raises(ValueError, match=r"holds no comparison.json; make one with"):
+        Discovery.load(written / "circuits")
+
+
+def test_a_gated_model_alone_shows_its_density_too():
+    sparse = replace(make_study().models["model"], density=0.1)
+    names = dict(figures_of(replace(make_study(), models={"model": sparse})))
+    assert {"density", "density_per_head"} <= set(names)
+
+
+def test_a_behaviour_that_one_model_does_not_do_says_why():
+    study = replace(make_study(tasks=("ioi",)), refused={"pronoun": {"model": "too small a gap"}})
+    assert headlines(study)[-1] == "pronoun: no circuit. too small a gap"
+
+
+def test_a_methods_paragraph_is_of_two_models():
+    with pytest.raises(ValueError, match="these are results of one model"):
+        methods_text(make_study())

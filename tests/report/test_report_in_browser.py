@@ -15,7 +15,7 @@ from circuits.report import write_results
 from circuits.report.page import figures_of, report_html
 from circuits.results.circuit import Circuit
 from circuits.results.roles import HeadRole
-from tests.fake_comparison import make_comparison, make_found
+from tests.fake_comparison import make_comparison, make_found, make_study
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -451,3 +451,33 @@ def test_big_circuits_stay_quick_to_change(browser, tmp_path):
     assert n_drawn(page) == [9029, 9029]
     assert said == []
     page.close()
+
+
+def test_one_model_has_the_whole_width_and_nothing_beside_it(browser, tmp_path):
+    study = make_study(tasks=("ioi",))
+    hostile = hostile_comparison().examples["ioi"]
+    examples = tuple(replace(one, patterns={"model": one.patterns["dense"]}) for one in hostile)
+    study = replace(study, examples={"ioi": examples})
+    path = tmp_path / "report.html"
+    path.write_text(report_html(study, dict(figures_of(study))))
+    page, said, asked = opened(browser, path.as_uri(), viewport={"width": 1440, "height": 900})
+    page.wait_for_selector(".figure[data-figure='sizes'] .main-svg")
+    assert (said, asked) == ([], [path.as_uri()])
+    assert page.locator("#graphs figure").count() == 1
+    assert page.locator("#picture svg .pattern.model").count() == 1
+    drawn, room = (page.locator(one).first.bounding_box() for one in ("#graphs svg", "#graphs"))
+    assert drawn["width"] > 0.95 * room["width"]
+    assert page.locator("#legend button").evaluate_all(TEXTS)[:2] == ["supports", "counters"]
+    page.click("#graphs [data-node='a1.h0']")
+    assert page.locator("#detail tbody tr").evaluate_all(TEXTS)[:3] == [
+        *("in the circuityes", "score+2", "rolename mover"),
+    ]
+    heads = page.locator("#detail table:not(.facts) thead tr").evaluate_all(TEXTS)
+    assert heads == ["fromscore", "toscore"]
+    page.select_option("#granularity", "attention_edge")
+    assert page.locator("#graphs figcaption").evaluate_all(TEXTS) == [
+        "1 attention edge on this prompt; mean over prompts 1"
+    ]
+    page.set_viewport_size({"width": 420, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert (said, asked) == ([], [path.as_uri()])
