@@ -37,6 +37,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Hides what models a user has fetched from the tests, and from the processes they start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def tiny_model() -> HookedTransformer:
     """A random model of 2 layers and 2 heads in evaluation mode, new for every test."""
