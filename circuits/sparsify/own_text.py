@@ -218,8 +218,10 @@ class _Sampler:
         for opening, row in zip(openings, found[:, ids.shape[1] :].tolist(), strict=True):
             new = list(itertools.takewhile(lambda token: token != self._end, row))
             tokens = [*opening[1:], *new][: config.length]
-            text = self._tokenizer.decode(
-                tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            text = str(
+                self._tokenizer.decode(
+                    tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
             )
             if text.strip():
                 lines.append(
