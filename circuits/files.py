@@ -113,9 +113,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     try:
         new.mkdir()
         yield new
-        new.chmod(0o755)
         for parent, _, names in os.walk(new):
-            for path in (*(Path(parent, name) for name in names), Path(parent)):
+            # Libraries that write through a temporary file leave one that only its owner reads.
+            for path, mode in (*((Path(parent, name), 0o644) for name in names),
+                               (Path(parent), 0o755)):  # fmt: skip
+                path.chmod(mode)
                 _flush(path)
         # A folder with files cannot be renamed over: for a moment the old one has another name.
         if folder.exists():

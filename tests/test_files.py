@@ -80,6 +80,15 @@ def test_a_folder_is_replaced_whole_and_nothing_is_left_beside(tmp_path):
     assert os.listdir(folder.parent) == ["run"]
 
 
+def test_everybody_reads_what_only_its_writer_could(tmp_path):
+    with replace_folder(tmp_path / "run") as new:
+        (new / "inside").mkdir(mode=0o700)
+        for path in (new / "a", new / "inside" / "b"):
+            path.touch(mode=0o600)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*")}
+    assert modes == {"inside": 0o755, "a": 0o644, "b": 0o644}
+
+
 def test_an_error_while_writing_leaves_the_old_folder_and_nothing_beside(tmp_path):
     write_folder(tmp_path / "run", a="old")
     with pytest.raises(KeyboardInterrupt), replace_folder(tmp_path / "run") as new:
