@@ -27,7 +27,8 @@ def components_of(graph: Graph, granularity: Granularity | str) -> Ranking:
     """Returns all heads or MLPs (as rows) or all edges (as flat indices), in the graph's order."""
     if granularity == "edge":
         return graph.mask.flatten().nonzero()[:, 0]
-    return torch.tensor(graph.nodes_of_kind(_node_kind(granularity)))
+    # An attention-only model has no MLPs, and torch takes no numbers for floats.
+    return torch.tensor(graph.nodes_of_kind(_node_kind(granularity)), dtype=torch.long)
 
 
 def rank_components(

@@ -138,3 +138,14 @@ def test_the_whole_graph_is_as_faithful_as_the_known_circuit(built):
 def test_text_prompts_are_refused(built):
     with pytest.raises(ValueError, match="has no text; pass `prompts=`"):
         built.task.build(None)
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_a_model_without_mlps_needs_none_of_none(prune):
+    built = MODELS["induction"]
+    assert built.model.cfg.attn_only
+    found = discover(built.model, built.task, prompts=built.prompts(10), prune=prune, target=TARGET)
+    mlps = found.found["mlp"]
+    assert (mlps.size, mlps.n_components) == (0, 0)
+    assert mlps.faithfulness == 1  # nothing is ablated
+    assert found.found["head"].size == 2
