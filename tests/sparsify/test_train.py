@@ -552,7 +552,7 @@ def test_a_disk_that_is_full_from_the_start_says_that_nothing_is_saved(tmp_path:
 
 def test_a_disk_that_is_still_full_stops_the_resumed_run_in_the_same_way(tmp_path: Path) -> None:
     first = run(tmp_path / "run")
-    message = "log.jsonl could not be written: .*step_00000012, is intact"
+    message = "recipe.toml could not be written: .*step_00000012, is intact"
     with pytest.raises(OSError, match=message), written_files_limited(100):
         run(tmp_path / "run", resume=True)
     assert_same_weights(run(tmp_path / "run", resume=True).model, first.model)
