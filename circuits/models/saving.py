@@ -101,10 +101,11 @@ def hf_model_of(model: Model) -> PreTrainedModel:
     Raises:
         ValueError: the model has no Hugging Face counterpart.
     """
-    parameters, layout = _layout(model)
     dtype = model.W_E.dtype
-    held = hf_weights.to_hf_model(parameters, layout, source_of(model).config, dtype=dtype)
+    # Models are made on the way, which draw their weights before they are given others.
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        parameters, layout = _layout(model)
+        held = hf_weights.to_hf_model(parameters, layout, source_of(model).config, dtype=dtype)
         runs = AutoModelForCausalLM.from_config(held.config, dtype=dtype, trust_remote_code=False)
     runs.load_state_dict(held.state_dict())
     return runs.eval()
