@@ -71,6 +71,7 @@ def test_the_divergence_is_that_of_a_plain_loop(
     assert density.overall == apart_density.overall
 
 
+@pytest.mark.newest
 def test_a_run_keeps_its_divergence_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

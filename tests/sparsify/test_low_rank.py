@@ -106,6 +106,7 @@ def train(out: Path, steps: int = 6, resume: bool = False, **changes: object):
     return dense, post_train(dense, stream, config, out, resume=resume, progress=False)
 
 
+@pytest.mark.newest
 def test_a_run_trains_updates_only_and_its_model_is_an_ordinary_one(tmp_path: Path) -> None:
     dense, result = train(tmp_path / "run")
     before, after = named_weights(dense), named_weights(result.model)

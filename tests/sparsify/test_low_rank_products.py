@@ -21,6 +21,8 @@ from circuits.sparsify.low_rank_products import low_rank_products
 from tests.helpers import make_tiny_model, needs_hooked_transformer
 from tests.models.test_models import hf_folder
 
+pytestmark = pytest.mark.newest
+
 TOKENS = torch.tensor([[0, 5, 9, 3, 22, 7, 2, 14], [0, 1, 1, 28, 6, 6, 19, 4]])
 
 

@@ -37,6 +37,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_model_as_hugging_face_has_it_computes_the_same(kind: str, tmp_path: Path) -> None:
     model = load_model(hf_folder(tmp_path / "model", kind))
