@@ -23,8 +23,9 @@ from circuits.cli.figures import figures_command
 from circuits.cli.methods import methods_command
 from circuits.cli.mib import mib_command
 from circuits.cli.models import models_app
-from circuits.cli.open import show_command
-from circuits.cli.show import push_command, tasks_command
+from circuits.cli.push import push_command
+from circuits.cli.show import show_command
+from circuits.cli.tasks import tasks_command
 from circuits.cli.text import text_command
 from circuits.cli.train import train_command
 

@@ -1,115 +1,64 @@
-"""`circuits tasks` and `circuits push`: what there is, and handing it on."""
+"""`circuits show`: opens what a command wrote."""
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from circuits.cli.console import out_console, progress_bar, usage_errors
-from circuits.cli.options import Device, Seed, TrustRemoteCode
-from circuits.files import check_file, write_text
+from circuits.cli.console import out_console, usage_errors
 
-if TYPE_CHECKING:
-    from circuits.models.backend import Model
+PAGES = ("report.html", "training.html", "robustness.html")
+"""The pages that commands write into their folders."""
 
 
-def tasks_command(
-    task: Annotated[str | None, typer.Argument(help="Show prompts of this task.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Say which tasks this model does; with a task, show its prompts for the model's "
-            "tokenizer (dense, if left out)."
-        ),
-    ] = None,
-    show: Annotated[int, typer.Option(help="How many prompts of a task to show.")] = 5,
-    prompts: Annotated[int, typer.Option(help="Prompts of each task to try a model on.")] = 100,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    trust_remote_code: TrustRemoteCode = False,
-    out: Annotated[
-        Path | None, typer.Option(help="CSV file for the table of what a model does.")
-    ] = None,
+def show_command(
+    path: Annotated[
+        Path, typer.Argument(help="A folder that a command wrote, or a discovery as JSON.")
+    ],
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page, or only say where it is.")
+    ] = True,
 ) -> None:
-    """List the tasks, say which of them a model does, or show prompts of one."""
+    """Open the report in a folder of results, or print what a saved discovery found."""
     with usage_errors():
-        from circuits.models.load import load_model
-        from circuits.tasks import find_task, get_task, task_names
+        page = _page_at(path)
+        if page is None:
+            from circuits.cli.discover import tell_of_discovery
+            from circuits.results.discovery import Discovery
 
-        if task is None and model is None:
-            table = Table("task", "metric", "what it is")
-            for name in task_names():
-                table.add_row(name, get_task(name).metric, get_task(name).description)
-            out_console.print(table)
+            tell_of_discovery(Discovery.load(path))
             return
-        if task is None:
-            if prompts < 2:
-                raise ValueError(f"--prompts is {prompts}; at least 2 prompts are needed")
-            if out is not None:
-                check_file(out)
-        chosen = None if task is None else find_task(task)
-        loaded = load_model(model or "dense", device=device, trust_remote_code=trust_remote_code)
-        tokenizer: Any = loaded.tokenizer
-        if chosen is not None:
-            chosen.draw(tokenizer, show, seed=seed)  # The checks.
-    if chosen is None:
-        _say_what_it_does(loaded, prompts, seed, out)
-        return
-    for pair in chosen.pairs(tokenizer, show, seed):
-        answers = ", ".join(pair.answers[:3]) + (" ..." if len(pair.answers) > 3 else "")
-        out_console.print(f"clean      {pair.clean}", markup=False, highlight=False)
-        out_console.print(f"corrupted  {pair.corrupted}", markup=False, highlight=False)
-        out_console.print(f"answer     {answers}\n", markup=False, highlight=False)
-
-
-def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -> None:
-    from circuits.discovery.behaviours import behaviours, behaviours_table
-    from circuits.tasks import get_task, task_names
-
-    tasks = [get_task(name) for name in task_names()]
-    with progress_bar(len(tasks)) as step:
-        found = behaviours(model, tasks, n_prompts=prompts, seed=seed, on_step=step)
-    if out is not None:
-        write_text(out, behaviours_table(found).to_csv(index=False))
-    table = Table("task", "does it", "prompts", "right > wrong", "top", "metric", "over ablated")
-    for one in found:
-        if not one.n_prompts:
-            table.add_row(one.task, "no", "0", "-", "-", f"{one.metric} -", "-")
-            continue
-        table.add_row(
-            one.task,
-            "yes" if one.does else "no",
-            str(one.n_prompts),
-            f"{one.right_beats_wrong:.0%}",
-            f"{one.top:.0%}",
-            f"{one.metric} {one.full:.2f}",
-            f"{one.margin:.2f} +- {one.margin_error:.2f}",
+    # A machine without a screen has no browser to open it with: the address is of use there too.
+    if browser and webbrowser.open(page.as_uri()):
+        out_console.print(f"opened {page}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        out_console.print(
+            f"open this in a browser: {page.as_uri()}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
-    out_console.print(table)
-    for one in found:
-        if one.why_not:
-            out_console.print(f"{one.task}: {one.why_not}", markup=False, soft_wrap=True)
-    out_console.print(
-        "right > wrong, top: share of prompts in which the right answer beats the wrong one, and "
-        "is the likeliest token. over ablated: the metric minus that with everything ablated, with "
-        "its standard error; circuits are a share of it.",
-        soft_wrap=True,
+
+
+def _page_at(path: Path) -> Path | None:
+    """The page of a folder or the page itself, None for a file of results.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: a folder without any page.
+    """
+    path = path.resolve()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    if path.is_file():
+        return path if path.suffix == ".html" else None
+    for name in PAGES:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(
+        f"{path} holds none of {', '.join(PAGES)}; give a folder that `circuits compare` or "
+        "`circuits discover --out FOLDER` wrote"
     )
-
-
-def push_command(
-    model: Annotated[Path, typer.Argument(help="A model's folder, such as run/model.")],
-    repository: Annotated[str, typer.Argument(help="Where to, as owner/name.")],
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository private.")
-    ] = False,
-) -> None:
-    """Put a model on the Hugging Face hub, with a card that says how it was made."""
-    with usage_errors():
-        from circuits.models.hub import push_to_hub
-
-        url = push_to_hub(model, repository, private=private)
-    out_console.print(f"uploaded to {url}", soft_wrap=True)
