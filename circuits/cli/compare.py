@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,8 +131,7 @@ def compare_command(
         )
     if not launch.is_first:
         return
-    comparison.run["processes"] = launch.count
-    comparison.run["command"] = "circuits " + shlex.join(sys.argv[1:])
+    comparison.run.update(launch.described())
     with _told_of_parts(parts):
         write_results(comparison, out)
     remove_parts(parts)

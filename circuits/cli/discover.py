@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,11 +18,7 @@ from circuits.cli.console import (
     with_bounds,
 )
 from circuits.cli.launch import read_launch
-from circuits.cli.options import (
-    Device,
-    Tasks,
-    TrustRemoteCode,
-)
+from circuits.cli.options import Device, Tasks, TrustRemoteCode
 from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
@@ -92,8 +86,7 @@ def discover_command(
         results = study(loaded, tasks, config, name=model, workers=workers, on_step=step)
     if not launch.is_first:
         return
-    results.run["processes"] = launch.count
-    results.run["command"] = "circuits " + shlex.join(sys.argv[1:])
+    results.run.update(launch.described())
     write_results(results, out)
     _tell_of_study(results)
     out_console.print(f"{results.run['seconds']} s. Open {out / 'report.html'}", soft_wrap=True)

@@ -6,7 +6,10 @@ Read here without torch, which `--help` must not wait for.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from circuits.cli.console import err_console, out_console
 
@@ -33,6 +36,10 @@ class Launch:
     def own_device(self, device: str) -> str:
         """Returns the device for this process: `cuda` is a GPU of its own."""
         return f"cuda:{self.local_rank}" if self.count > 1 and device == "cuda" else device
+
+    def described(self) -> dict[str, Any]:
+        """Returns what results say of how they were made: how many processes, and the command."""
+        return {"processes": self.count, "command": "circuits " + shlex.join(sys.argv[1:])}
 
 
 def read_launch() -> Launch:

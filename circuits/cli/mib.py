@@ -18,11 +18,7 @@ from circuits.cli.console import (
     usage_errors,
     with_bounds,
 )
-from circuits.cli.options import (
-    Device,
-    Seed,
-    TrustRemoteCode,
-)
+from circuits.cli.options import Device, Seed, TrustRemoteCode
 from circuits.results.discover_config import DiscoverConfig
 from circuits.settings import settings_of
 

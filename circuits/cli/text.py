@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from circuits.cli.console import err_console, out_console, said_warnings, say, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
+from circuits.reading import read_text
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -54,7 +55,7 @@ def text_command(
 
         from circuits.choices import PRECISIONS, check_choice
         from circuits.models.load import checked_device, load_model
-        from circuits.sparsify.own_text import TextConfig, check_paths, write_own_text
+        from circuits.sparsify.own_text import PARTIAL, TextConfig, check_paths, write_own_text
         from circuits.sparsify.precision import choose_precision
 
         check_choice("precision", precision, PRECISIONS)
@@ -91,7 +92,7 @@ def text_command(
                 on_tokens=lambda n: progress.update(bar, completed=n),
             )
         except KeyboardInterrupt:
-            say(f"interrupted; finished batches are in {out}.partial: go on with --resume")
+            say(f"interrupted; finished batches are in {out}{PARTIAL}: go on with --resume")
             raise typer.Exit(130) from None
     out_console.print(
         f"{written.n_documents:,} documents of {written.n_tokens:,} tokens written to {out}",
@@ -101,13 +102,7 @@ def text_command(
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path} of openings")
-    try:
-        found = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
-    openings = tuple(line.rstrip() for line in found if line.strip())
+    openings = tuple(line.rstrip() for line in read_text(path).splitlines() if line.strip())
     if not openings:
         raise ValueError(f"{path} holds no openings; give one a line, or leave --openings out")
     return openings
