@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +35,15 @@ from circuits.models.config_file import Held, check_config, check_sizes, hf_conf
 from circuits.models.gguf_header import GGUFHeader, read_header
 from circuits.models.hf_files import QUANTIZATION, quiet_transformers, read_weights, with_bos
 from circuits.models.tokenizer_files import check_vocabulary
-from circuits.reading import refused_as
+from circuits.reading import refused_as, shown
 
 SUFFIX = ".gguf"
 
 # Rules of splitting text that cut numbers into digits first, as llama.cpp names them; transformers
 # takes them for GPT-2's, which does not. (llama.cpp, src/llama-vocab.cpp.)
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+# And those that are GPT-2's by the same source.
+_AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "jina-es", "jina-de", "mellum")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ def open_gguf(path: Path) -> GGUFFile:
 def read_gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerBase:
     """Returns the tokenizer in a GGUF file.
 
+    Warns:
+        UserWarning: the file names a rule of splitting text that is not known here.
+
     Raises:
         ValueError: transformers cannot read it, or it gives ids beyond the model's vocabulary.
     """
@@ -112,12 +118,20 @@ def read_gguf_tokenizer(file: GGUFFile) -> PreTrainedTokenizerBase:
     with _alone(file.path) as source, refused_as(where, "its tokenizer cannot be read"):
         tokenizer: Any = AutoTokenizer.from_pretrained(**source, local_files_only=True)
         tokenizer = _without_surplus(tokenizer, file.config.vocab_size)
-        if file.header.values.get("tokenizer.ggml.pre") in _DIGITS_APART:
+        rule = file.header.values.get("tokenizer.ggml.pre")
+        if rule in _DIGITS_APART:
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [
                     pre_tokenizers.Digits(individual_digits=True),
                     pre_tokenizers.ByteLevel(add_prefix_space=False),
                 ]
+            )
+        elif rule is not None and rule not in _AS_GPT2 and _splits_as_gpt2(tokenizer):
+            warnings.warn(
+                f"{where}: its tokenizer splits text by the rule {shown(rule)}, which is not known "
+                "here, and is read with GPT-2's; compare a few texts' tokens with those of the "
+                "model's own tokenizer before you trust a number",
+                stacklevel=2,
             )
         with_bos(tokenizer)("a")  # What is wrong with its settings shows now.
     check_vocabulary(tokenizer, file.config.vocab_size, f"the tokenizer in {where}")
@@ -144,6 +158,11 @@ def read_gguf_model(file: GGUFFile, dtype: torch.dtype) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(file.config, dtype=dtype, trust_remote_code=False)
         model.load_state_dict(loaded.state_dict())
     return model.eval()
+
+
+def _splits_as_gpt2(tokenizer: Any) -> bool:
+    """Whether text is split by the byte-level rule alone, which transformers falls back on."""
+    return isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
 
 
 def _without_surplus(tokenizer: Any, d_vocab: int) -> PreTrainedTokenizerBase:

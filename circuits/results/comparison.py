@@ -358,11 +358,16 @@ class Comparison:
     def overlap_table(self) -> pd.DataFrame:
         """Returns one row for each task and granularity: Jaccard overlap of the two circuits.
 
-        Heads, MLPs and edges are matched by name; attention edges by layer, head and positions.
+        Heads, MLPs and edges are matched by name; attention edges by layer, head and positions,
+        which mean the same in both models only if one tokenizer reads for both: else attention
+        edges have no row.
         """
         rows = []
+        same_positions = "sparse" not in self.of_other_tokenizer()
         for task, found in self._compared().items():
             for granularity in found["dense"].found:
+                if granularity == "attention_edge" and not same_positions:
+                    continue
                 dense, sparse = (_members(found[side].found[granularity].circuit) for side in SIDES)
                 union = dense | sparse
                 rows.append(

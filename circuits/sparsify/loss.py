@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ from torch import Tensor
 from circuits.choices import EDGE_PENALTIES, EdgePenalty, check_choice
 
 _NO_TARGET = -100
+# Logits whose divergence is computed at once: few enough for the caches of a CPU, enough for a GPU.
+_VALUES_AT_ONCE = {True: 2**20, False: 2**26}  # on a CPU, elsewhere
 
 
 def cross_entropy(
@@ -41,10 +44,38 @@ def cross_entropy(
 def distillation_loss(
     logits: Float[Tensor, "batch pos d_vocab"], teacher_logits: Float[Tensor, "batch pos d_vocab"]
 ) -> Float[Tensor, ""]:
-    """Returns KL(teacher || model) in nats, averaged over batch and positions."""
-    log_probs = logits.float().log_softmax(dim=-1).flatten(0, 1)
-    teacher = teacher_logits.float().log_softmax(dim=-1).flatten(0, 1)
-    return F.kl_div(log_probs, teacher, reduction="batchmean", log_target=True)
+    """Returns KL(teacher || model) in nats, averaged over batch and positions.
+
+    The gradient is that of the model's logits alone. It is taken with the value, some positions at
+    a time, so that of large vocabularies no more than the two logits and the gradient is held.
+    """
+    return _Divergence.apply(logits.flatten(0, 1), teacher_logits.flatten(0, 1))
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(p || q) of the rows' softmaxes, whose gradient in the logits of q is (q - p) / rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Float[Tensor, "row d_vocab"], teacher: Float[Tensor, "row d_vocab"]
+    ) -> Float[Tensor, ""]:
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        at_once = max(1, _VALUES_AT_ONCE[logits.device.type == "cpu"] // logits.shape[1])
+        for start in range(0, len(logits), at_once):
+            rows = slice(start, start + at_once)
+            log_q = logits[rows].float().log_softmax(dim=-1)
+            log_p = teacher[rows].float().log_softmax(dim=-1)
+            p = log_p.exp()
+            total += (p * log_p.sub_(log_q)).sum()
+            if gradient is not None:
+                gradient[rows] = log_q.exp_().sub_(p).div_(len(logits))
+        ctx.gradient = gradient
+        return (total / len(logits)).float()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Float[Tensor, ""]) -> tuple[Tensor | None, None]:
+        return (None if ctx.gradient is None else ctx.gradient * upstream[0]), None
 
 
 def edge_penalty(

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
-from circuits.sparsify.low_rank_products import low_rank_products
+from circuits.sparsify.plain_products import plain_products
 from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
@@ -243,7 +243,8 @@ class Run:
             recorded as edges,
         ):
             logits = self.model(tokens)
-        ce = cross_entropy(logits, tokens)
+        # A bounded KL leaves CE out of the loss: its gradient would be a third copy of the logits.
+        ce = cross_entropy(logits.detach() if self._by_kl else logits, tokens)
         fidelity = config.ce_weight * ce
         if self.teacher is not None:
             with torch.no_grad(), self._autocast():
@@ -265,13 +266,14 @@ class Run:
 
     @contextmanager
     def _fast(self) -> Iterator[None]:
-        """Computes attention, and low-rank updates where there are any, in the fastest ways."""
-        # What is sharded or compiled has forwards of its own.
-        plain = self.config.lora_rank and self.sharding is None and not self._compiled
-        with (
-            fused_attention(self.model, self.attention),
-            low_rank_products(self.model) if plain else nullcontext(),
-        ):
+        """Computes attention, and products with frozen weights, in the fastest ways."""
+        with ExitStack() as stack:
+            stack.enter_context(fused_attention(self.model, self.attention))
+            if self.sharding is None:  # what is sharded or compiled has forwards of its own
+                if self.config.lora_rank and not self._compiled:
+                    stack.enter_context(plain_products(self.model))
+                if self.teacher is not None:
+                    stack.enter_context(plain_products(self.teacher))
             yield
 
     def _autocast(self) -> torch.autocast:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,17 @@ def test_text_is_split_by_the_rule_that_the_file_names(tmp_path: Path) -> None:
         tokens[pre] = tokenizer.convert_ids_to_tokens(token_ids(tokenizer, "in 1732"))
     assert tokens["gpt-2"] == ["in", "Ġ1732"]
     assert tokens["smollm"] == ["in", "Ġ", "1", "7", "3", "2"]
+
+
+@pytest.mark.parametrize(("pre", "warns"), [("superbpe", True), ("gpt-2", False), ("qwen2", False)])
+def test_a_rule_that_is_not_known_is_warned_of(tmp_path: Path, pre: str, warns: bool) -> None:
+    path = write_gguf(tmp_path / "x.gguf", make_model("llama"), pre=pre)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_model(path)
+    said = [str(one.message) for one in caught if "splits text by the rule" in str(one.message)]
+    assert len(said) == warns
+    assert all("x.gguf" in one and f"'{pre}'" in one for one in said)
 
 
 def test_what_lies_beside_the_file_is_not_read(tmp_path: Path) -> None:

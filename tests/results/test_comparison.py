@@ -176,6 +176,13 @@ def test_the_overlap_counts_what_both_circuits_have():
     assert table.loc["edge"].tolist()[1:] == [1, 5, 2, 1 / 8]
 
 
+def test_attention_edges_of_two_tokenizers_have_no_overlap() -> None:
+    comparison = make_comparison(tasks=("ioi",))
+    assert "attention_edge" in [*comparison.overlap_table()["granularity"]]
+    comparison.models["sparse"] = replace(comparison.models["sparse"], tokenizer="another")
+    assert {*comparison.overlap_table()["granularity"]} == {"head", "mlp", "edge"}
+
+
 def test_the_overlap_of_two_empty_circuits_is_undefined():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     found = comparison.discoveries["ioi"]

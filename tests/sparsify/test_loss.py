@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from circuits.sparsify import loss as loss_module
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 
 DENSITIES = torch.tensor([[0.3, 0.1], [0.0, 0.1]])  # layers: 0.2 and 0.05
@@ -31,6 +33,30 @@ def test_distillation_loss_is_the_mean_divergence_from_the_teacher() -> None:
     logits = torch.zeros(1, 2, 2)
     divergence = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
     assert distillation_loss(logits, teacher).item() == pytest.approx(divergence / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 64, 2**20])
+def test_a_divergence_and_its_gradient_are_those_of_autograd(
+    dtype: torch.dtype, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "_VALUES_AT_ONCE", {True: at_once, False: at_once})
+    generator = torch.Generator().manual_seed(0)
+    logits, teacher = (
+        (3 * torch.randn(2, 5, 23, generator=generator)).to(dtype).requires_grad_() for _ in "ab"
+    )
+    expected = F.kl_div(
+        logits.float().log_softmax(-1), teacher.float().log_softmax(-1), log_target=True,
+        reduction="sum",
+    ) / 10  # fmt: skip
+    (gradient,) = torch.autograd.grad(3 * expected, logits)
+
+    found = distillation_loss(logits, teacher)
+    (3 * found).backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert logits.grad is not None and logits.grad.dtype == dtype
+    torch.testing.assert_close(logits.grad, gradient, atol=1e-6, rtol=0.02)
+    assert teacher.grad is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Products with updates apart: the referee is the weight with its update added."""
+"""Products with weights as they lie: the referees are the sum with the update, and the class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from circuits.gate.gate import add_gate
 from circuits.gate.hook_points import attention_layers
 from circuits.models.load import load_bridge
 from circuits.sparsify.low_rank import LowRank, add_low_rank
-from circuits.sparsify.low_rank_products import low_rank_products
+from circuits.sparsify.plain_products import plain_products
 from tests.helpers import make_tiny_model, needs_hooked_transformer
 from tests.models.test_models import hf_folder
 
@@ -58,7 +58,7 @@ def with_updates(model: Any, **options: Any) -> dict[str, torch.nn.Parameter]:
 def passes(model: Any, path: str, *, apart: bool) -> list[torch.Tensor]:
     """The logits and all gradients, one way or the other."""
     model.zero_grad()
-    with fused_attention(model, path), low_rank_products(model) if apart else nullcontext():
+    with fused_attention(model, path), plain_products(model) if apart else nullcontext():
         logits = model(TOKENS)
         logits.square().mean().backward()
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
@@ -91,7 +91,7 @@ def test_the_sum_is_made_nowhere(
         raise AssertionError("a weight with its update added was asked for")
 
     monkeypatch.setattr(LowRank, "forward", forbidden)
-    with fused_attention(model, "blockwise"), low_rank_products(model):
+    with fused_attention(model, "blockwise"), plain_products(model):
         assert torch.isfinite(model(TOKENS)).all()
     with pytest.raises(AssertionError, match="was asked for"):
         model(TOKENS)
@@ -116,16 +116,41 @@ def test_weights_without_an_update_are_used_as_they_are(targets: str) -> None:
 
 
 @needs_hooked_transformer
-def test_hooks_inside_an_mlp_run() -> None:
+@pytest.mark.parametrize("name", ["GPT-2", "grouped queries, gated MLP", "solu with its norm"])
+def test_frozen_weights_are_not_copied(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS[name](None)
+    with torch.no_grad():
+        expected = model(TOKENS)
+    copied: list[tuple[int, ...]] = []
+    real = torch.Tensor.contiguous
+
+    def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not tensor.is_contiguous():
+            copied.append(tuple(tensor.shape))
+        return real(tensor, *args, **kwargs)
+
+    cfg = model.cfg
+    weights = {(cfg.d_vocab, cfg.d_model), (cfg.d_mlp, cfg.d_model), (cfg.d_model, cfg.d_mlp)}
+    with torch.no_grad(), plain_products(model):
+        monkeypatch.setattr(torch.Tensor, "contiguous", counted)
+        found = model(TOKENS)
+        assert not weights & set(copied)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    model(TOKENS)
+    assert (cfg.d_vocab, cfg.d_model) in copied
+
+
+@needs_hooked_transformer
+def test_hooks_inside_a_module_run() -> None:
     model = make_tiny_model()
     with_updates(model)
-    with torch.no_grad(), low_rank_products(model):
+    with torch.no_grad(), plain_products(model):
         _, cache = model.run_with_cache(TOKENS)
         changed = model.run_with_hooks(
             TOKENS, fwd_hooks=[("blocks.1.mlp.hook_post", lambda act, hook: act * 0)]
         )
         plain = model(TOKENS)
-    assert "blocks.0.mlp.hook_post" in cache
+    assert {"blocks.0.mlp.hook_post", "unembed.hook_out"} <= set(cache)
     assert not torch.allclose(changed, plain)
 
 
@@ -134,7 +159,7 @@ def test_models_leave_as_they_came_in() -> None:
     with_updates(model)
     with torch.no_grad():
         before = model(TOKENS)
-        with pytest.raises(RuntimeError, match="stop"), low_rank_products(model):
+        with pytest.raises(RuntimeError, match="stop"), plain_products(model):
             raise RuntimeError("stop")
         assert not any("forward" in vars(module) for module in model.modules())
         torch.testing.assert_close(model(TOKENS), before)
@@ -145,6 +170,6 @@ def test_a_copy_made_inside_computes_the_same() -> None:
     model = make_tiny_model()
     with_updates(model)
     with torch.no_grad():
-        with low_rank_products(model):
+        with plain_products(model):
             copied = copy.deepcopy(model)
         torch.testing.assert_close(copied(TOKENS), model(TOKENS))
