@@ -42,7 +42,7 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.folder_lock import locked_folder
-from circuits.sparsify.progress import progress_bar
+from circuits.sparsify.progress import shown_run
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, views_are_read_only, why_not_sharded
@@ -103,7 +103,8 @@ def post_train(
             cannot be saved at all, since it does not come from a Hugging Face model, needs them
             given, such as () to train everything.
         resume: continue from the latest checkpoint in `out_dir`.
-        progress: show a progress bar.
+        progress: show on stderr how far it is: a bar in a terminal, else a line for each
+            evaluation and, some seconds apart, for checks of lambda.
         tracker: `tensorboard` or `wandb` to log there as well.
         shard_on: share out the model over the processes, of which there must be several: this
             process's device for its part.
@@ -151,7 +152,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
     """
     config, workers = run.config, run.workers
     with (
-        progress_bar(config, shown=shown and workers.is_first) as bar,
+        shown_run(config, done=run.step, shown=shown and workers.is_first) as told,
         open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
         stop_requests() as asked,
         views_are_read_only() if run.sharding else nullcontext(),
@@ -164,7 +165,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
                 record |= run.evaluate()
             run.write_log(record)
             further.log(record)
-            bar.show(run.step, record)
+            told.show(run.step, record)
             stopped_by = workers.greatest(asked.signal)
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
                 run.save()
