@@ -14,10 +14,11 @@ alone does not bring it about. The control (`TrainConfig.gate` False) tells: the
 the same batches and as many steps of the same optimiser and schedule, on the CE alone. It has no
 bound to keep and nothing to shut, so that no state is the sparsest: its result is the last one.
 
-    out_dir/run.json      config, data, model: what a resumed run must agree with; in the end what
-                          it came to
+    out_dir/run.json      config, data, model: what a resumed run must agree with; where it was
+                          begun; in the end what it came to, or why it stopped
     out_dir/recipe.toml   config and source: `circuits train --config` makes the run again
     out_dir/log.jsonl     one line a step
+    out_dir/training.html, summary.txt   what came of it, or has come of it so far, made from these
     out_dir/checkpoints/  see circuits/sparsify/checkpoint.py
 
 The random numbers of a run come from its seed, the step and the part of the batch; so a run that
@@ -27,6 +28,7 @@ was killed and resumed ends with the same bits, and several processes
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -137,11 +139,24 @@ def post_train(
     with locked_folder(out_dir) if workers.is_first else nullcontext():
         run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding, source)
         run.check_text()
-        run.begin()
-        _train(run, shown=progress, tracker=tracker)
-        result = run.result()
+        try:
+            run.begin()
+            _train(run, shown=progress, tracker=tracker)
+            result = run.result()
+        except BaseException as error:
+            run.show_stop(_why_stopped(error))
+            raise
         run.write_summary(result)
     return result
+
+
+def _why_stopped(error: BaseException) -> str:
+    """What the page says of a run that ends by an error."""
+    if isinstance(error, TrainingInterrupted):
+        return f"{signal.Signals(error.signal).name}; the state is saved"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the state of the last checkpoint is saved"
+    return str(error) or type(error).__name__
 
 
 def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
@@ -169,6 +184,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
             stopped_by = workers.greatest(asked.signal)
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
                 run.save()
+                run.show()
             if stopped_by and run.step < config.steps:
                 raise TrainingInterrupted(
                     f"stopped after step {run.step} of {config.steps}; the state is saved in "
