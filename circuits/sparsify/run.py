@@ -209,7 +209,8 @@ class Run:
             "device": str(self.device),
             "gpu": torch.cuda.get_device_name(self.device) if is_gpu else None,
             "processes": self.workers.count,
-            "dense_ce": self.dense_ce,
+            # Of weights that are no numbers JSON has no cross-entropy; the first step says so.
+            "dense_ce": self.dense_ce if math.isfinite(self.dense_ce) else None,
             "notes": self.notes,
         }
 
