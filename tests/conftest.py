@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 import tests.annotations  # noqa: F401  (before the package)
+from tests.browser import CHROMIUM
 from tests.helpers import make_tiny_model
 from tests.small_pair import SmallPair, make_small_pair
 
@@ -53,3 +55,14 @@ def tiny_model() -> HookedTransformer:
 def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
     """Small models that do two tasks, in folders; made once by each process that runs tests."""
     return make_small_pair(tmp_path_factory.mktemp("small_pair"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The browser that pages are opened in, for all tests of a file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()

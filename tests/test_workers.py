@@ -55,7 +55,7 @@ def check_done(processes: list[Ended], said: str) -> None:
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
-    left_out = {"tokens_per_second", "density_per_layer"}
+    left_out = {"tokens_per_second", "seconds", "density_per_layer"}
     lines = (out / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in left_out} for line in lines]
 

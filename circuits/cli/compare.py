@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +17,10 @@ from circuits.cli.console import (
     out_console,
     print_frame,
     progress_bar,
-    say,
     usage_errors,
     with_bounds,
 )
+from circuits.cli.kept_parts import Resume, parts_of, tell_of_kept, told_of_parts
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     DEFAULT_TASKS,
@@ -70,13 +69,7 @@ def compare_command(
         typer.Option(help="UTF-8 text on which cross-entropy and density are measured."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on from what an interrupted run of this command left in OUT.parts.",
-        ),
-    ] = False,
+    resume: Resume = False,
 ) -> None:
     """Compare the circuits of a dense model and of its sparse twin.
 
@@ -96,7 +89,7 @@ def compare_command(
         config = config_of()
         method_of(config)  # Refuses an option that the method lacks.
         check_writable(out)
-        parts = _parts_of(out, resume)
+        parts = parts_of(out, resume)
         sources = _named_models([*(model or []), *(twin or [])])
         device = launch.own_device(device)
         models = _loaded_pair(dense, sparse, device, trust_remote_code)
@@ -109,12 +102,12 @@ def compare_command(
     beside = "".join(f", beside {name}" for name in others)
     err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {config.seed}")
     n_steps = steps_of_compare(config, len(tasks), len(others))
-    with _told_of_parts(parts), progress_bar(n_steps) as step:
+    with told_of_parts(parts), progress_bar(n_steps) as step:
 
         def tell(kept: KeptParts) -> None:
             step.leave_out(len(kept.discoveries) * steps_of(config))
             if resume:
-                _tell_of_kept(kept, parts)
+                tell_of_kept(kept, parts)
 
         comparison = compare(
             *models,
@@ -132,7 +125,7 @@ def compare_command(
     if not launch.is_first:
         return
     comparison.run.update(launch.described())
-    with _told_of_parts(parts):
+    with told_of_parts(parts):
         write_results(comparison, out)
     remove_parts(parts)
     equally_good = comparison.models_table().drop(columns="tokenizer")
@@ -222,51 +215,6 @@ def robustness_command(
     for sentence in verdicts(table):
         out_console.print(sentence, soft_wrap=True)
     out_console.print(f"written to {out}")
-
-
-def _parts_of(out: Path, resume: bool) -> Path:
-    """The folder beside `out` for finished parts.
-
-    Raises:
-        ValueError: an interrupted run has left some there, and it was not said to go on from them.
-        OSError: there can be no such folder.
-    """
-    from circuits.comparison.parts import part_files
-    from circuits.files import check_folder
-
-    out = out.resolve()
-    folder = out.with_name(f"{out.name}.parts")
-    check_folder(folder)
-    present = part_files(folder)
-    if present and not resume:
-        raise ValueError(
-            f"{folder} holds {_counted(len(present))} of a comparison that did not end; go on from "
-            "there with --resume, or delete that folder to begin anew"
-        )
-    return folder
-
-
-def _counted(n_parts: int) -> str:
-    return f"{n_parts} finished part{'s' if n_parts > 1 else ''}"
-
-
-def _tell_of_kept(kept: KeptParts, folder: Path) -> None:
-    say(f"{len(kept.discoveries)} of {kept.n_wanted} parts are kept from before")
-    for name, why in kept.refused.items():
-        say(f"{folder.name}/{name} is not used: {why}")
-
-
-@contextmanager
-def _told_of_parts(folder: Path) -> Iterator[None]:
-    """Says on any failure what is not lost."""
-    from circuits.comparison.parts import part_files
-
-    try:
-        yield
-    except BaseException:
-        if n_parts := len(part_files(folder)):
-            say(f"{_counted(n_parts)} kept in {folder}; the same command with --resume goes on")
-        raise
 
 
 def _named_models(given: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What all commands share: the two consoles, the progress bar, tables, and usage errors."""
+"""What all commands share: the two consoles, how far they are, tables, and usage errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from circuits.progress import Steps, shown_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,44 +56,10 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-class Steps:
-    """What a command calls with the name of each step of its progress bar."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._bar = progress.add_task("starting", total=total)
-
-    def __call__(self, what: str) -> None:
-        """Counts a step."""
-        self._progress.update(self._bar, advance=1, description=what)
-
-    @property
-    def remaining(self) -> float:
-        """How many steps are left."""
-        return self._progress.tasks[0].remaining or 0.0
-
-    def leave_out(self, n_steps: int) -> None:
-        """Says that so many steps will not be taken; the time left is estimated anew."""
-        total = self._progress.tasks[0].total or 0.0
-        self._progress.update(self._bar, total=total - n_steps)
-
-    def finish(self) -> None:
-        """Fills the bar: how many steps there are is known roughly."""
-        total = self._progress.tasks[0].total
-        self._progress.update(self._bar, completed=total, description="done")
-
-
 @contextmanager
-def progress_bar(total: int) -> Iterator[Steps]:
+def progress_bar(total: float) -> Iterator[Steps]:
     """Yields what to call with the name of each step; Ctrl-C ends with exit code 130."""
-    columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err_console) as progress:
-        steps = Steps(progress, total)
+    with shown_steps(total, console=err_console) as steps:
         try:
             yield steps
         except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from circuits.cli.console import (
     usage_errors,
     with_bounds,
 )
+from circuits.cli.kept_parts import Resume, parts_of, tell_of_kept, told_of_parts
 from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, Tasks, TrustRemoteCode
 from circuits.results.discover_config import DiscoverConfig
@@ -24,6 +25,7 @@ from circuits.results.discover_config import DiscoverConfig
 if TYPE_CHECKING:
     import pandas as pd
 
+    from circuits.comparison.parts import KeptParts
     from circuits.results.comparison import Comparison
     from circuits.results.discovery import Discovery
 
@@ -42,6 +44,7 @@ def discover_command(
             "and a report."
         ),
     ] = Path("discovery.json"),
+    resume: Resume = False,
 ) -> None:
     """Find the circuits of one model.
 
@@ -49,6 +52,7 @@ def discover_command(
     """
     launch = read_launch()
     with usage_errors():
+        from circuits.comparison.parts import remove_parts
         from circuits.comparison.study_model import steps_of_study, study
         from circuits.discovery.find_circuits import discover, method_of, steps_of
         from circuits.files import check_file
@@ -63,18 +67,23 @@ def discover_command(
         is_file = out.suffix == ".json" and not out.is_dir()
         if not is_file:
             check_writable(out)
+        elif resume:
+            raise ValueError(
+                f"--out is {out}, and a file has no parts to go on from (--resume); give a folder"
+            )
         elif len(tasks) > 1:
             raise ValueError(
                 f"--out is {out}, a file for one task, and there are {len(tasks)}; give a folder"
             )
         else:
             check_file(out)
+        parts = None if is_file else parts_of(out, resume)
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
     names = ", ".join(one.name for one in tasks)
     err_console.print(f"looking for {names} in {model} on {device}, seed {config.seed}")
-    if is_file:
+    if parts is None:
         with progress_bar(steps_of(config)) as step:
             found = discover(loaded, tasks[0], config, workers=workers, on_step=step)
         if launch.is_first:
@@ -82,12 +91,29 @@ def discover_command(
             tell_of_discovery(found)
             out_console.print(f"written to {out}")
         return
-    with progress_bar(steps_of_study(config, len(tasks))) as step:
-        results = study(loaded, tasks, config, name=model, workers=workers, on_step=step)
+    with told_of_parts(parts), progress_bar(steps_of_study(config, len(tasks))) as step:
+
+        def tell(kept: KeptParts) -> None:
+            step.leave_out(len(kept.discoveries) * steps_of(config))
+            if resume:
+                tell_of_kept(kept, parts)
+
+        results = study(
+            loaded,
+            tasks,
+            config,
+            name=model,
+            workers=workers,
+            parts=parts,
+            on_kept=tell,
+            on_step=step,
+        )
     if not launch.is_first:
         return
     results.run.update(launch.described())
-    write_results(results, out)
+    with told_of_parts(parts):
+        write_results(results, out)
+    remove_parts(parts)
     _tell_of_study(results)
     out_console.print(f"{results.run['seconds']} s. Open {out / 'report.html'}", soft_wrap=True)
 

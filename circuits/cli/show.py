@@ -22,7 +22,7 @@ def show_command(
         bool, typer.Option("--browser/--no-browser", help="Open the page, or only say where it is.")
     ] = True,
 ) -> None:
-    """Open the report in a folder of results, or print what a saved discovery found."""
+    """Open the page in a folder of results or of a run, or print what a saved discovery found."""
     with usage_errors():
         page = _page_at(path)
         if page is None:
@@ -46,6 +46,8 @@ def show_command(
 def _page_at(path: Path) -> Path | None:
     """The page of a folder or the page itself, None for a file of results.
 
+    A run that has none yet, or was written before there were any, gets its page here.
+
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: a folder without any page.
@@ -58,7 +60,11 @@ def _page_at(path: Path) -> Path | None:
     for name in PAGES:
         if (path / name).is_file():
             return path / name
+    if (path / "run.json").is_file():
+        from circuits.sparsify.training_page import write_training_page
+
+        return write_training_page(path)
     raise ValueError(
-        f"{path} holds none of {', '.join(PAGES)}; give a folder that `circuits compare` or "
-        "`circuits discover --out FOLDER` wrote"
+        f"{path} holds none of {', '.join(PAGES)}; give a folder that `circuits compare`, "
+        "`circuits discover --out FOLDER` or `circuits train` wrote"
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from circuits.cli.console import err_console, out_console, said_warnings, say, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
+from circuits.progress import shown_steps
 from circuits.reading import read_text
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -75,21 +75,20 @@ def text_command(
             trust_remote_code=trust_remote_code,
         )
     err_console.print(f"sampling from {model} on {device}, seed {seed}")
-    columns = (
-        TextColumn("{task.completed:,} of {task.total:,} tokens"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err_console) as progress:
-        bar = progress.add_task("", total=config.n_tokens)
+    with shown_steps(config.n_tokens, console=err_console) as steps:
+
+        def tell(n_tokens: int) -> None:
+            if resume and steps.done == 0:
+                steps.begin_at(n_tokens)
+            steps.reach(n_tokens, f"{n_tokens:,} of {config.n_tokens:,} tokens")
+
         try:
             written = write_own_text(
                 loaded,
                 out,
                 config,
                 resume=resume,
-                on_tokens=lambda n: progress.update(bar, completed=n),
+                on_tokens=tell,
             )
         except KeyboardInterrupt:
             say(f"interrupted; finished batches are in {out}{PARTIAL}: go on with --resume")

@@ -190,6 +190,7 @@ def _make_model(
     from circuits.models.saving import save_model
     from circuits.sparsify.checkpoint import CHECKPOINTS, resumable_write
     from circuits.sparsify.train import TrainingInterrupted, post_train
+    from circuits.sparsify.training_page import TRAINING_PAGE
 
     try:
         result = post_train(
@@ -217,7 +218,8 @@ def _make_model(
                 dtype = torch.bfloat16 if save == "adapter-bfloat16" else torch.float32
                 save_adapter(dense, result.updates, out / "model", gate=card, dtype=dtype)
     what = "" if save == "merged" else f" (an adapter of {dense.hf_source.name})"  # pyright: ignore
-    out_console.print(f"written to {out / 'model'}{what}", soft_wrap=True)
+    page = out / TRAINING_PAGE
+    out_console.print(f"written to {out / 'model'}{what}. Open {page}", soft_wrap=True)
     return [f"{out / 'model'}: {failure}" for failure in result.failures]
 
 

@@ -113,7 +113,7 @@ def read_parts(folder: str | Path, wanted: Mapping[tuple[str, str], Identity]) -
     discoveries, refused, seconds = {}, {}, 0.0
     for path in part_files(folder):
         if path.name not in keys:
-            refused[path.name] = "it is not a part of this comparison"
+            refused[path.name] = "it is not a part of this search"
             continue
         key = keys[path.name]
         try:

@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.comparison.gather import gather
+from circuits.comparison.parts import KeptParts
 from circuits.discovery.find_circuits import method_of, steps_of
 from circuits.models.load import as_model
 from circuits.results.comparison import ONLY, Comparison
@@ -36,6 +37,8 @@ def study(
     text: Int[Tensor, "sequences pos"] | None = None,
     name: str | None = None,
     workers: Workers = ALONE,
+    parts: str | Path | None = None,
+    on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None] = lambda _what: None,
     **settings: Any,
 ) -> Comparison:
@@ -52,6 +55,10 @@ def study(
             `circuits.comparison.compare_models.compare`.
         name: What to call the model in the results; by default as it was given.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`.
+        parts: A folder that keeps what is found for each task as soon as it is found, so that a
+            study that was interrupted goes on from there, as for
+            `circuits.comparison.compare_models.compare`.
+        on_kept: Called once with what was kept in `parts`, before anything is searched.
         on_step: Called with a few words after each forward run.
         settings: Fields of `DiscoverConfig` that differ from `config`, such as `n_prompts=20`.
 
@@ -66,8 +73,17 @@ def study(
     found = find_tasks(tasks)
     models: Mapping[str, Model] = {ONLY: as_model(model)}
     shown = name or (str(model) if isinstance(model, str | Path) else ONLY)
-    return gather(models, found, config, names={ONLY: shown}, text=text, workers=workers,
-                  on_step=on_step)  # fmt: skip
+    return gather(
+        models,
+        found,
+        config,
+        names={ONLY: shown},
+        text=text,
+        workers=workers,
+        parts=parts,
+        on_kept=on_kept,
+        on_step=on_step,
+    )
 
 
 def steps_of_study(config: DiscoverConfig, n_tasks: int) -> int:

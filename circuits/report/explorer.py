@@ -6,7 +6,6 @@ picture shows; sizes are those of the whole circuit, however many of its edges t
 
 from __future__ import annotations
 
-import json
 from bisect import bisect
 from itertools import accumulate
 from typing import Any
@@ -22,14 +21,6 @@ MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
 MOST_EDGES = 150_000
 """Edges of all circuits of the page, about 2 MB; with more, big circuits lose their weakest."""
-
-
-def as_script_data(data: Any) -> str:
-    """Returns data as JSON that no text in it can break out of, whatever the text."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return text
 
 
 def explorer_data(comparison: Comparison, *, most_edges: int = MOST_EDGES) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """The report: a comparison as one HTML page, an instrument first and then its evidence.
 
-`report.html.j2` is the page. It holds its style (page.css), its scripts, plotly and all data, and
-needs no network. Whatever comes from data is escaped.
+`report.html.j2` is the page. It holds its style (that of all pages, and page.css), its scripts,
+plotly and all data, and needs no network. Whatever comes from data is escaped.
 """
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Iterator
 
-import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
@@ -24,7 +22,8 @@ from circuits.figures import (
     sizes_figure,
 )
 from circuits.figures.style import PAGE_CONFIG
-from circuits.report.explorer import as_script_data, explorer_data
+from circuits.pages import as_script_data, read_text_of, rendered
+from circuits.report.explorer import explorer_data
 from circuits.report.opening import pictured_head, verdicts
 from circuits.report.tables import page_table, roles_by_head, run_table, tables_of
 from circuits.report.words import warnings_of
@@ -67,15 +66,9 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
     shown = {"density", "density_per_head", "sizes"}
     shown |= {f"{task}.faithfulness" for task in comparison.discoveries}
     shown &= set(figures)
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return rendered(
+        "circuits.report",
+        "report.html.j2",
         models=comparison.models,
         sides=comparison.sides,
         is_pair=comparison.is_pair,
@@ -98,11 +91,7 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
                 "csv": {name: table.csv for name, table in tables.items()},
             }
         ),
-        style=_read("page.css"),
-        scripts=[_read(name) for name in SCRIPTS],
+        style=read_text_of("circuits.report", "page.css"),
+        scripts=[read_text_of("circuits.report", name) for name in SCRIPTS],
         plotly=get_plotlyjs(),
     )
-
-
-def _read(name: str) -> str:
-    return (importlib.resources.files("circuits.report") / name).read_text(encoding="utf-8")

@@ -101,7 +101,8 @@ def write_own_text(
         path: The file, whose name must end in `.jsonl`.
         config: How much, and how it is sampled.
         resume: Go on with the partial file of a call that was stopped.
-        on_tokens: Called after each batch with the number of tokens so far.
+        on_tokens: Called with the number of tokens so far: those that were kept of a call that was
+            stopped, then after each batch.
 
     Raises:
         ValueError: a gated model, one without a Hugging Face counterpart or tokenizer, an opening
@@ -122,6 +123,8 @@ def write_own_text(
     first = lines[-1]["batch"] + 1 if lines else 0
     write_text(partial, "".join(map(_as_line, lines)))
     last = first - 1  # the last batch that anything came of
+    if lines:
+        on_tokens(n_tokens)
     with partial.open("a", encoding="utf-8") as file:
         for number in itertools.count(first):
             if n_tokens >= config.n_tokens:

@@ -1,39 +1,52 @@
-"""The progress bar of a run."""
+"""How a run is shown while it goes on: the latest measurements, its speed and the time left."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from circuits.progress import Steps, shown_steps
 from circuits.sparsify.config import TrainConfig
 
+_BETWEEN_LINES = 10.0
+"""Seconds that lie at least between two lines of a log, but for evaluations."""
 
-class Bar:
-    """The progress bar: the latest CE and density beside lambda and the time left.
 
-    Before them stands the KL where it is bounded. For a control, which has neither density nor
-    lambda, the CE of the batch.
+class Shown:
+    """What is shown of a run: CE or KL against its bound, density, lambda, tokens a second.
+
+    For a control, which has neither density nor lambda, the CE of the batch is beside the last one
+    that was measured.
     """
 
-    def __init__(self, progress: Progress, steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=steps)
-        self._measured = ""
+    def __init__(self, steps: Steps, config: TrainConfig) -> None:
+        self._steps, self._config = steps, config
+        self._measured = self._open = ""
+        self._speeds: list[float] = []
+        self._told_at = time.monotonic()
 
     def show(self, step: int, record: dict[str, Any]) -> None:
-        """Moves the bar to `step` and shows its line of the log."""
+        """Shows a run after `step` steps, by its line of the log.
+
+        Where there is no terminal that is a line for an evaluation, and for a check of lambda if
+        the last line lies some seconds back.
+        """
+        # The middle one of ten: a step that waited for the disk or compiled says little.
+        self._speeds = [*self._speeds[-9:], record["tokens_per_second"]]
+        speed = sorted(self._speeds)[len(self._speeds) // 2]
         text = self._of_twin(record) if "lambda" in record else self._of_control(record)
-        self._progress.update(self._task, completed=step, description=text)
+        is_check = "control_ce" in record and time.monotonic() - self._told_at > _BETWEEN_LINES
+        is_told = "ce" in record or is_check
+        if is_told:
+            self._told_at = time.monotonic()
+        self._steps.reach(
+            step,
+            f"step {step:,} of {self._config.steps:,}",
+            f"{text}, {speed:,.0f} tokens/s",
+            is_told=is_told,
+        )
 
     def _of_control(self, record: dict[str, Any]) -> str:
         if "ce" in record:
@@ -47,20 +60,19 @@ class Bar:
                 held = f"KL {record['kl']:.4f} (epsilon {record['epsilon']:g}), {ce}"
             else:
                 held = f"{ce} (tau {record['tau']:.4f})"
-            self._measured = f"{held}, open {record['density']:.2%}, "
-        text = self._measured or f"open {record['expected_density']:.1%} expected, "
-        return f"{text}lambda {record['lambda']:.2f}"
+            self._measured, self._open = f"{held}, ", f"open {record['density']:.2%}, "
+        elif "control_kl" in record:
+            bound = f"epsilon {self._config.epsilon:g}"
+            self._measured = f"control KL {record['control_kl']:.4f} ({bound}), "
+        elif "control_ce" in record:
+            bound = f"bound {record['control_tau']:.4f}"
+            self._measured = f"control CE {record['control_ce']:.4f} ({bound}), "
+        text = self._open or f"open {record['expected_density']:.1%} expected, "
+        return f"{self._measured}{text}lambda {record['lambda']:.2f}"
 
 
 @contextlib.contextmanager
-def progress_bar(config: TrainConfig, *, shown: bool) -> Iterator[Bar]:
-    """Yields the bar of a run, which stays empty unless `shown`."""
-    columns = (
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown) as progress:
-        yield Bar(progress, config.steps)
+def shown_run(config: TrainConfig, *, done: int, shown: bool) -> Iterator[Shown]:
+    """Yields what shows a run of which `done` steps are done; it stays silent unless `shown`."""
+    with shown_steps(config.steps, done=done, shown=shown) as steps:
+        yield Shown(steps, config)

@@ -118,9 +118,11 @@ class TrainResult:
             "tau": self.tau if self.config.gate and not self.is_by_kl else None,
             **({"kl": self.kl, "epsilon": self.config.epsilon} if self.is_by_kl else {}),
             "density": self.density.overall,
+            "density_per_head": self.density.per_head.tolist(),
             "context": self.density.context,
             "steps": self.steps,
             "best_step": self.best_step,
+            "seconds": self.seconds,
             "bound": asdict(self.watch),
         }
 

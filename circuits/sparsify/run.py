@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from circuits.gate.card import read_json
 from circuits.gate.density import Density, OpenEdges, record_open_edges
 from circuits.gate.fused import fused_attention
 from circuits.gate.gate import add_gate
-from circuits.models.load import copy_model
+from circuits.models.load import copy_model, versions
 from circuits.recipe import RECIPE_FILE, write_recipe
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
@@ -57,11 +57,16 @@ from circuits.sparsify.trained_weights import (
     tensors_of,
     trained_weights,
 )
+from circuits.sparsify.training_page import TRAINING_PAGE, write_training_page
 from circuits.sparsify.verdict import BoundWatch, check_readable
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+
+SHOWN_EVERY = 60.0
+"""Seconds between two pages of a run that goes on, at least."""
+_OF_THE_END = ("result", "stopped")
 
 
 class Run:
@@ -124,6 +129,7 @@ class Run:
         self._source: Mapping[str, Any] = {}
         self._look_for_best = False
         self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._shown_at = time.monotonic()
 
     @classmethod
     def start(
@@ -181,14 +187,32 @@ class Run:
         if self.workers.is_first:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             if self._identity is not None:
-                write_json(self.out_dir / RUN_FILE, self._identity)
+                write_json(self.out_dir / RUN_FILE, self._identity | {"start": self._start()})
             recipe = self.out_dir / RECIPE_FILE
             with resumable_write(recipe, self.checkpoints):
                 write_recipe(recipe, {**self._source, **asdict(self.config)})
+            if self._identity is None:
+                # What the run had come to is no longer so until it ends again.
+                before = read_json(self.out_dir / RUN_FILE)
+                kept = {name: one for name, one in before.items() if name not in _OF_THE_END}
+                self._write_run_file(kept | {"start": self._start()})
             cut_log(self.log_path, self.step)
         if self._look_for_best:
             self.evaluate()
             self.save()
+
+    def _start(self) -> dict[str, Any]:
+        """What is noted of how the run was begun, or gone on with: nothing that must agree."""
+        is_gpu = self.device.type == "cuda"
+        return {
+            "versions": versions(),
+            "device": str(self.device),
+            "gpu": torch.cuda.get_device_name(self.device) if is_gpu else None,
+            "processes": self.workers.count,
+            # Of weights that are no numbers JSON has no cross-entropy; the first step says so.
+            "dense_ce": self.dense_ce if math.isfinite(self.dense_ce) else None,
+            "notes": self.notes,
+        }
 
     def train_step(self) -> dict[str, Any]:
         """Takes one optimiser step and returns its line of the log."""
@@ -225,6 +249,7 @@ class Run:
             "learning_rate": learning_rate,
             "gradient_norm": norm.item(),
             "tokens_per_second": tokens.numel() / (time.perf_counter() - started),
+            "seconds": round(self._seconds(), 3),
         }
 
     def _noise_seed(self, part: int) -> int:
@@ -400,11 +425,33 @@ class Run:
         )
 
     def write_summary(self, result: TrainResult) -> None:
-        """Writes beside what the run is what it came to."""
-        path = self.out_dir / RUN_FILE
+        """Writes what the run came to beside what it is, and its page."""
         if self.workers.is_first:
-            with resumable_write(path, self.checkpoints):
-                write_json(path, read_json(path) | {"result": result.summary()})
+            before = read_json(self.out_dir / RUN_FILE)
+            self._write_run_file(before | {"result": result.summary()})
+            with resumable_write(self.out_dir / TRAINING_PAGE, self.checkpoints):
+                write_training_page(self.out_dir)
+
+    def show(self) -> None:
+        """Writes the run's page as it stands, unless that was done a short while ago."""
+        if self.workers.is_first and time.monotonic() - self._shown_at > SHOWN_EVERY:
+            # Where there is no room for it, what matters more will say so.
+            with suppress(OSError):
+                write_training_page(self.out_dir)
+            self._shown_at = time.monotonic()
+
+    def show_stop(self, why: str) -> None:
+        """Notes that the run stops before its end, and writes its page."""
+        path = self.out_dir / RUN_FILE
+        if self.workers.is_first and path.is_file():
+            with suppress(OSError):  # It may be what stops the run.
+                write_json(path, read_json(path) | {"stopped": {"step": self.step, "why": why}})
+                write_training_page(self.out_dir)
+
+    def _write_run_file(self, content: dict[str, Any]) -> None:
+        path = self.out_dir / RUN_FILE
+        with resumable_write(path, self.checkpoints):
+            write_json(path, content)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

@@ -14,10 +14,11 @@ alone does not bring it about. The control (`TrainConfig.gate` False) tells: the
 the same batches and as many steps of the same optimiser and schedule, on the CE alone. It has no
 bound to keep and nothing to shut, so that no state is the sparsest: its result is the last one.
 
-    out_dir/run.json      config, data, model: what a resumed run must agree with; in the end what
-                          it came to
+    out_dir/run.json      config, data, model: what a resumed run must agree with; where it was
+                          begun; in the end what it came to, or why it stopped
     out_dir/recipe.toml   config and source: `circuits train --config` makes the run again
     out_dir/log.jsonl     one line a step
+    out_dir/training.html, summary.txt   what came of it, or has come of it so far, made from these
     out_dir/checkpoints/  see circuits/sparsify/checkpoint.py
 
 The random numbers of a run come from its seed, the step and the part of the batch; so a run that
@@ -27,6 +28,7 @@ was killed and resumed ends with the same bits, and several processes
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -42,7 +44,7 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.folder_lock import locked_folder
-from circuits.sparsify.progress import progress_bar
+from circuits.sparsify.progress import shown_run
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, views_are_read_only, why_not_sharded
@@ -103,7 +105,8 @@ def post_train(
             cannot be saved at all, since it does not come from a Hugging Face model, needs them
             given, such as () to train everything.
         resume: continue from the latest checkpoint in `out_dir`.
-        progress: show a progress bar.
+        progress: show on stderr how far it is: a bar in a terminal, else a line for each
+            evaluation and, some seconds apart, for checks of lambda.
         tracker: `tensorboard` or `wandb` to log there as well.
         shard_on: share out the model over the processes, of which there must be several: this
             process's device for its part.
@@ -136,11 +139,24 @@ def post_train(
     with locked_folder(out_dir) if workers.is_first else nullcontext():
         run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding, source)
         run.check_text()
-        run.begin()
-        _train(run, shown=progress, tracker=tracker)
-        result = run.result()
+        try:
+            run.begin()
+            _train(run, shown=progress, tracker=tracker)
+            result = run.result()
+        except BaseException as error:
+            run.show_stop(_why_stopped(error))
+            raise
         run.write_summary(result)
     return result
+
+
+def _why_stopped(error: BaseException) -> str:
+    """What the page says of a run that ends by an error."""
+    if isinstance(error, TrainingInterrupted):
+        return f"{signal.Signals(error.signal).name}; the state is saved"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the state of the last checkpoint is saved"
+    return str(error) or type(error).__name__
 
 
 def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
@@ -151,7 +167,7 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
     """
     config, workers = run.config, run.workers
     with (
-        progress_bar(config, shown=shown and workers.is_first) as bar,
+        shown_run(config, done=run.step, shown=shown and workers.is_first) as told,
         open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
         stop_requests() as asked,
         views_are_read_only() if run.sharding else nullcontext(),
@@ -164,10 +180,11 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
                 record |= run.evaluate()
             run.write_log(record)
             further.log(record)
-            bar.show(run.step, record)
+            told.show(run.step, record)
             stopped_by = workers.greatest(asked.signal)
             if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
                 run.save()
+                run.show()
             if stopped_by and run.step < config.steps:
                 raise TrainingInterrupted(
                     f"stopped after step {run.step} of {config.steps}; the state is saved in "

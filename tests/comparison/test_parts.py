@@ -27,6 +27,7 @@ from circuits.gate.gate import add_gate
 from circuits.gate.top_k import add_top_k
 from circuits.prompts import PromptPair
 from circuits.report.tables import tables_of
+from circuits.results.comparison import load_comparison
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task
 from circuits.tasks.task import _REGISTRY
@@ -164,15 +165,64 @@ def test_the_command_says_what_is_kept_and_removes_it_at_the_end(tmp_path, monke
     monkeypatch.setattr(gather, "discover", real_discover)
     code, said = run()
     assert code == 2
-    assert "out.parts holds 1 finished part of a comparison that did not end; go on" in said
+    assert "out.parts holds 1 finished part of a search that did not end; go on" in said
     assert "with --resume, or delete that folder" in said
     part = tmp_path / "out.parts" / "made_up.dense.jsonl"
     part.with_name("old.dense.jsonl").write_text("")
     code, said = run("--resume")
     assert code == 0, said
     assert "1 of 2 parts are kept from before" in said
-    assert "out.parts/old.dense.jsonl is not used: it is not a part of this comparison" in said
+    assert "out.parts/old.dense.jsonl is not used: it is not a part of this search" in said
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_discovery_goes_on_to_the_same_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("circuits.models.load.load_model", lambda *_, **__: make_models()[1])
+    second = replace(TASK, name="second")
+    for task in (TASK, second):
+        monkeypatch.setitem(_REGISTRY, task.name, task)
+    arguments = ["discover", "--task", "made_up", "--task", "second", "--granularity", "mlp"]
+
+    def run(out, *options, prompts="4"):
+        code = main([*arguments, "--prompts", prompts, "--out", str(tmp_path / out), *options])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    assert run("straight")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(gather, "discover", stop_at(2, interrupted))
+        code, said = run("out")
+    assert (code, "1 finished part kept in" in said) == (130, True)
+    assert [path.name for path in part_files(tmp_path / "out.parts")] == ["made_up.model.jsonl"]
+    code, said = run("out")
+    assert (code, "go on from there with --resume, or delete that folder" in said) == (2, True)
+    # Of other settings nothing is taken up: both tasks are searched, and what is kept is theirs.
+    with monkeypatch.context() as patch:
+        patch.setattr(gather, "discover", stop_at(1, interrupted))
+        code, said = run("out", "--resume", prompts="3")
+    assert code == 130
+    assert "0 of 2 parts are kept from before" in said
+    assert "out.parts/made_up.model.jsonl is not used: ranking prompts was" in said
+    searched = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            gather,
+            "discover",
+            lambda *given, **options: searched.append(1) or real_discover(*given, **options),
+        )
+        code, said = run("out", "--resume")
+    assert code == 0, said
+    assert "1 of 2 parts are kept from before" in said
+    assert len(searched) == 1
+    assert not (tmp_path / "out.parts").exists()
+    for path in sorted((tmp_path / "straight").rglob("*")):
+        if path.suffix in (".csv", ".json") and path.name != "comparison.json":
+            again = tmp_path / "out" / path.relative_to(tmp_path / "straight")
+            assert again.read_bytes() == path.read_bytes()
+    straight, resumed = (load_comparison(tmp_path / name) for name in ("straight", "out"))
+    assert resumed.discoveries == straight.discoveries
+    code, said = run("x.json", "--resume")
+    assert (code, "a file has no parts to go on from" in said) == (2, True)
 
 
 FOUND = make_comparison(tasks=("ioi",)).discoveries["ioi"]["dense"]

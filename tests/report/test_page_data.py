@@ -9,8 +9,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from circuits.pages import as_script_data
 from circuits.report.columns import COLUMNS
-from circuits.report.explorer import as_script_data, explorer_data, largest_share
+from circuits.report.explorer import explorer_data, largest_share
 from circuits.report.opening import pictured_head, verdicts
 from circuits.report.tables import page_table, roles_by_head, tables_of
 from circuits.results.circuit import AttentionEdge

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -15,43 +12,14 @@ from circuits.report import write_results
 from circuits.report.page import figures_of, report_html
 from circuits.results.circuit import Circuit
 from circuits.results.roles import HeadRole
+from tests.browser import in_browser, opened
 from tests.fake_comparison import make_comparison, make_found, make_study
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="no browser: install chromium to test the report in it"
-    ),
-]
+pytestmark = in_browser
 HOSTILE = ("<script>alert(3)</script>", '"><img src=x>', "\u202eright to left", "&amp;", "\n")
 N_EDGES = 9029
 """A circuit of a real model of 30 layers has as many."""
 TEXTS = "all => all.map(one => one.textContent)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def opened(browser, path, **options):
-    """The report's page, what it wrote to the console, and what it asked the network for."""
-    page = browser.new_page(**options)
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(path)
-    return page, said, asked
 
 
 def hostile_comparison():

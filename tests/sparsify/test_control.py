@@ -67,7 +67,10 @@ def train(tmp_path: Path, dense: HookedTransformer, stream: CorpusStream) -> Tra
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second", "seconds")}
+        for line in lines
+    ]
 
 
 def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> None:

@@ -41,7 +41,10 @@ def run(out: Path, *, resume: bool = False, progress: bool = False, **options: A
 
 def log_of(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("tokens_per_second", "seconds")}
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -31,6 +32,7 @@ from circuits.gate.gate import add_gate, is_gated
 from circuits.gate.top_k import add_top_k
 from circuits.models.load import load_model
 from circuits.models.saving import save_model
+from circuits.sparsify import progress as progress_module
 from circuits.sparsify import run as run_module
 from circuits.sparsify.checkpoint import load_checkpoint, save_checkpoint
 from circuits.sparsify.data import CorpusStream
@@ -93,7 +95,8 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 def assert_same_logs(first: Path, second: Path) -> None:
     for left, right in zip(log_of(first), log_of(second), strict=True):
-        del left["tokens_per_second"], right["tokens_per_second"]
+        for name in ("tokens_per_second", "seconds"):
+            del left[name], right[name]
         assert left == right
 
 
@@ -700,13 +703,35 @@ def test_a_different_run_is_not_resumed(tmp_path: Path) -> None:
         run(tmp_path / "run")
 
 
-def test_the_bar_shows_what_was_measured(
+def test_without_a_terminal_each_evaluation_is_a_line_with_the_numbers_of_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     post_train(new_dense(), CountingStream(), make_config(), tmp_path / "run", frozen=())
-    shown = capsys.readouterr()
-    assert "12/12" in shown.out + shown.err
-    assert "lambda" in shown.out + shown.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    told = printed.err.splitlines()
+    evaluated = [line for line in log_of(tmp_path / "run") if "ce" in line]
+    assert len(told) == len(evaluated) == 3
+    for text, line in zip(told, evaluated, strict=True):
+        assert text.startswith(
+            f"step {line['step']} of 12: CE {line['ce']:.4f} (tau {line['tau']:.4f}), open "
+            f"{line['density']:.2%}, lambda {line['lambda']:.2f}, "
+        )
+        assert re.search(r"[\d,]+ tokens/s \(\d+% done, .* so far, about .* left\)$", text)
+
+
+def test_a_check_of_lambda_is_told_where_evaluations_are_far_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "_BETWEEN_LINES", 0.0)
+    post_train(new_dense(), CountingStream(), make_config(), tmp_path / "run", frozen=())
+    told = capsys.readouterr().err.splitlines()
+    checked = log_of(tmp_path / "run")[1]
+    assert [line.split(":")[0] for line in told] == [f"step {n} of 12" for n in range(2, 13, 2)]
+    assert told[0].startswith(
+        f"step 2 of 12: control CE {checked['control_ce']:.4f} (bound "
+        f"{checked['control_tau']:.4f}), open {checked['expected_density']:.1%} expected, lambda "
+    )
 
 
 KILLED_STEPS, KILLS = 120, 8
