@@ -37,8 +37,10 @@ from circuits.intervene.activations import (
     logits_after,
     noting_changes,
 )
+from circuits.intervene.behind_heads import lone_changes
 from circuits.metrics import METRICS
-from circuits.models.backend import Hooks
+from circuits.models.anatomy import norms_heads_together
+from circuits.models.backend import Hooks, component_hooks
 
 
 def exact_edge_effects(
@@ -145,6 +147,7 @@ def exact_patching(
             continue
         change, noting = noting_changes(experiment.model, graph, experiment.ablated, rows)
         clean = run_backward(experiment, rows, noting)
+        change = lone_changes(experiment.model, graph, change, clean.z)
         later = _Later(experiment, clean, rows)
         for place in range(graph.n_layers + 1):
             step = number * (graph.n_layers + 1) + place
@@ -182,9 +185,6 @@ class _Later:
         self.batch = experiment.prompts.subset(range(rows.start, rows.stop))
         self._whole = self._metric(clean.logits)
 
-    def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
-        return self.clean.acts[f"blocks.{layer}.attn.hook_z"]
-
     def fall(
         self, layer: int, name: str, act: Float[Tensor, "change batch ..."]
     ) -> Float[Tensor, "change batch"]:
@@ -193,6 +193,21 @@ class _Later:
         flat = act.flatten(0, 1)
         hooks: Hooks = [(f"blocks.{layer}.{name}", lambda _act, hook: flat)]
         return self._fall(resid, layer, hooks, len(act))
+
+    def fall_without(
+        self, layer: int, read: str, head: int, change: Changes
+    ) -> Float[Tensor, "change batch"]:
+        """How far the metric falls when one head's input lacks each change."""
+
+        def lacking(act: Tensor, hook: object) -> Tensor:
+            act = act.clone()  # [copies of the batch, pos, head, d_model]
+            act[:, :, head] -= change.flatten(0, 1)
+            return act
+
+        resid = self.clean.acts[f"blocks.{layer}.hook_resid_pre"].repeat(len(change), 1, 1)
+        hooks: Hooks = [(f"blocks.{layer}.hook_{read}_input", lacking)]
+        with component_hooks(self.experiment.model):
+            return self._fall(resid, layer, hooks, len(change))
 
     @torch.no_grad()
     def without_input(self) -> Tensor:
@@ -216,10 +231,17 @@ def _measure_layer(
     experiment: Experiment, later: _Later, sums: dict[str, Tensor], change: Changes, layer: int
 ) -> None:
     """Adds the effects of all edges into a layer, of its nodes and of its attention edges."""
-    graph, clean, z = experiment.graph, later.clean, later.z(layer)
+    graph, clean, z = experiment.graph, later.clean, later.clean.z(layer)
     n_heads, rows = graph.n_heads, later.rows
+    together = norms_heads_together(experiment.model.cfg, experiment.model.blocks[layer].attn)
     for chunk in source_chunks(graph.n_upstream_of_heads(layer), len(z)):
         for read in READS:
+            if together and read != "v":  # no head can be run alone
+                for head in range(n_heads):
+                    falls = later.fall_without(layer, read, head, change[chunk])
+                    column = graph.read_destinations(layer, read).start + head
+                    sums["edges"][chunk, column] += falls.sum(dim=1)
+                continue
             answers = head_responses(experiment, clean, rows, layer, read, change[chunk])
             first = graph.read_destinations(layer, read).start
             for head in range(n_heads):
@@ -245,7 +267,7 @@ def _measure_layer(
 def _measure_attention_edges(
     experiment: Experiment, later: _Later, total: Tensor, layer: int
 ) -> None:
-    z, block = later.z(layer), f"blocks.{layer}.attn"
+    z, block = later.clean.z(layer), f"blocks.{layer}.attn"
     acts, gone = later.clean.acts, experiment.ablated.attention
     pattern = acts[f"{block}.hook_pattern"]
     value = attended_value(experiment.model, acts[f"{block}.hook_v"])

@@ -4,7 +4,8 @@ An edge u->v is scored by the change that ablation makes in what u writes, times
 the metric at what v reads, summed over positions. The model runs as it is, with no input of its
 own for every head: a gradient is taken at each head's q, k and v, and what it is at the head's
 input follows through W_Q, W_K, W_V and the Jacobian of the layer norm. That is done a layer at a
-time, and contracted with all upstream changes in one matrix product.
+time, and contracted with all upstream changes in one matrix product. Changes of heads with a norm
+behind them are first taken through its Jacobian in the same run.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from circuits.intervene.activations import (
     logits_after,
     run_to_final,
 )
+from circuits.intervene.behind_heads import linear_changes
 from circuits.metrics import METRICS
-from circuits.models.anatomy import has_whole_weights, norm_gain, subtracts_mean
+from circuits.models.anatomy import (
+    has_whole_weights,
+    norm_before_heads,
+    norm_gain,
+    subtracts_mean,
+)
 from circuits.models.backend import Hooks, Model, component_hooks
 
 
@@ -45,6 +52,10 @@ class Run:
     logits: Float[Tensor, "batch d_vocab"]
     acts: dict[str, Tensor]
     gradients: dict[str, Tensor]
+
+    def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
+        """Returns what a layer's heads attend to."""
+        return self.acts[f"blocks.{layer}.attn.hook_z"]
 
 
 def run_backward(
@@ -125,12 +136,12 @@ def add_edge_scores(
         experiment: What is studied.
         edges: Where the scores are added.
         run: The gradients.
-        change: What each source writes, clean minus ablated.
+        change: What each source writes, clean minus ablated; heads before the norm behind them.
         weight: Factor of the scores.
         sources: The rows to add; those of every source if left out.
     """
     model, graph = experiment.model, experiment.graph
-    flat = change.flatten(1)
+    flat = linear_changes(model, graph, change, run.z).flatten(1)
 
     def contract(gradient: Tensor, n_upstream: int, columns: slice) -> None:
         """Gradient `[dest batch*pos d_model]` against all upstream changes."""
@@ -171,9 +182,10 @@ def _at_head_inputs(model: Model, run: Run, layer: int) -> Float[Tensor, "dest b
     slopes = torch.cat(
         [run.gradients[f"blocks.{layer}.attn.hook_{read}"].flatten(0, 1) for read in READS], dim=1
     ).transpose(0, 1)  # [dest, batch*pos, d_head]
-    if cfg.normalization_type is None:
+    norm = norm_before_heads(cfg, model.blocks[layer])
+    if norm is None:
         return torch.bmm(slopes, weights.mT)
-    gain = norm_gain(cfg, model.blocks[layer].ln1)
+    gain = norm_gain(cfg, norm)
     if gain is not None:
         weights = weights * gain[:, None]
     if subtracts_mean(cfg):
@@ -218,14 +230,15 @@ def check_differentiable(model: Model) -> None:
     subtracts_mean(model.cfg)
     if not has_whole_weights(model.cfg):
         raise ValueError("attribution needs whole weights; load the model in bfloat16, not 4 bits")
-    if model.cfg.normalization_type is None:
-        return
     vector = torch.arange(model.cfg.d_model, device=model.W_E.device)[None].sin().to(model.W_E)
     tolerance = 1e-3 if vector.dtype in (torch.float32, torch.float64) else 0.1
     for layer, block in enumerate(model.blocks):
-        gain = norm_gain(model.cfg, block.ln1)
+        norm = norm_before_heads(model.cfg, block)
+        if norm is None:
+            continue
+        gain = norm_gain(model.cfg, norm)
         taken = _normalised(model, vector)[0] * (1 if gain is None else gain)
-        real = (block.ln1(vector[None]) - block.ln1(-vector[None]))[0] / 2  # without its bias
+        real = (norm(vector[None]) - norm(-vector[None]))[0] / 2  # without its bias
         if (real - taken).abs().max() > tolerance * real.abs().max().clamp(min=1.0):
             raise ValueError(
                 f"the norm before the heads of layer {layer} of {model.cfg.model_name} does not "

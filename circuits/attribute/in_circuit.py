@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from circuits.attribute.gradients import parameters_without_gradient, run_backward
 from circuits.attribute.totals import Totals
@@ -26,6 +27,7 @@ from circuits.intervene.activations import (
     logits_after,
     run_to_final,
 )
+from circuits.intervene.behind_heads import norm_of, read_inputs, slopes_at_sources
 from circuits.metrics import METRICS
 from circuits.models.backend import Hooks, component_hooks
 
@@ -69,7 +71,10 @@ def _add_edge_effects(
     model, graph, ablated = experiment.model, experiment.graph, experiment.ablated
     weight = edges.to(device=total.device, dtype=ablated.embed.dtype)
     changes: dict[int, Tensor] = {}  # by the first of the sources that they are of
-    read: list[tuple[Tensor, slice]] = []  # what destinations read, and which these are
+    inputs_of: list[tuple[Tensor, slice]] = []  # what destinations read, and which these are
+    # Each destination has the norms behind heads for itself: too many activations to be held.
+    has_norms = norm_of(model, 0) is not None
+    read = partial(checkpoint, read_inputs, use_reentrant=False) if has_norms else read_inputs
 
     def note_input(act: Tensor, hook: object) -> None:
         changes[0] = (act - ablated.embed[rows])[None]
@@ -81,14 +86,18 @@ def _add_edge_effects(
     def note_mlp(act: Tensor, hook: object, *, layer: int) -> None:
         changes[graph.mlp_source(layer)] = (act - ablated.mlp_out[layer, rows])[None]
 
+    def gone(layer: int) -> Tensor:
+        return ablated.z[layer, rows]
+
     def upstream(n: int) -> Tensor:
-        return torch.cat([changes[first] for first in sorted(changes)])[:n].flatten(1)
+        return torch.cat([changes[first] for first in sorted(changes)])[:n]
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Tensor:
-        kept = (weight[:n_upstream, columns].T @ upstream(n_upstream)).view(-1, *base.shape) + base
+        arguments = (model, graph, weight[:n_upstream, columns], upstream(n_upstream), base, gone)
+        kept = read(*arguments)
         # The first have no source that has a gradient.
         kept = kept if kept.requires_grad else kept.requires_grad_()
-        read.append((kept, columns))
+        inputs_of.append((kept, columns))
         return kept
 
     made: dict[int, dict[str, Tensor]] = {}
@@ -136,10 +145,11 @@ def _add_edge_effects(
         logits = logits_after(model, run_to_final(model, batch.clean, hooks), batch.last)
         metric = METRICS[experiment.metric](logits, batch, experiment.clean_logits[rows]).sum()
         slopes = torch.autograd.grad(
-            metric, [place for place, _ in read], allow_unused=True, materialize_grads=True
+            metric, [place for place, _ in inputs_of], allow_unused=True, materialize_grads=True
         )
     with torch.no_grad():
         change = upstream(graph.n_sources)
-        for (_, columns), slope in zip(read, slopes, strict=True):
-            total[:, columns] += (change @ slope.flatten(1).T).to(total.dtype)
+        for (_, columns), slope in zip(inputs_of, slopes, strict=True):
+            scores = slopes_at_sources(model, graph, weight[:, columns], change, gone, slope)
+            total[:, columns] += scores.to(total.dtype)
         total *= graph.mask.to(total.device)

@@ -26,7 +26,9 @@ from circuits.attribute.totals import Totals
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import logits_after, noting_changes
+from circuits.intervene.behind_heads import lone_changes
 from circuits.metrics import METRICS
+from circuits.models.anatomy import norms_heads_together
 
 
 def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:
@@ -35,13 +37,20 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
     Raises:
         ValueError: a score is not finite, or the model's heads cannot be run on their own.
     """
-    check_differentiable(experiment.model)
+    model = experiment.model
+    check_differentiable(model)
     check_runnable(experiment)
+    if norms_heads_together(model.cfg, model.blocks[0].attn):
+        raise ValueError(
+            f"{model.cfg.model_name} norms the queries of all heads together, so that none can be "
+            "run alone; use the method 'attribution_patching' or 'exact_patching'"
+        )
     graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
     for rows in experiment.own_batches():
-        change, noting = noting_changes(experiment.model, graph, ablated, rows)
+        change, noting = noting_changes(model, graph, ablated, rows)
         clean = run_backward(experiment, rows, noting)
+        change = lone_changes(model, graph, change, clean.z)
         for layer in range(graph.n_layers):
             _score_heads(experiment, totals.edges, clean, rows, change, layer)
             if graph.has_mlps:

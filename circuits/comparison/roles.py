@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.intervene.behind_heads import heads_total, norm_of
 from circuits.models.anatomy import norm_gain, subtracts_mean
 from circuits.models.backend import Model
 from circuits.prompts import NO_ANSWER, Prompts
@@ -189,7 +190,8 @@ def _on_prompts(model: Model, prompts: Prompts) -> tuple[Scores, Float[Tensor, "
 def _direct(model: Model, prompts: Prompts) -> Float[Tensor, " head"]:
     """What each head adds to the answers' mean logit minus the wrong answers', in logits.
 
-    The final norm is taken as it is in the run: its scale counts as a constant.
+    The final norm is taken as it is in the run, and so is a norm behind heads: its scale counts as
+    a constant.
     """
     device = model.W_E.device
     names = ("attn.hook_z", "ln_final.hook_scale")
@@ -210,11 +212,13 @@ def _direct(model: Model, prompts: Prompts) -> Float[Tensor, " head"]:
         towards = towards / cache["ln_final.hook_scale"][rows, last].float()
     found = []
     for layer in range(model.cfg.n_layers):
-        z = cache[f"blocks.{layer}.attn.hook_z"][rows, last].float()  # [batch, head, d_head]
-        found.append(
-            torch.einsum("bhe,hed,bd->h", z, model.W_O[layer].float(), towards) / len(prompts)
-        )
-    return torch.cat(found).cpu()
+        z = cache[f"blocks.{layer}.attn.hook_z"][rows, last]  # [batch, head, d_head]
+        norm, behind = norm_of(model, layer), towards[:, None]
+        if norm is not None:
+            behind = norm.backwards_at_scale(heads_total(model, layer, z[:, None]), behind)
+        w_o = model.W_O[layer].float()
+        found.append(torch.einsum("bhe,hed,bd->h", z.float(), w_o, behind[:, 0].float()))
+    return torch.cat(found).cpu() / len(prompts)
 
 
 def _mean_column(

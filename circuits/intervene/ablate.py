@@ -8,7 +8,9 @@ destination gets
 
 where `output` is what the source writes in this very run. With all edges in the circuit this is
 the model itself, with none it is the ablated model. Constants (biases, position terms) cancel in
-the differences, so one formula serves every architecture.
+the differences, so one formula serves every architecture. Where a norm stands between a layer's
+heads and the stream, that layer's sum is taken before the norm, and the norm of it is added
+(circuits/intervene/behind_heads.py).
 
 The gates of a sparse model follow the run that they are in, or are held at their values in the
 whole model's run on the clean prompt (`gates="clean"`), both in every run of a circuit and in
@@ -42,6 +44,7 @@ from circuits.intervene.activations import (
     row_batches,
     run_to_final,
 )
+from circuits.intervene.behind_heads import read_inputs
 from circuits.intervene.check_model import check_model
 from circuits.metrics import METRICS
 from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
@@ -138,15 +141,14 @@ def graph_of(model: Model) -> Graph:
     """Returns the model's graph.
 
     Raises:
-        ValueError: the residual stream is not the plain sum of the components' outputs, as in
-            models that normalise after attention and MLP (Gemma 2, OLMo 2) or scale what they
-            write (Granite).
+        ValueError: the residual stream is not the sum of the components' outputs, as in models
+            that scale what they write (Granite).
     """
     cfg = model.cfg
     if (reason := why_not_a_sum(cfg)) is not None:
         raise ValueError(
             f"{cfg.model_name} {reason}; edges are not defined for such a model, use one whose "
-            "residual stream is the plain sum of what they write"
+            "residual stream is the sum of what they write"
         )
     return Graph(
         n_layers=cfg.n_layers,
@@ -305,8 +307,14 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
     weight = edges.to(device=change.device, dtype=change.dtype)
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Float[Tensor, "dest batch pos d"]:
-        kept = weight[:n_upstream, columns].T @ change[:n_upstream].flatten(1)
-        return kept.view(-1, *base.shape).add_(base)
+        return read_inputs(
+            experiment.model,
+            graph,
+            weight[:n_upstream, columns],
+            change[:n_upstream],
+            base,
+            lambda layer: ablated.z[layer, rows],
+        )
 
     made: dict[int, dict[str, Tensor]] = {}
 

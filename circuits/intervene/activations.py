@@ -6,7 +6,8 @@ stream, for every destination, what it read, and for every head its attention te
 over the clean prompts of the same template per position, or zero.
 
 What a head writes is kept as `z`, before `W_O`: its output is `d_model / d_head` times as large,
-and is computed only where a difference between two runs is needed.
+and is computed only where a difference between two runs is needed. Where a norm stands behind the
+heads, their outputs here are what they make before it (circuits/intervene/behind_heads.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from circuits.choices import ABLATIONS, Ablation, check_choice
 from circuits.graph import Graph
+from circuits.intervene.behind_heads import attention_out, norm_of
 from circuits.models.anatomy import logit_cap, value_limit
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts, TooFewPrompts
@@ -160,7 +162,10 @@ def attended_value(model: Model, value: Tensor) -> Tensor:
 def head_outputs(
     model: Model, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "head batch pos d_model"]:
-    """Returns what each head adds to the residual stream, without the shared bias b_O."""
+    """Returns what each head adds to the residual stream, without the shared bias b_O.
+
+    Where a norm stands behind the heads: to the input of that norm.
+    """
     batch, pos = z.shape[:2]
     w_o = model.blocks[layer].attn.W_O
     return torch.bmm(z.permute(2, 0, 1, 3).flatten(1, 2), w_o).unflatten(1, (batch, pos))
@@ -169,7 +174,7 @@ def head_outputs(
 def source_outputs(
     model: Model, graph: Graph, acts: Activations
 ) -> Float[Tensor, "src batch pos d_model"]:
-    """Returns what every source added to the residual stream."""
+    """Returns what every source added to the residual stream, or to the norm behind heads."""
     outputs = [acts.embed[None]]
     for layer in range(graph.n_layers):
         outputs.append(head_outputs(model, layer, acts.z[layer]))
@@ -182,7 +187,8 @@ def noting_changes(
 ) -> tuple[Float[Tensor, "src batch pos d_model"], Hooks]:
     """Returns a tensor, and the hooks that fill it as a run goes on.
 
-    It holds what each source writes in that run minus what it writes ablated.
+    It holds what each source writes in that run minus what it writes ablated, heads before the norm
+    behind them if there is one.
     """
     embed = ablated.embed[rows]
     change = embed.new_empty(graph.n_sources, *embed.shape)
@@ -332,7 +338,9 @@ def ablated_activations(
     )
     if ablation == "corrupted":
         return found
-    return _averaged(found, prompts) if ablation == "mean" else _zeroed(model, graph, found)
+    if ablation == "mean":
+        return _averaged(model, graph, found, prompts)
+    return _zeroed(model, graph, found)
 
 
 def _joined(parts: list[Activations]) -> Activations:
@@ -356,8 +364,12 @@ def _joined(parts: list[Activations]) -> Activations:
     )
 
 
-def _averaged(clean: Activations, prompts: Prompts) -> Activations:
-    """Every prompt's activations replaced by the mean over its template, per position."""
+def _averaged(model: Model, graph: Graph, clean: Activations, prompts: Prompts) -> Activations:
+    """What sources write replaced by the mean over each template, per position.
+
+    What destinations read is the mean, too, where the stream is the sum of what sources write. A
+    norm behind heads makes of their mean another thing than the mean of what it makes of them.
+    """
     groups = prompts.groups()
     alone = [template for template, rows in groups.items() if len(rows) < 2]
     if alone:
@@ -376,13 +388,22 @@ def _averaged(clean: Activations, prompts: Prompts) -> Activations:
             result.index_copy_(dim, index, average.expand_as(acts.index_select(dim, index)))
         return result
 
+    z = mean(clean.z, 1)
+    resid_pre, resid_mid = mean(clean.resid_pre, 1), mean(clean.resid_mid, 1)
+    resid_final = mean(clean.resid_final, 0)
+    for layer in range(graph.n_layers) if norm_of(model, 0) is not None else ():
+        added = mean(attention_out(model, layer, clean.z[layer]), 0)
+        correction = attention_out(model, layer, z[layer]) - added
+        resid_pre[layer + 1 :] += correction
+        resid_mid[layer:] += correction
+        resid_final += correction
     return Activations(
         embed=mean(clean.embed, 0),
-        z=mean(clean.z, 1),
+        z=z,
         mlp_out=mean(clean.mlp_out, 1),
-        resid_pre=mean(clean.resid_pre, 1),
-        resid_mid=mean(clean.resid_mid, 1),
-        resid_final=mean(clean.resid_final, 0),
+        resid_pre=resid_pre,
+        resid_mid=resid_mid,
+        resid_final=resid_final,
         attention=MeanTerms(clean.attention.pattern, clean.attention.value, members),
     )
 
@@ -393,7 +414,8 @@ def _zeroed(model: Model, graph: Graph, clean: Activations) -> Activations:
     resid_pre, resid_mid = [], []
     for layer in range(graph.n_layers):
         resid_pre.append(clean.resid_pre[layer] - written)
-        written += head_outputs(model, layer, clean.z[layer]).sum(dim=0)
+        heads = attention_out(model, layer, clean.z[layer])
+        written += heads - attention_out(model, layer, torch.zeros_like(clean.z[layer]))
         resid_mid.append(clean.resid_mid[layer] - written)
         written += clean.mlp_out[layer]
     return Activations(

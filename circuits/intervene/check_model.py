@@ -21,6 +21,7 @@ from circuits.intervene.activations import (
     noting_changes,
     record_activations,
 )
+from circuits.intervene.behind_heads import read_inputs
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
 
@@ -59,8 +60,15 @@ def check_model(model: Model, graph: Graph, prompts: Prompts) -> None:
         _refuse(model, f"does not show {', '.join(hidden[:3])}")
     last = prompts.last[:1]
     at = (torch.zeros_like(last), last)
-    grown = (final[0] - corrupted.resid_final)[at]
-    if _differ(change.sum(dim=0)[at], grown, scale=final[0][at]):
+    (summed,) = read_inputs(
+        model,
+        graph,
+        change.new_ones(graph.n_sources, 1),
+        change,
+        corrupted.resid_final,
+        lambda layer: corrupted.z[layer],
+    )
+    if _differ(summed[at], final[0][at], scale=final[0][at]):
         _refuse(model, "has a residual stream that is not the sum of what heads and MLPs write")
     if _differ(logits_after(model, final[0], last), logits[at], scale=logits[at]):
         _refuse(model, "makes its logits otherwise than by its last norm and unembedding alone")

@@ -4,11 +4,14 @@ A fact is a row in a table here, or a function of a model's config (of either cl
 TransformerLens' names). The package's other modules ask these and name no architecture. How to add
 one: docs/models.md.
 
-The stream. A circuit's edges are defined where the residual stream is the plain sum of what heads
+The stream. A circuit's edges are defined where the residual stream is the sum of what heads
 and MLPs write (`why_not_a_sum`), and where a component reads nothing else (`positions_handed_in`).
+Some models pass what a layer's heads write together through one norm first (`norm_behind_heads`):
+its input is then such a sum, and circuits/intervene/behind_heads.py says what edges are.
 
 Norms. What a gradient behind a norm is before it depends on whether the norm subtracts the mean and
-on its gain (`NORMS`, `norm_gain`).
+on its gain (`NORMS`, `norm_gain`); some models have none before their heads (`norm_before_heads`),
+and some norm the queries of all heads as one vector (`norms_heads_together`).
 
 Limits. Some models clip queries, keys and values, or cap or scale their logits (`value_limit`,
 `logits_of`).
@@ -42,6 +45,8 @@ NORMALISED_AFTER = (
     "Olmo3ForCausalLM",
 )
 """Architectures that normalise what heads and MLPs write; not all of their configs say so."""
+NORMALISED_ONLY_AFTER = ("Exaone4ForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+"""Those of them whose heads and MLPs read the residual stream without a norm."""
 GAIN_FROM_ONE = ("NemotronForCausalLM",)
 """Architectures whose norms multiply by 1 + w, where their configs do not say so."""
 
@@ -72,18 +77,36 @@ def shares_keys(cfg: Any) -> bool:
 
 
 def why_not_a_sum(cfg: Any) -> str | None:
-    """Returns why the residual stream is not the plain sum of what components write.
+    """Returns why the residual stream is not the sum of what components write, normed or not.
 
     None if it is.
     """
-    if getattr(cfg, "use_normalization_before_and_after", False) or (
-        _architecture(cfg) in NORMALISED_AFTER
-    ):
-        return "normalises what its heads and MLPs write"
     factor = getattr(cfg, "residual_multiplier", None)
     if factor not in (None, 1):
         return f"multiplies what its heads and MLPs write by {factor:g}"
     return None
+
+
+def norm_before_heads(cfg: Any, block: Any) -> Any | None:
+    """Returns the norm that a block's heads read through; None if they read the stream itself."""
+    if cfg.normalization_type is None or _architecture(cfg) in NORMALISED_ONLY_AFTER:
+        return None
+    return block.ln1
+
+
+def norm_behind_heads(cfg: Any, block: Any) -> Any | None:
+    """Returns the norm of the sum that a block's heads write; None if it is added as it is."""
+    after = getattr(cfg, "use_normalization_before_and_after", False)
+    if cfg.normalization_type is None or not (after or _architecture(cfg) in NORMALISED_AFTER):
+        return None
+    # TransformerLens 3 calls it ln1 where there is no norm before the heads.
+    return block.ln1_post if hasattr(block, "ln1_post") else block.ln1
+
+
+def norms_heads_together(cfg: Any, attn: Any) -> bool:
+    """Returns whether one norm spans the queries of all heads, so that each depends on all."""
+    weight = getattr(getattr(attn, "q_norm", None), "w", None)
+    return weight is not None and weight.ndim == 1 and len(weight) > cfg.d_head
 
 
 def positions_handed_in(cfg: Any) -> bool:

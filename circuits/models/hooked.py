@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 from transformers import PretrainedConfig, PreTrainedModel
 
-from circuits.models.anatomy import ATTENTION_WEIGHTS, MLP_WEIGHTS, shares_keys
+from circuits.models.anatomy import (
+    ATTENTION_WEIGHTS,
+    MLP_WEIGHTS,
+    norm_before_heads,
+    norms_heads_together,
+    shares_keys,
+)
 from circuits.models.backend import Hooks, Stream
 from circuits.models.build_hooked import converted
 from circuits.models.hf_weights import Rearrangement, learn_rearrangement
@@ -31,10 +37,13 @@ def run_heads(
     read: str,
     changed: Stream,
 ) -> Float[Tensor, "batch pos head d_head"]:
-    """Runs the norm and the attention module alone."""
+    """Runs the norm, if there is one, and the attention module alone."""
     block, z = model.blocks[layer], []
+    norm = norm_before_heads(model.cfg, block)
     hooks: Hooks = [(f"blocks.{layer}.attn.hook_z", lambda act, hook: z.append(act))]
-    inputs = {part: block.ln1(changed if part == read else resid) for part in "qkv"}
+    inputs = {part: changed if part == read else resid for part in "qkv"}
+    if norm is not None:
+        inputs = {part: norm(stream) for part, stream in inputs.items()}
     with model.hooks(fwd_hooks=hooks):
         block.attn(query_input=inputs["q"], key_input=inputs["k"], value_input=inputs["v"])
     return z[0]
@@ -43,9 +52,10 @@ def run_heads(
 def run_mlp(
     model: HookedTransformer, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
 ) -> Stream:
-    """Runs the norm and the MLP alone."""
+    """Runs the MLP alone, with the norms before and behind it."""
     block = model.blocks[layer]
-    return block.apply_mlp(block.ln2(resid))
+    has_norm = norm_before_heads(model.cfg, block) is not None  # then the MLP has one, too
+    return block.apply_mlp(block.ln2(resid) if has_norm else resid)
 
 
 def run_from(
@@ -63,7 +73,16 @@ def run_from(
 
 @contextlib.contextmanager
 def own_keys_and_values(model: HookedTransformer) -> Iterator[None]:
-    """Has TransformerLens repeat shared keys and values, which it does by a flag."""
+    """Has TransformerLens repeat shared keys and values, which it does by a flag.
+
+    Raises:
+        ValueError: keys are normed over all heads at once, where copies would count twice.
+    """
+    if shares_keys(model.cfg) and norms_heads_together(model.cfg, model.blocks[0].attn):
+        raise ValueError(
+            f"{model.cfg.model_name} shares keys between heads and norms them together, which a "
+            "HookedTransformer cannot take apart"
+        )
     before = model.cfg.ungroup_grouped_query_attention
     try:
         model.set_ungroup_grouped_query_attention(before or shares_keys(model.cfg))

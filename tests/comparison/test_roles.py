@@ -78,6 +78,27 @@ def test_direct_contributions_add_up_to_the_logit_difference():
     assert total == pytest.approx((answer - wrong).item(), abs=0.05)
 
 
+def test_a_norm_behind_heads_scales_what_they_add_to_the_logits():
+    model = make_tiny_model(
+        normalization_type="RMS", use_normalization_before_and_after=True, dtype=torch.float64
+    )
+    prompts = make_prompts(model)
+    roles = head_roles({"dense": model}, {"dense": prompts}, {"dense": ()}, "a task")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(prompts.clean)
+    rows, last = torch.arange(len(prompts)), prompts.last
+    for role in roles:
+        layer, head = int(role.head[1]), int(role.head[-1])
+        block = model.blocks[layer]
+        total = cache["z", layer].flatten(2) @ block.attn.W_O.flatten(0, 1) + block.attn.b_O
+        share = cache["z", layer][:, :, head] @ block.attn.W_O[head] * block.ln1_post.w
+        share = share / (total.square().mean(dim=-1, keepdim=True) + model.cfg.eps).sqrt()
+        logits = (share / cache["ln_final.hook_scale"] * model.ln_final.w) @ model.W_U
+        logits = logits[rows, last]
+        gap = logits.gather(1, prompts.answers) - logits.gather(1, prompts.wrong_answers)
+        assert role.direct == pytest.approx(gap.mean().item(), abs=1e-6)
+
+
 def test_a_twin_that_is_the_model_itself_matches_every_head_with_itself():
     for one in roles_of(induction()).values():
         assert one.similarity == pytest.approx(1, abs=1e-5)

@@ -72,6 +72,7 @@ MODELS = {
     "gated": {},
     "parallel": {"parallel_attn_mlp": True},
     "attention only": {"attn_only": True},
+    "norms behind": {"normalization_type": "RMS", "use_normalization_before_and_after": True},
 }
 
 
@@ -141,7 +142,7 @@ def slow_faithfulness(experiment: Experiment, ranked: Ranked, granularity: str):
 
 @pytest.mark.parametrize(
     ("kind", "ablation"),
-    [*((kind, "corrupted") for kind in MODELS), ("plain", "mean")],
+    [*((kind, "corrupted") for kind in MODELS), ("plain", "mean"), ("norms behind", "mean")],
 )
 def test_effects_in_a_circuit_are_the_slow_references(kind, ablation):
     experiment = experiment_of(kind, ablation)

@@ -27,6 +27,7 @@ MODELS = {
     "gated": {},
     "attention only": {"attn_only": True},
     "parallel attention": {"parallel_attn_mlp": True},
+    "norms behind heads": {"normalization_type": "RMS", "use_normalization_before_and_after": True},
     "rotary, grouped queries": {
         "positional_embedding_type": "rotary",
         "rotary_dim": 8,
@@ -300,10 +301,10 @@ def test_a_model_that_does_not_do_the_task_is_refused(tiny_model):
         check_does_task(experiment)
 
 
-def test_a_model_with_norms_after_its_components_is_refused():
-    model = make_tiny_model(normalization_type="RMS", use_normalization_before_and_after=True)
-    with pytest.raises(ValueError, match="normalises what its heads and MLPs write"):
-        graph_of(model)
+def test_a_model_that_multiplies_what_its_components_write_is_refused(tiny_model):
+    tiny_model.cfg.residual_multiplier = 0.5
+    with pytest.raises(ValueError, match="multiplies what its heads and MLPs write by 0.5"):
+        graph_of(tiny_model)
 
 
 @pytest.mark.parametrize(

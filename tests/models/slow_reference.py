@@ -8,6 +8,9 @@ input tensor of its own, the sum of what its sources wrote plus the constants (`
   finds at that very tensor;
 - a circuit is the same loop, each source outside it replaced in the sum by what it writes ablated.
 
+Where a norm stands behind a layer's heads, their sum before that norm is a tensor of its own for
+every destination too (`m1@0`: what m1 has of layer 0), and autograd finds the gradient there.
+
 Only norms, MLPs, rotations and the unembedding are called on the model's own modules: none of them
 knows of an edge. Nothing is shared with the code under test but the names of nodes and the metrics.
 """
@@ -44,7 +47,7 @@ class SlowRun:
     """One forward pass, every tensor under the name of its node.
 
     Attributes:
-        written: What each source writes to the residual stream.
+        written: What each source writes to the residual stream; heads, to the norm behind them.
         read: The input of each destination, a tensor that nothing else reads.
         pattern: Attention of each head after the gate.
         value: Value vectors of each head.
@@ -103,19 +106,37 @@ def forward(
     Heads add up the terms that the `carrier` gives.
     """
     cfg, run = model.cfg, SlowRun()
+    after = _norms_behind_heads(model)
     constants = torch.zeros_like(embed)
     run.written["input"] = embed
+
+    def read_by(dest: str, upstream: Written, constants: Tensor) -> Stream:
+        if not after:
+            run.read[dest] = reader(dest, upstream, constants)
+            return run.read[dest]
+        beside = {name: act for name, act in upstream.items() if name[0] != "a"}
+        total = run.read[dest] = reader(dest, beside, torch.zeros_like(embed))
+        for layer, norm in enumerate(after):
+            heads = {name: act for name, act in upstream.items() if name.startswith(f"a{layer}.")}
+            if heads:
+                place = f"{dest}@{layer}"
+                run.read[place] = reader(place, heads, model.blocks[layer].attn.b_O)
+                total = total + norm(run.read[place])
+        return total
+
     for layer in range(cfg.n_layers):
         block: Any = model.blocks[layer]
         before = dict(run.written)
         constants_before = constants
+        normalised = {}
+        for head in range(cfg.n_heads):
+            for read in "qkv":
+                stream = read_by(f"a{layer}.h{head}<{read}>", before, constants)
+                normalised[head, read] = stream if _is_olmo_2(cfg) else block.ln1(stream)
+        queries_and_keys = _queries_and_keys(block.attn, normalised)
         for head in range(cfg.n_heads):
             name = f"a{layer}.h{head}"
-            normalised = {}
-            for read in "qkv":
-                run.read[f"{name}<{read}>"] = reader(f"{name}<{read}>", before, constants)
-                normalised[read] = block.ln1(run.read[f"{name}<{read}>"])
-            _attend(run, block.attn, name, head, normalised)
+            _attend(run, block.attn, name, head, *queries_and_keys[head], normalised[head, "v"])
             if carrier is not all_terms:
                 run.z[name] = carrier(name, run.terms(name)).sum(dim=2)
             run.written[name] = run.z[name] @ block.attn.W_O[head]
@@ -124,14 +145,31 @@ def forward(
             # A parallel MLP does not see its own layer's heads, nor their bias.
             upstream = before if cfg.parallel_attn_mlp else dict(run.written)
             seen = constants_before if cfg.parallel_attn_mlp else constants
-            run.read[f"m{layer}"] = reader(f"m{layer}", upstream, seen)
-            run.written[f"m{layer}"] = block.mlp(block.ln2(run.read[f"m{layer}"]))
-    run.read["logits"] = reader("logits", dict(run.written), constants)
-    final = (
-        run.read["logits"] if cfg.normalization_type is None else model.ln_final(run.read["logits"])
-    )
+            stream = read_by(f"m{layer}", upstream, seen)
+            if _is_olmo_2(cfg):
+                run.written[f"m{layer}"] = block.ln2(block.mlp(stream))
+            elif after:
+                run.written[f"m{layer}"] = block.ln2_post(block.mlp(block.ln2(stream)))
+            else:
+                run.written[f"m{layer}"] = block.mlp(block.ln2(stream))
+    final = read_by("logits", dict(run.written), constants)
+    final = final if cfg.normalization_type is None else model.ln_final(final)
     run.logits = _capped(model.unembed(final), cfg.output_logits_soft_cap)
     return run
+
+
+def _is_olmo_2(cfg: Any) -> bool:
+    """Whether norms stand behind attention and MLP only, and over the queries of all heads."""
+    return cfg.original_architecture == "Olmo2ForCausalLM"
+
+
+def _norms_behind_heads(model: HookedTransformer) -> list[Any]:
+    """The norm of each layer's sum of heads, in models that have one."""
+    blocks: Any = model.blocks
+    if _is_olmo_2(model.cfg):
+        return [block.ln1 for block in blocks]
+    after = model.cfg.use_normalization_before_and_after
+    return [block.ln1_post for block in blocks] if after else []
 
 
 def embedding(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> Stream:
@@ -196,9 +234,9 @@ def _reading(edges: Collection[str], ablated: Ablated) -> Reader:
     """How destinations read in the circuit of the named edges."""
 
     def read(dest: str, upstream: Written, constants: Tensor) -> Stream:
-        total = constants
+        total, name = constants, dest.partition("@")[0]
         for src, now in upstream.items():
-            total = total + (now if f"{src}->{dest}" in edges else ablated.written[src])
+            total = total + (now if f"{src}->{name}" in edges else ablated.written[src])
         # Of its own, and with a gradient also where nothing that has one is upstream of it.
         total = total.clone()
         return total if total.requires_grad else total.requires_grad_()
@@ -248,7 +286,9 @@ def _scores_of(
     for dest, sources in sources_of_destinations(model).items():
         for src in sources:
             change = run.written[src] - ablated.written[src]
-            edges[f"{src}->{dest}"] = (change * slope[dest]).sum(dim=(1, 2))
+            behind_norm = f"{dest}@{src[1:].partition('.')[0]}" if src[0] == "a" else dest
+            at = slope.get(behind_norm, slope[dest])
+            edges[f"{src}->{dest}"] = (change * at).sum(dim=(1, 2))
     attention_edges = {}
     for head in run.z:
         change = run.terms(head) - ablated.terms[head]
@@ -261,7 +301,7 @@ def sources_of_destinations(model: HookedTransformer) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
 
     def note(dest: str, upstream: Written, constants: Tensor) -> Stream:
-        found[dest] = list(upstream)
+        found.setdefault(dest.partition("@")[0], []).extend(upstream)
         return sum_of_all(dest, upstream, constants)
 
     with torch.no_grad():
@@ -284,20 +324,40 @@ def ablate(model: HookedTransformer, prompts: Prompts, ablation: str) -> Ablated
     )
 
 
-def _attend(run: SlowRun, attn: Any, name: str, head: int, normalised: dict[str, Stream]) -> None:
-    """Computes one head from what its three inputs are after the norm."""
-    cfg = attn.cfg
-    shared = head  # the key and value head that this query head uses
-    if cfg.n_key_value_heads is not None:
-        shared = head // (cfg.n_heads // cfg.n_key_value_heads)
-        key, value = (attn._W_K, attn._b_K), (attn._W_V, attn._b_V)
-    else:
-        key, value = (attn.W_K, attn.b_K), (attn.W_V, attn.b_V)
-    q = normalised["q"] @ attn.W_Q[head] + attn.b_Q[head]
-    k = normalised["k"] @ key[0][shared] + key[1][shared]
-    v = normalised["v"] @ value[0][shared] + value[1][shared]
+def _shared(attn: Any, head: int) -> int:
+    """The key and value head that a query head uses."""
+    n_kept = attn.cfg.n_key_value_heads
+    return head if n_kept is None else head // (attn.cfg.n_heads // n_kept)
+
+
+def _queries_and_keys(
+    attn: Any, normalised: dict[tuple[int, str], Stream]
+) -> list[tuple[Tensor, Tensor]]:
+    """The query and key of each head, normed if the model does."""
+    cfg, grouped = attn.cfg, attn.cfg.n_key_value_heads is not None
+    w_k, b_k = (attn._W_K, attn._b_K) if grouped else (attn.W_K, attn.b_K)
+    queries, keys = [], []
+    for head in range(cfg.n_heads):
+        shared = _shared(attn, head)
+        queries.append(normalised[head, "q"] @ attn.W_Q[head] + attn.b_Q[head])
+        keys.append(normalised[head, "k"] @ w_k[shared] + b_k[shared])
+    if _is_olmo_2(cfg):  # one norm over all heads
+        queries = [*attn.q_norm(torch.cat(queries, dim=-1)).split(cfg.d_head, dim=-1)]
+        keys = [*attn.k_norm(torch.cat(keys, dim=-1)).split(cfg.d_head, dim=-1)]
     if cfg.use_qk_norm:
-        q, k = attn.q_norm(q), attn.k_norm(k)
+        queries = [attn.q_norm(q) for q in queries]
+        keys = [attn.k_norm(k) for k in keys]
+    return list(zip(queries, keys, strict=True))
+
+
+def _attend(
+    run: SlowRun, attn: Any, name: str, head: int, q: Tensor, k: Tensor, read: Stream
+) -> None:
+    """Computes one head from its query, its key and its value's input after the norm."""
+    cfg, shared = attn.cfg, _shared(attn, head)
+    grouped = cfg.n_key_value_heads is not None
+    w_v, b_v = (attn._W_V, attn._b_V) if grouped else (attn.W_V, attn.b_V)
+    v = read @ w_v[shared] + b_v[shared]
     if cfg.clip_qkv is not None:
         q, k, v = (part.clamp(-cfg.clip_qkv, cfg.clip_qkv) for part in (q, k, v))
     if cfg.positional_embedding_type == "rotary":

@@ -57,21 +57,33 @@ def test_what_attention_does_beyond_a_softmax(values: dict[str, Any], reason: st
         ({}, None),
         ({"residual_multiplier": 1.0}, None),
         ({"residual_multiplier": 0.22}, "multiplies what its heads and MLPs write by 0.22"),
-        (
-            {"use_normalization_before_and_after": True},
-            "normalises what its heads and MLPs write",
-        ),
-        # A HookedTransformer and a TransformerBridge keep the architecture under different names.
-        (
-            {"original_architecture": "Olmo2ForCausalLM"},
-            "normalises what its heads and MLPs write",
-        ),
-        ({"architecture": "Gemma2ForCausalLM"}, "normalises what its heads and MLPs write"),
-        ({"architecture": "LlamaForCausalLM"}, None),
     ],
 )
 def test_what_keeps_the_stream_from_being_a_sum(values: dict[str, Any], reason: str | None) -> None:
     assert anatomy.why_not_a_sum(config(**values)) == reason
+
+
+@pytest.mark.parametrize(
+    ("values", "before", "behind"),
+    [
+        ({}, "ln1", None),
+        ({"normalization_type": None}, None, None),
+        ({"architecture": "LlamaForCausalLM"}, "ln1", None),
+        ({"use_normalization_before_and_after": True}, "ln1", "ln1_post"),
+        ({"architecture": "Gemma2ForCausalLM"}, "ln1", "ln1_post"),
+        # A HookedTransformer and a TransformerBridge keep the architecture under different names.
+        ({"architecture": "Olmo2ForCausalLM"}, None, "ln1_post"),
+        ({"original_architecture": "Olmo2ForCausalLM"}, None, "ln1_post"),
+    ],
+)
+def test_where_the_norms_of_heads_stand(values, before, behind):
+    block = SimpleNamespace(ln1="ln1", ln1_post="ln1_post")
+    assert anatomy.norm_before_heads(config(**values), block) == before
+    assert anatomy.norm_behind_heads(config(**values), block) == behind
+    # Where there is only one norm a sublayer, TransformerLens 3 calls it ln1.
+    if before is None and behind is not None:
+        block = SimpleNamespace(ln1="ln1")
+        assert anatomy.norm_behind_heads(config(**values), block) == "ln1"
 
 
 @pytest.mark.parametrize("kind", anatomy.POSITIONS_HANDED_IN)

@@ -40,7 +40,9 @@ skip_file_without_hooked_transformer()
 
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
 GROUPED = {"n_heads": 4, "n_key_value_heads": 2, "d_head": 4}
-LLAMA = {"normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu"} | ROTARY | GROUPED
+AFTER = {"normalization_type": "RMS", "use_normalization_before_and_after": True}
+GATED = {"gated_mlp": True, "act_fn": "silu"}
+LLAMA = {"normalization_type": "RMS"} | GATED | ROTARY | GROUPED
 
 
 def _model(**overrides: Any) -> HookedTransformer:
@@ -90,11 +92,26 @@ ARCHITECTURES: dict[str, Callable[[], HookedTransformer]] = {
     "BLOOM": lambda: _model(positional_embedding_type="alibi", post_embedding_ln=True),
     "attention sinks": lambda: _model(use_attention_sinks=True),
     "clipped queries, keys and values": lambda: _model(clip_qkv=0.3),
+    "norms behind heads and MLPs": lambda: _model(**AFTER),
+    "Gemma 2": lambda: _model(
+        **LLAMA | AFTER,
+        attn_scores_soft_cap=0.5,
+        output_logits_soft_cap=1.0,
+        use_local_attn=True,
+        window_size=2,
+        attn_types=["global", "local"],
+    ),
+    "Gemma 3": lambda: _model(**LLAMA | AFTER, use_qk_norm=True),
+    "OLMo 2": lambda: _model(
+        **ROTARY, **GATED, normalization_type="RMS", original_architecture="Olmo2ForCausalLM"
+    ),
+    "gated attention, norms behind": lambda: add_gate(_model(**AFTER), bias=0.1),
     "gated attention": lambda: add_gate(_model(), bias=0.1),
     "gated attention, Llama": lambda: add_gate(_model(**LLAMA), bias=0.1),
     "gated attention, parallel": lambda: add_gate(_model(parallel_attn_mlp=True)),
 }
 MIXED = ["layer norm", "Llama", "gated attention, Llama"]
+MEANS = ["layer norm", "gated attention, Llama", "gated attention, norms behind", "OLMo 2"]
 
 
 @cache
@@ -137,7 +154,7 @@ def test_attribution_patching_scores_are_the_slow_ones(model, prompts, ablation)
     _assert_same(scores, slow.score(model, prompts, ablation=ablation), prompts)
 
 
-@pytest.mark.parametrize("name", ["layer norm", "gated attention, Llama"])
+@pytest.mark.parametrize("name", MEANS)
 def test_scores_against_the_mean_are_the_slow_ones(name):
     prompts = make_prompts(_built(name), batch=5, pos=5)
     scores = _fast(attribution_patching, _built(name), prompts, ablation="mean")
@@ -150,7 +167,7 @@ def test_integrated_gradients_are_the_slow_mean_over_the_path(model, prompts):
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
-@pytest.mark.parametrize("name", ["layer norm", "gated attention, Llama"])
+@pytest.mark.parametrize("name", MEANS)
 def test_integrated_gradients_start_from_what_ablation_gives(name, ablation):
     prompts = make_prompts(_built(name), batch=5, pos=5)
     scores = _fast(integrated_gradients, _built(name), prompts, ablation=ablation, steps=3)
@@ -177,7 +194,7 @@ def test_a_circuit_runs_as_the_slow_loop_over_destinations(model, prompts, ablat
         torch.testing.assert_close(run_edges(experiment, mask), expected)
 
 
-@pytest.mark.parametrize("name", ["layer norm", "gated attention, Llama"])
+@pytest.mark.parametrize("name", MEANS)
 def test_a_circuit_in_the_mean_of_its_template_runs_as_the_slow_loop(name):
     model = _built(name)
     prompts = make_prompts(model, batch=5, pos=5)
@@ -199,6 +216,20 @@ def test_all_edges_are_the_model_and_none_is_the_ablated_one(model, prompts, abl
         torch.testing.assert_close(found, full)
     for found in (experiment.empty, run_edges(experiment, torch.zeros_like(mask))):
         torch.testing.assert_close(found, empty)
+
+
+def test_keys_that_are_shared_and_normed_together_are_refused():
+    model = _model(
+        **ROTARY,
+        n_heads=4,
+        d_head=4,
+        n_key_value_heads=2,
+        normalization_type="RMS",
+        original_architecture="Olmo3ForCausalLM",
+    )
+    prompts = make_prompts(model)
+    with pytest.raises(ValueError, match="shares keys between heads and norms them together"):
+        prepare_experiment(model, prompts, metric="logit_diff")
 
 
 def test_exact_effects_are_the_slow_ones(model, prompts):
@@ -264,20 +295,6 @@ def test_padding_changes_no_circuit(name):
         rows = range(len(prompts))
         alone = [slow.run_circuit(model, _unpadded(prompts, [row]), kept) for row in rows]
         torch.testing.assert_close(run_edges(experiment, mask), torch.cat(alone))
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"normalization_type": "RMS", "use_normalization_before_and_after": True},
-        {"normalization_type": "RMS", "original_architecture": "Olmo2ForCausalLM"},
-    ],
-    ids=["Gemma 2", "OLMo 2"],
-)
-def test_norms_behind_heads_and_mlps_are_refused(overrides):
-    model = make_tiny_model(model_name="odd-one", **overrides)
-    with pytest.raises(ValueError, match="odd-one normalises what its heads and MLPs write"):
-        prepare_experiment(model, make_prompts(model), metric="logit_diff")
 
 
 # ---- building and comparing ----------------------------------------------------------------
