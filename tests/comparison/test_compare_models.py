@@ -102,7 +102,7 @@ def test_the_dense_circuits_pose_the_question(comparison):
 
 
 def test_a_model_compared_with_itself_by_name_has_ratio_1():
-    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="head")
+    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="mlp")
     assert {side: facts.name for side, facts in itself.models.items()} == dict.fromkeys(
         ("dense", "sparse"), "sparse"
     )
