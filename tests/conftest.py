@@ -1,4 +1,8 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share.
+
+What takes long to import is imported inside them: the process that hands tests out to others reads
+this file too, before it starts them, and needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,18 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
+
+import tests.annotations  # noqa: F401  (before the package)
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
-import tests.annotations  # noqa: F401  (before the package)
-from tests.browser import CHROMIUM
-from tests.helpers import make_tiny_model
-from tests.small_pair import SmallPair, make_small_pair
+    from tests.small_pair import SmallPair
 
-# The models are too small to gain from threads, which on a busy machine wait for each other. The
-# variable is for the processes that tests start.
+# The models are too small to gain from threads, which on a busy machine wait for each other. Read
+# when PyTorch is imported, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Starts every test from the same random state."""
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -48,12 +51,16 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture
 def tiny_model() -> HookedTransformer:
     """A random model of 2 layers and 2 heads in evaluation mode, new for every test."""
+    from tests.helpers import make_tiny_model
+
     return make_tiny_model()
 
 
 @pytest.fixture(scope="session")
 def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
     """Small models that do two tasks, in folders; made once by each process that runs tests."""
+    from tests.small_pair import make_small_pair
+
     return make_small_pair(tmp_path_factory.mktemp("small_pair"))
 
 
@@ -61,6 +68,8 @@ def small_pair(tmp_path_factory: pytest.TempPathFactory) -> SmallPair:
 def browser() -> Iterator[Any]:
     """The browser that pages are opened in, for all tests of a file."""
     from playwright.sync_api import sync_playwright
+
+    from tests.browser import CHROMIUM
 
     with sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

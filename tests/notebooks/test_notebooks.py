@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -32,17 +33,29 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.fixture(scope="module")
+def client() -> Iterator[NotebookClient]:
+    """One kernel for all notebooks: each would import everything anew, for ten seconds and more."""
+    folder = NOTEBOOKS[0].parent
+    client = NotebookClient(
+        nbformat.v4.new_notebook(), timeout=900, resources={"metadata": {"path": str(folder)}}
+    )
+    with client.setup_kernel():
+        yield client
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs(path):
+def test_the_notebook_runs(client, path):
     if path.stem == "from_attribution_to_circuit" and not HAS_HOOKED_TRANSFORMER:
         pytest.skip("its hand-built model needs HookedTransformer")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.source = shortened(cell.source)
-    NotebookClient(
-        notebook, timeout=900, resources={"metadata": {"path": str(path.parent)}}
-    ).execute()
+    # No name that another notebook has defined is there.
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    client.nb = notebook
+    client.execute(cleanup_kc=False)
     tables = [
         output
         for cell in notebook.cells
