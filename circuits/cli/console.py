@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,16 @@ def print_frame(frame: pd.DataFrame, title: str) -> None:
         table.add_column(name, justify=justify, no_wrap=True)
     for row in frame.itertuples(index=False):
         table.add_row(*(_cell(value) for value in row))
+    out_console.print(table)
+
+
+def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """Prints rows of one kind to stdout, as a table without rules between columns."""
+    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
     out_console.print(table)
 
 

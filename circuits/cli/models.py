@@ -6,14 +6,19 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from typer.core import TyperGroup
 
-from circuits.cli.console import err_console, out_console, say, usage_errors
+from circuits.cli.console import err_console, out_console, print_rows, say, usage_errors
 from circuits.cli.options import TrustRemoteCode
+
+if TYPE_CHECKING:
+    from circuits.models.load import ModelInfo
+
+
+_LISTED = ("model", "layers", "heads", "d_model", "parameters", "gate")
 
 
 class _ShowByDefault(TyperGroup):
@@ -45,25 +50,16 @@ def show_command(
         there = [name for name in FETCHED if fetched_folder(name).is_dir()]
         names = [*EMBEDDED, *there] if model is None else [model]
         infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
-    columns = ["model", "architecture", "layers", "heads", "d_model", "parameters", "gate"]
-    has_quantized = any(info.quantization for info in infos)
-    table = Table(*columns, *(["quantised"] if has_quantized else []))
+    facts = [_facts(info) for info in infos]
+    if model is None:
+        print_rows([{name: one[name] for name in _LISTED} for one in facts])
+    else:
+        for name, value in facts[0].items():
+            out_console.print(f"{name:13} {value}", soft_wrap=True, markup=False, highlight=False)
     for info in infos:
-        density = (info.gate.density or {}) if info.gate else {}
-        gate = "none (dense)" if info.gate is None else "bias " + str(info.gate.bias)
-        if density:
-            gate += f", {density['overall']:.2%} open at T = {density['context']}"
-        table.add_row(
-            info.name,
-            info.architecture,
-            str(info.n_layers),
-            str(info.n_heads),
-            str(info.d_model),
-            f"{info.n_parameters:,}",
-            gate,
-            *([info.quantization] if has_quantized else []),
-        )
-    out_console.print(table)
+        if info.quantization:
+            said = f"{info.name}: its weights were quantised ({info.quantization})"
+            out_console.print(said, soft_wrap=True, markup=False)
     for info in infos:
         if info.base:
             said = f"{info.name} is an adapter of {info.base}, whose sizes these are"
@@ -75,6 +71,26 @@ def show_command(
             f"{fetched.download_mb} MB",
             soft_wrap=True,
         )
+
+
+def _facts(info: ModelInfo) -> dict[str, str]:
+    """What is known of a model without its weights, as the table shows it."""
+    gate = "none (dense)"
+    if info.gate is not None:
+        density = info.gate.density or {}
+        gate = f"bias {info.gate.bias:g}"
+        if density:
+            gate = f"{density['overall']:.2%} open, T = {density['context']}"
+            gate += f", bias {info.gate.bias:g}" if info.gate.bias else ""
+    return {
+        "model": info.name,
+        "architecture": info.architecture,
+        "layers": str(info.n_layers),
+        "heads": str(info.n_heads),
+        "d_model": str(info.d_model),
+        "parameters": f"{info.n_parameters:,}",
+        "gate": gate,
+    }
 
 
 @models_app.command("get")

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from circuits.cli.console import out_console, progress_bar, usage_errors
+from circuits.cli.console import out_console, print_rows, progress_bar, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
 from circuits.files import check_file, write_text
 
 if TYPE_CHECKING:
+    from circuits.discovery.behaviours import Behaviour
     from circuits.models.backend import Model
+
+
+_COLUMNS = ("task", "does", "prompts", "right", "top", "metric", "over ablated")
 
 
 def tasks_command(
@@ -40,7 +45,9 @@ def tasks_command(
         from circuits.tasks import find_task, get_task, task_names
 
         if task is None and model is None:
-            table = Table("task", "metric", "what it is")
+            table = Table("task", "metric", "what it is", box=SIMPLE_HEAD)
+            for column in table.columns[:2]:
+                column.no_wrap = True
             for name in task_names():
                 table.add_row(name, get_task(name).metric, get_task(name).description)
             out_console.print(table)
@@ -74,27 +81,29 @@ def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -
         found = behaviours(model, tasks, n_prompts=prompts, seed=seed, on_step=step)
     if out is not None:
         write_text(out, behaviours_table(found).to_csv(index=False))
-    table = Table("task", "does it", "prompts", "right > wrong", "top", "metric", "over ablated")
+    print_rows([_row(one) for one in found])
     for one in found:
-        if not one.n_prompts:
-            table.add_row(one.task, "no", "0", "-", "-", f"{one.metric} -", "-")
-            continue
-        table.add_row(
-            one.task,
+        if one.why_not:
+            out_console.print(f"{one.task}: {one.why_not}", markup=False, soft_wrap=True)
+    out_console.print(
+        "right, top: share of prompts in which the right answer beats the wrong one, and "
+        "is the likeliest token. over ablated: the metric minus that with everything ablated, with "
+        "its standard error; circuits are a share of it.",
+        soft_wrap=True,
+    )
+
+
+def _row(one: Behaviour) -> dict[str, str]:
+    """What a model does on one task, as the table shows it."""
+    if not one.n_prompts:
+        numbers = ["no", "0", "-", "-", f"{one.metric} -", "-"]
+    else:
+        numbers = [
             "yes" if one.does else "no",
             str(one.n_prompts),
             f"{one.right_beats_wrong:.0%}",
             f"{one.top:.0%}",
             f"{one.metric} {one.full:.2f}",
             f"{one.margin:.2f} +- {one.margin_error:.2f}",
-        )
-    out_console.print(table)
-    for one in found:
-        if one.why_not:
-            out_console.print(f"{one.task}: {one.why_not}", markup=False, soft_wrap=True)
-    out_console.print(
-        "right > wrong, top: share of prompts in which the right answer beats the wrong one, and "
-        "is the likeliest token. over ablated: the metric minus that with everything ablated, with "
-        "its standard error; circuits are a share of it.",
-        soft_wrap=True,
-    )
+        ]
+    return dict(zip(_COLUMNS, [one.task, *numbers], strict=True))

@@ -130,8 +130,20 @@ def test_tasks_lists_and_shows_prompts(capsys):
 def test_models_lists_the_embedded_pair_with_its_gate(capsys):
     code, printed, _ = run(capsys, "models")
     assert code == 0
-    assert "dense" in printed
-    assert "bias 0.0" in printed
+    assert "dense-finetuned" in printed
+    assert "0.58% open, T = 128" in printed
+    assert max(map(len, printed.splitlines()[:9])) <= 80
+    code, printed, _ = run(capsys, "models", "sparse")
+    assert code == 0
+    assert "GPT2LMHeadModel" in printed
+
+
+def test_at_80_columns_no_task_is_cut(capsys):
+    code, printed, _ = run(capsys, "tasks", "--model", "dense", "--prompts", "2")
+    assert code == 0
+    assert "greater_than" in printed
+    assert "subject_verb" in printed
+    assert "…" not in printed
 
 
 @pytest.mark.parametrize(
