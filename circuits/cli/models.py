@@ -75,13 +75,8 @@ def show_command(
 
 def _facts(info: ModelInfo) -> dict[str, str]:
     """What is known of a model without its weights, as the table shows it."""
-    gate = "none (dense)"
-    if info.gate is not None:
-        density = info.gate.density or {}
-        gate = f"bias {info.gate.bias:g}"
-        if density:
-            gate = f"{density['overall']:.2%} open, T = {density['context']}"
-            gate += f", bias {info.gate.bias:g}" if info.gate.bias else ""
+    gate, density = info.gate, info.gate.density if info.gate else None
+    is_open = f"{density['overall']:.2%} open, T = {density['context']}" if density else "unknown"
     return {
         "model": info.name,
         "architecture": info.architecture,
@@ -89,7 +84,8 @@ def _facts(info: ModelInfo) -> dict[str, str]:
         "heads": str(info.n_heads),
         "d_model": str(info.d_model),
         "parameters": f"{info.n_parameters:,}",
-        "gate": gate,
+        "gate": "none (dense)" if gate is None else is_open,
+        "bias": "-" if gate is None else str(gate.bias),
     }
 
 

@@ -135,7 +135,7 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
     assert max(map(len, printed.splitlines()[:9])) <= 80
     code, printed, _ = run(capsys, "models", "sparse")
     assert code == 0
-    assert "GPT2LMHeadModel" in printed
+    assert "architecture  GPT2LMHeadModel" in printed
 
 
 def test_at_80_columns_no_task_is_cut(capsys):
@@ -284,7 +284,7 @@ def test_train_makes_a_sparse_model_that_compare_can_load(capsys, tmp_path):
     assert (config["ce_weight"], config["distillation"], config["lambda_warm_up"]) == (0, 2, 0.25)
     code, printed, _ = run(capsys, "models", str(out / "model"))
     assert code == 0
-    assert "bias 0.0" in printed
+    assert "bias          0.0" in printed
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_low_rank_training_of_a_named_model_saves_an_adapter(capsys, tmp_path):
     assert sum(files.values()) < 300_000
     code, printed, _ = run(capsys, "models", str(folder))
     assert code == 0
-    assert "is an adapter of dense" in printed and "bias 0.0" in printed
+    assert "is an adapter of dense" in printed and "bias          0.0" in printed
     code, printed, error = run(
         capsys, *arguments, "--control", "--save", "merged", "--out", str(tmp_path / "merged")
     )
