@@ -20,7 +20,7 @@ from circuits.cli.console import (
     usage_errors,
     with_bounds,
 )
-from circuits.cli.kept_parts import Resume, parts_of, tell_of_kept, told_of_parts
+from circuits.cli.kept_parts import Resume, parts_of, telling, told_of_parts
 from circuits.cli.launch import read_launch
 from circuits.cli.options import (
     DEFAULT_TASKS,
@@ -36,7 +36,6 @@ from circuits.results.discover_config import DiscoverConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuits.comparison.parts import KeptParts
     from circuits.models.backend import Model
 
 
@@ -103,12 +102,6 @@ def compare_command(
     err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {config.seed}")
     n_steps = steps_of_compare(config, len(tasks), len(others))
     with told_of_parts(parts), progress_bar(n_steps) as step:
-
-        def tell(kept: KeptParts) -> None:
-            step.leave_out(len(kept.discoveries) * steps_of(config))
-            if resume:
-                tell_of_kept(kept, parts)
-
         comparison = compare(
             *models,
             tasks,
@@ -119,7 +112,7 @@ def compare_command(
             twins=[one.partition("=")[0] for one in twin or []],
             workers=workers,
             parts=parts,
-            on_kept=tell,
+            on_kept=telling(step, steps_of(config), parts, resume=resume),
             on_step=step,
         )
     if not launch.is_first:

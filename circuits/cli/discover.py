@@ -17,7 +17,7 @@ from circuits.cli.console import (
     usage_errors,
     with_bounds,
 )
-from circuits.cli.kept_parts import Resume, parts_of, tell_of_kept, told_of_parts
+from circuits.cli.kept_parts import Resume, parts_of, telling, told_of_parts
 from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, Tasks, TrustRemoteCode
 from circuits.results.discover_config import DiscoverConfig
@@ -25,7 +25,6 @@ from circuits.results.discover_config import DiscoverConfig
 if TYPE_CHECKING:
     import pandas as pd
 
-    from circuits.comparison.parts import KeptParts
     from circuits.results.comparison import Comparison
     from circuits.results.discovery import Discovery
 
@@ -92,12 +91,6 @@ def discover_command(
             out_console.print(f"written to {out}")
         return
     with told_of_parts(parts), progress_bar(steps_of_study(config, len(tasks))) as step:
-
-        def tell(kept: KeptParts) -> None:
-            step.leave_out(len(kept.discoveries) * steps_of(config))
-            if resume:
-                tell_of_kept(kept, parts)
-
         results = study(
             loaded,
             tasks,
@@ -105,7 +98,7 @@ def discover_command(
             name=model,
             workers=workers,
             parts=parts,
-            on_kept=tell,
+            on_kept=telling(step, steps_of(config), parts, resume=resume),
             on_step=step,
         )
     if not launch.is_first:

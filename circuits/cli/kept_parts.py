@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from circuits.cli.console import say
 
 if TYPE_CHECKING:
     from circuits.comparison.parts import KeptParts
+    from circuits.progress import Steps
 
 Resume = Annotated[
     bool,
@@ -48,11 +49,23 @@ def _counted(n_parts: int) -> str:
     return f"{n_parts} finished part{'s' if n_parts > 1 else ''}"
 
 
-def tell_of_kept(kept: KeptParts, folder: Path) -> None:
-    """Says what goes on from finished parts, and which of them do not fit."""
-    say(f"{len(kept.discoveries)} of {kept.n_wanted} parts are kept from before")
-    for name, why in kept.refused.items():
-        say(f"{folder.name}/{name} is not used: {why}")
+def telling(
+    step: Steps, steps_of_part: int, folder: Path, *, resume: bool
+) -> Callable[[KeptParts], None]:
+    """Returns what a search calls with the finished parts: their steps will not be taken.
+
+    Where it was said to go on from them, it says which there are, and which of them do not fit.
+    """
+
+    def tell(kept: KeptParts) -> None:
+        step.leave_out(len(kept.discoveries) * steps_of_part)
+        if not resume:
+            return
+        say(f"{len(kept.discoveries)} of {kept.n_wanted} parts are kept from before")
+        for name, why in kept.refused.items():
+            say(f"{folder.name}/{name} is not used: {why}")
+
+    return tell
 
 
 @contextmanager

@@ -60,9 +60,10 @@ def _page_at(path: Path) -> Path | None:
     for name in PAGES:
         if (path / name).is_file():
             return path / name
-    if (path / "run.json").is_file():
-        from circuits.sparsify.training_page import write_training_page
+    from circuits.sparsify.training_page import write_training_page
+    from circuits.sparsify.training_page.run_folder import RUN_FILE
 
+    if (path / RUN_FILE).is_file():
         return write_training_page(path)
     raise ValueError(
         f"{path} holds none of {', '.join(PAGES)}; give a folder that `circuits compare`, "

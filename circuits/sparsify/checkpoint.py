@@ -31,8 +31,8 @@ from circuits.files import replace_folder, write_text
 from circuits.gate.card import read_json
 from circuits.sparsify.folder_lock import LOCK_FILES, check_free
 from circuits.sparsify.sharding import whole
+from circuits.sparsify.training_page.run_folder import RUN_FILE
 
-RUN_FILE = "run.json"
 CHECKPOINTS = "checkpoints"
 TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"

@@ -26,7 +26,6 @@ from circuits.recipe import RECIPE_FILE, write_recipe
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     CHECKPOINTS,
-    RUN_FILE,
     Checkpoint,
     best_path,
     cut_log,
@@ -58,6 +57,7 @@ from circuits.sparsify.trained_weights import (
     trained_weights,
 )
 from circuits.sparsify.training_page import TRAINING_PAGE, write_training_page
+from circuits.sparsify.training_page.run_folder import LOG_FILE, RUN_FILE
 from circuits.sparsify.verdict import BoundWatch, check_readable
 from circuits.workers import Workers
 
@@ -124,7 +124,7 @@ class Run:
         self.best_step: int | None = None
         self.best_density = math.inf
         self.checkpoints = out_dir / CHECKPOINTS
-        self.log_path = out_dir / "log.jsonl"
+        self.log_path = out_dir / LOG_FILE
         self._identity: dict[str, Any] | None = None
         self._source: Mapping[str, Any] = {}
         self._look_for_best = False

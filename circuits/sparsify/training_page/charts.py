@@ -62,13 +62,12 @@ def charts_of(run: RunFolder) -> list[Chart]:
     log, evaluations = run.log, run.evaluations
     best = None if run.best is None or run.is_control else run.best["step"]
     if run.is_control:
-        dense_ce = (run.result or run.start).get("dense_ce")
         held = [
             Series("batches", "control", _points(log, "sampled_ce")),
             Series("selection set", "selection", _points(evaluations, "ce"), dotted=True),
         ]
-        if dense_ce is not None:
-            held.append(Series("dense model", "selection bound", _level(run, dense_ce)))
+        if run.dense_ce is not None:
+            held.append(Series("dense model", "selection bound", _level(run, run.dense_ce)))
         several = [_chart(run, "Cross-entropy (nats)", "nats", held, best)]
     else:
         several = [

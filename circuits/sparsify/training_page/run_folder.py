@@ -67,6 +67,11 @@ class RunFolder:
         return None if self.is_control else told
 
     @property
+    def dense_ce(self) -> float | None:
+        """The dense model's CE on the selection set in nats, None where it was not noted."""
+        return (self.result or self.start).get("dense_ce")
+
+    @property
     def step(self) -> int:
         """The last step in the log."""
         return self.log[-1]["step"] if self.log else 0

@@ -56,16 +56,11 @@ def _of_control(run: RunFolder, so_far: str) -> str:
     if ce is None:
         return f"A control, trained without a gate; {when}, its cross-entropy was not measured."
     text = f"A control, trained without a gate: {when}, its cross-entropy is {ce:.4f} nats"
-    dense_ce = dense_ce_of(run)
+    dense_ce = run.dense_ce
     if dense_ce is None:
         return f"{text}."
     side = "below" if ce < dense_ce else "above"
     return f"{text}, {gap(ce, dense_ce)} {side} the dense model's {dense_ce:.4f}."
-
-
-def dense_ce_of(run: RunFolder) -> float | None:
-    """Returns the dense model's CE on the selection set in nats, None where it was not noted."""
-    return (run.result or run.start).get("dense_ce")
 
 
 def _state(run: RunFolder, state: dict[str, Any]) -> str:
@@ -96,7 +91,7 @@ def headline_numbers(run: RunFolder) -> list[tuple[str, str]]:
     """Returns the numbers of the result, or of the latest measurement, each with its name."""
     last = run.log[-1] if run.log else {}
     state = run.result or run.best or (run.evaluations[-1] if run.evaluations else {})
-    dense_ce = dense_ce_of(run)
+    dense_ce = run.dense_ce
     found = [
         ("dense CE", "" if dense_ce is None else f"{dense_ce:.4f} nats"),
         ("control CE" if run.is_control else "sparse CE",

@@ -12,6 +12,7 @@ from typing import Any
 from circuits.files import write_text
 from circuits.pages import as_script_data, read_text_of, rendered
 from circuits.progress import clock
+from circuits.recipe import RECIPE_FILE
 from circuits.settings import defaults_of, settings_of
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.training_page.charts import charts_of
@@ -210,7 +211,7 @@ def _commands(run: RunFolder) -> Iterator[tuple[str, str]]:
     if "model" not in run.job:
         return  # It was started from Python, with a model and data that no command has.
     folder = shlex.quote(str(run.path))
-    recipe, device = shlex.quote(str(run.path / "recipe.toml")), run.start.get("device", "cpu")
+    recipe, device = shlex.quote(str(run.path / RECIPE_FILE)), run.start.get("device", "cpu")
     train = f"circuits train --config {recipe} --device {device}"
     if run.result is None:
         yield "go on with it", f"{train} --out {folder} --resume"
