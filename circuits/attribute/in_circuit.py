@@ -27,7 +27,7 @@ from circuits.intervene.activations import (
     logits_after,
     run_to_final,
 )
-from circuits.intervene.behind_heads import norm_of, read_inputs, slopes_at_sources
+from circuits.intervene.behind_heads import ablated_totals, norm_of, read_inputs, slopes_at_sources
 from circuits.metrics import METRICS
 from circuits.models.backend import Hooks, component_hooks
 
@@ -70,6 +70,7 @@ def _add_edge_effects(
     """Adds the effects in some prompts' run of the circuit, summed over them."""
     model, graph, ablated = experiment.model, experiment.graph, experiment.ablated
     weight = edges.to(device=total.device, dtype=ablated.embed.dtype)
+    without = ablated_totals(model, ablated.z[:, rows])
     changes: dict[int, Tensor] = {}  # by the first of the sources that they are of
     inputs_of: list[tuple[Tensor, slice]] = []  # what destinations read, and which these are
     # Each destination has the norms behind heads for itself: too many activations to be held.
@@ -86,14 +87,18 @@ def _add_edge_effects(
     def note_mlp(act: Tensor, hook: object, *, layer: int) -> None:
         changes[graph.mlp_source(layer)] = (act - ablated.mlp_out[layer, rows])[None]
 
-    def gone(layer: int) -> Tensor:
-        return ablated.z[layer, rows]
-
     def upstream(n: int) -> Tensor:
         return torch.cat([changes[first] for first in sorted(changes)])[:n]
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Tensor:
-        arguments = (model, graph, weight[:n_upstream, columns], upstream(n_upstream), base, gone)
+        arguments = (
+            model,
+            graph,
+            weight[:n_upstream, columns],
+            upstream(n_upstream),
+            base,
+            without,
+        )
         kept = read(*arguments)
         # The first have no source that has a gradient.
         kept = kept if kept.requires_grad else kept.requires_grad_()
@@ -150,6 +155,6 @@ def _add_edge_effects(
     with torch.no_grad():
         change = upstream(graph.n_sources)
         for (_, columns), slope in zip(inputs_of, slopes, strict=True):
-            scores = slopes_at_sources(model, graph, weight[:, columns], change, gone, slope)
+            scores = slopes_at_sources(model, graph, weight[:, columns], change, without, slope)
             total[:, columns] += scores.to(total.dtype)
         total *= graph.mask.to(total.device)

@@ -44,7 +44,7 @@ from circuits.intervene.activations import (
     row_batches,
     run_to_final,
 )
-from circuits.intervene.behind_heads import read_inputs
+from circuits.intervene.behind_heads import ablated_totals, read_inputs
 from circuits.intervene.check_model import check_model
 from circuits.metrics import METRICS
 from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
@@ -305,6 +305,7 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
     graph, ablated = experiment.graph, experiment.ablated
     change, noting = noting_changes(experiment.model, graph, ablated, rows)
     weight = edges.to(device=change.device, dtype=change.dtype)
+    without = ablated_totals(experiment.model, ablated.z[:, rows])
 
     def inputs(base: Tensor, n_upstream: int, columns: slice) -> Float[Tensor, "dest batch pos d"]:
         return read_inputs(
@@ -313,7 +314,7 @@ def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: s
             weight[:n_upstream, columns],
             change[:n_upstream],
             base,
-            lambda layer: ablated.z[layer, rows],
+            without,
         )
 
     made: dict[int, dict[str, Tensor]] = {}

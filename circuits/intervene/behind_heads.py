@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,8 @@ from circuits.models.backend import Model
 Stream = Float[Tensor, "... d_model"]
 ZOfLayer = Callable[[int], Float[Tensor, "batch pos head d_head"]]
 """What the heads of a layer attend to, by the number of the layer."""
+TotalOfLayer = Callable[[int], Float[Tensor, "batch pos d_model"]]
+"""What the heads of a layer make together, by the number of the layer."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,11 @@ def heads_total(
     return total if attn.b_O is None else total + attn.b_O
 
 
+def ablated_totals(model: Model, z: Float[Tensor, "layer batch pos head d_head"]) -> TotalOfLayer:
+    """Returns `heads_total` of ablated heads by the layer, computed where it is first asked for."""
+    return cache(lambda layer: heads_total(model, layer, z[layer]))
+
+
 def attention_out(
     model: Model, layer: int, z: Float[Tensor, "batch pos head d_head"]
 ) -> Float[Tensor, "batch pos d_model"]:
@@ -119,7 +127,7 @@ def read_inputs(
     weight: Float[Tensor, "some dest"],
     change: Float[Tensor, "some batch pos d_model"],
     base: Float[Tensor, "batch pos d_model"],
-    gone: ZOfLayer,
+    without: TotalOfLayer,
 ) -> Float[Tensor, "dest batch pos d_model"]:
     """Returns what destinations read that have `weight` of each upstream source's change.
 
@@ -130,7 +138,7 @@ def read_inputs(
             ablated; a row for each upstream source.
         change: What each of them writes now minus what it writes ablated; heads before the norm.
         base: What is read when all are ablated.
-        gone: The z of ablated heads.
+        without: What ablated heads make together, from `ablated_totals`.
     """
     norms = _upstream(model, graph, len(change))
     if not norms:
@@ -138,9 +146,8 @@ def read_inputs(
     rows = _beside(norms, len(change))
     found = (weight[rows].T @ change[rows].flatten(1)).view(-1, *base.shape).add_(base)
     for layer, (heads, norm) in norms.items():
-        without = heads_total(model, layer, gone(layer))
         kept = (weight[heads].T @ change[heads].flatten(1)).view(-1, *base.shape)
-        found += norm(without + kept) - norm(without)
+        found += norm(without(layer) + kept) - norm(without(layer))
     return found
 
 
@@ -149,7 +156,7 @@ def slopes_at_sources(
     graph: Graph,
     weight: Float[Tensor, "some dest"],
     change: Float[Tensor, "some batch pos d_model"],
-    gone: ZOfLayer,
+    without: TotalOfLayer,
     slope: Float[Tensor, "dest batch pos d_model"],
 ) -> Float[Tensor, "some dest"]:
     """Returns the derivative of a metric by each `weight`, given its slope at what is read.
@@ -158,9 +165,8 @@ def slopes_at_sources(
     """
     scores = change.flatten(1) @ slope.flatten(1).T
     for layer, (heads, norm) in _upstream(model, graph, len(change)).items():
-        without = heads_total(model, layer, gone(layer))
         kept = (weight[heads].T @ change[heads].flatten(1)).view(slope.shape)
-        behind = norm.backwards(without + kept, slope)
+        behind = norm.backwards(without(layer) + kept, slope)
         scores[heads] = change[heads].flatten(1) @ behind.flatten(1).T
     return scores
 

@@ -21,7 +21,7 @@ from circuits.intervene.activations import (
     noting_changes,
     record_activations,
 )
-from circuits.intervene.behind_heads import read_inputs
+from circuits.intervene.behind_heads import ablated_totals, read_inputs
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
 
@@ -66,7 +66,7 @@ def check_model(model: Model, graph: Graph, prompts: Prompts) -> None:
         change.new_ones(graph.n_sources, 1),
         change,
         corrupted.resid_final,
-        lambda layer: corrupted.z[layer],
+        ablated_totals(model, corrupted.z),
     )
     if _differ(summed[at], final[0][at], scale=final[0][at]):
         _refuse(model, "has a residual stream that is not the sum of what heads and MLPs write")
