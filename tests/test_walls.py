@@ -54,43 +54,29 @@ def test_torch_is_not_loaded(code):
     assert not libraries_after(code) & (MODEL_LIBRARIES | {"torch", "pandas", "plotly"})
 
 
-def test_values_and_drawings_load_no_model():
+def test_values_drawings_and_a_saved_comparison_load_no_model(saved, tmp_path):
+    """All in one process, as each loads PyTorch: what none of them loads is not there at its end.
+
+    All of `circuits figures` is run but the browser that would print them.
+    """
     code = """
-import pkgutil, importlib, circuits.results, circuits.figures, circuits.report
+import contextlib, importlib, pathlib, pkgutil, sys
+import circuits, circuits.figures, circuits.report, circuits.results
 for package in (circuits.results, circuits.figures, circuits.report):
     for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
     for name in package.__all__:
         getattr(package, name)
-"""
-    loaded = libraries_after(code)
-    assert "torch" in loaded  # a circuit holds its scores as tensors
-    assert not loaded & MODEL_LIBRARIES
-
-
-def test_a_saved_comparison_is_written_anew_without_a_model(saved, tmp_path):
-    code = """
-import sys
-from pathlib import Path
-import circuits
-comparison = circuits.load_comparison(Path(sys.argv[1]) / "comparison.json")
-circuits.write_results(comparison, sys.argv[2])
-"""
-    loaded = libraries_after(code, saved, tmp_path / "again")
-    assert (tmp_path / "again" / "report.html").is_file()
-    assert not loaded & MODEL_LIBRARIES
-
-
-def test_the_figures_of_a_comparison_need_no_model(saved, tmp_path):
-    # All but the browser that would print them.
-    code = """
-import contextlib, pathlib, sys
+saved, again, figures = map(pathlib.Path, sys.argv[1:])
+circuits.write_results(circuits.load_comparison(saved / "comparison.json"), again)
 import circuits.figures.export as export
 export.one_browser = contextlib.nullcontext
 export.save_figure = lambda figure, path, column: pathlib.Path(path).write_text(figure.to_json())
 from circuits.cli import main
-assert main(["figures", sys.argv[1], "--out", sys.argv[2], "--format", "svg"]) == 0
+assert main(["figures", str(saved), "--out", str(figures), "--format", "svg"]) == 0
 """
-    loaded = libraries_after(code, saved, tmp_path / "figures")
-    assert len(list((tmp_path / "figures").iterdir())) == 7
+    loaded = libraries_after(code, saved, tmp_path / "again", tmp_path / "figures")
+    assert "torch" in loaded  # a circuit holds its scores as tensors
     assert not loaded & MODEL_LIBRARIES
+    assert (tmp_path / "again" / "report.html").is_file()
+    assert len(list((tmp_path / "figures").iterdir())) == 7

@@ -8,10 +8,18 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.coarse import COARSE
 from tests.helpers import HAS_HOOKED_TRANSFORMER
 
 # A reader gets better numbers with more; that every cell runs is seen with these as well.
-AT_MOST = {"n_prompts": 8, "steps": 40}
+AT_MOST = {"n_prompts": 8, "steps": 20}
+SEARCH_COARSELY = f"""
+import importlib
+
+for place, value in {COARSE}.items():
+    module, _, name = place.rpartition(".")
+    setattr(importlib.import_module(module), name, value)
+"""
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -26,7 +34,7 @@ def shortened(source):
 
 def test_long_settings_alone_are_shortened():
     given = "DiscoverConfig(n_prompts=16, seed=16); TrainConfig(steps=160, warm_steps=90); steps=2"
-    assert shortened(given) == given.replace("ts=16,", "ts=8,").replace("160", "40")
+    assert shortened(given) == given.replace("ts=16,", "ts=8,").replace("160", "20")
 
 
 def test_there_are_notebooks():
@@ -53,7 +61,8 @@ def test_the_notebook_runs(client, path):
     for cell in notebook.cells:
         cell.source = shortened(cell.source)
     # No name that another notebook has defined is there.
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    first = [nbformat.v4.new_code_cell(source) for source in (SEARCH_COARSELY, "%reset -f")]
+    notebook.cells[:0] = first
     client.nb = notebook
     client.execute(cleanup_kc=False)
     tables = [
