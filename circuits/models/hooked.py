@@ -16,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer
-from transformer_lens.components import LayerNorm, LayerNormPre, RMSNorm, RMSNormPre
+from transformer_lens.components.layer_norm import LayerNorm
+from transformer_lens.components.layer_norm_pre import LayerNormPre
+from transformer_lens.components.rms_norm import RMSNorm
+from transformer_lens.components.rms_norm_pre import RMSNormPre
 from transformers import PretrainedConfig, PreTrainedModel
 
 from circuits.models.anatomy import (
@@ -94,14 +97,17 @@ def own_keys_and_values(model: HookedTransformer) -> Iterator[None]:
         model.set_ungroup_grouped_query_attention(before)
 
 
+_FUSED = (LayerNorm, LayerNormPre, RMSNorm, RMSNormPre)
+
+
 @contextlib.contextmanager
 def fused_norms(model: HookedTransformer) -> Iterator[None]:
     """Replaces the norms' forwards, which take a pass over memory for each of seven operations."""
-    norms = [norm_before_heads(model.cfg, block) for block in model.blocks]
+    norms: list[Any] = [norm_before_heads(model.cfg, block) for block in model.blocks]
     fused = [
         norm
         for norm in norms
-        if type(norm) in (LayerNorm, LayerNormPre, RMSNorm, RMSNormPre)
+        if type(norm) in _FUSED
         and not (norm.hook_scale.has_hooks() or norm.hook_normalized.has_hooks())
     ]
     for norm in fused:
@@ -125,7 +131,7 @@ def _normed(norm: Any, stream: Tensor) -> Tensor:
     gain, bias = getattr(norm, "w", None), getattr(norm, "b", None)
     if wide.dtype != dtype:  # The norm is rounded before it is multiplied.
         gain = bias = None
-    if isinstance(norm, LayerNorm | LayerNormPre):
+    if type(norm) in (LayerNorm, LayerNormPre):
         found = F.layer_norm(wide, wide.shape[-1:], gain, bias, eps=norm.eps)
     else:
         found = F.rms_norm(wide, wide.shape[-1:], gain, eps=norm.eps)
