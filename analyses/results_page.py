@@ -45,9 +45,8 @@ def page_text(tables: Path) -> str:
         "# Does sparse attention simplify circuits?",
         "Made by `python analyses/evidence.py --out docs/results --real-text real_text` (some "
         "hours on two cores, after `python analyses/real_text.py --out real_text`) from the "
-        "tables in `docs/results`; no number on this page was typed. Intervals are 95 % bootstrap "
-        "intervals over the prompts that sizes were chosen on, paired between models; one without "
-        "width says that every resample has these whole-number sizes, not that they are certain. "
+        "tables in `docs/results`; no number on this page was typed. "
+        f"{of_intervals(found['summary'])} "
         "Ratios are dense over sparse: "
         "above 1, the sparse model needs fewer.",
         "## The claims",
@@ -429,6 +428,23 @@ def real_text(table: pd.DataFrame, run: pd.DataFrame, pair: dict[str, pd.DataFra
         f"among all tokens on {listed_accuracy(pair['models'])} of the held-out prompts.\n\n"
         f"{_if_older(pair['summary'])}{markdown(sizes(pair['summary']))}\n\n"
         f"{markdown(controls(pair['others']))}"
+    )
+
+
+def of_intervals(summary: pd.DataFrame) -> str:
+    """Returns what the intervals of sizes are drawn from, which older tables did otherwise."""
+    width = "one without width says that {} these whole-number sizes, not that they are certain."
+    if (summary["interval"] == "halves of ranking and sizing prompts").any():
+        return (
+            "Intervals are 95 % intervals over the prompts that components were ranked on and "
+            "sizes were chosen on, paired between models; "
+            + width.format("all halves of them have")
+        )
+    return (
+        "Intervals are 95 % bootstrap intervals over the prompts that sizes were chosen on, paired "
+        "between models; " + width.format("every resample has") + " They hold the ranking fixed, "
+        "and with other prompts to rank on sizes move by more: since these tables were made, "
+        "`circuits compare` draws these anew, too ([Concepts](concepts.md))."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import ONLY, AttentionExample, Comparison, ModelFacts
-from circuits.results.discovery import PRUNED, DiscoverConfig, Discovery, Found
+from circuits.results.discovery import DiscoverConfig, Discovery, Found
 from circuits.results.roles import HeadRole
 
 GRAPH = Graph(2, 2)
@@ -47,21 +46,20 @@ def make_circuit(scores: dict[str, float], granularity: str = "edge", graph: Gra
     )
 
 
-def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Found:
+def make_found(circuit: Circuit, redrawn: Sequence[float] | None = None) -> Found:
     """Returns evidence for a circuit whose faithfulness rises in three steps."""
     size = float(circuit.size)
-    resampled = tuple(resampled or (max(0.0, size - 1), size, size, size + 2))
+    redrawn = tuple(redrawn or (max(1.0, size - 1), size, size, size + 2))
+    low, high = min(redrawn), max(redrawn)
     return Found(
         circuit=circuit,
         size=size,
         n_components=40.0,
-        interval="prompts within templates",
+        interval="halves of ranking and sizing prompts",
         prefix_size=size,
-        prefix_low=min(resampled),
-        prefix_high=max(resampled),
-        prefix_interval="prompts within templates",
+        prefix_low=low,
+        prefix_high=high,
         is_minimal=None,
-        first_crossing=size,
         faithfulness=0.92,
         faithfulness_low=0.85,
         faithfulness_high=0.97,
@@ -71,11 +69,11 @@ def make_found(circuit: Circuit, resampled: Sequence[float] | None = None) -> Fo
         n_measured=20,
         faithfulness_without_last=0.8,
         faithfulness_of_rest=0.1,
-        size_low=min(resampled),
-        size_high=max(resampled),
-        resampled_sizes=resampled,
-        resampled_prefixes=resampled,
-        resampled_templates=resampled,
+        size_low=low,
+        size_high=high,
+        redrawn_sizes=redrawn,
+        redrawn_prefixes=redrawn,
+        resampled_templates=redrawn,
         template_sizes={"template": size},
         n_attribution=size + 3,
         random_faithfulness=(0.0, 0.1, -0.1),
@@ -158,11 +156,10 @@ def pruned(comparison: Comparison, size_of: Callable[[float], float]) -> Compari
         return replace(
             one,
             size=size_of(one.size),
-            size_low=math.nan,
-            size_high=math.nan,
-            interval=PRUNED,
+            size_low=size_of(one.size_low),
+            size_high=size_of(one.size_high),
             is_minimal=True,
-            resampled_sizes=(),
+            redrawn_sizes=tuple(map(size_of, one.redrawn_sizes)),
             resampled_templates=(),
         )
 

@@ -265,10 +265,7 @@ def _compact(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
             ]
         }
         if _is_pruned(part):
-            ratios = {
-                "ratio": [f"{row['ratio']:.2f}" for row in rows],
-                "unpruned [95 %]": [with_bounds(row, "prefix_ratio", ".2f") for row in rows],
-            }
+            ratios["unpruned"] = [f"{row['prefix_ratio']:.2f}" for row in rows]
         tables[str(task)] = part[["granularity"]].assign(
             sizes=[
                 f"{row['dense']:.4g} / {row['sparse']:.4g}"
@@ -299,14 +296,14 @@ def _legend(summary: pd.DataFrame) -> list[str]:
     fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
     lines = [
         "sizes: dense / sparse; ratio: one over the other, with its 95 % interval over the prompts "
-        f"that sizes were chosen on (drawn: {drawn})",
+        f"to rank and to size on (drawn: {drawn})",
     ]
     if _is_pruned(summary):
         lines = [
             "sizes: dense / sparse, of circuits that no single component can leave without missing "
-            "the target on the prompts that chose them; their ratio has no interval",
-            "unpruned: the ratio of the smallest prefixes of the ranking, with its 95 % interval "
-            "over prompts",
+            "the target on the prompts that chose them; ratio: one over the other, with its 95 % "
+            f"interval over the prompts to rank and to size on (drawn: {drawn})",
+            "unpruned: the ratio of the smallest prefixes of the ranking",
         ]
     if any(row["minimal"] is False for row in rows):
         lines.append("+  more might go from one of them; the bound on the trials was reached")
@@ -317,7 +314,7 @@ def _legend(summary: pd.DataFrame) -> list[str]:
         + (f", on {fresh[0]} fresh prompts" if len(fresh) else ""),
     ]
     if any(row["note"] for row in rows):
-        lines.append("=  every resample has these sizes: they are whole numbers, not certain ones")
+        lines.append("=  all halves have these sizes: they are whole numbers, not certain ones")
     if len(fresh) < len(rows):
         lines.append("*  on the prompts that the circuits were found on; no fresh one has their "
                      "template")  # fmt: skip

@@ -139,11 +139,12 @@ def tell_of_discovery(found: Discovery) -> None:
 def _compact(table: pd.DataFrame, *, is_pruned: bool) -> pd.DataFrame:
     """The circuits in columns that fit a terminal; the file has all of them."""
     rows: list[Any] = [row for _, row in table.iterrows()]
-    prefixes = [with_bounds(row, "prefix", ".4g") for row in rows]
-    pruned = [f"{row['size']:.4g}" + ("" if row["minimal"] else "+") for row in rows]
+    marks = ["+" if row["minimal"] is False else "" for row in rows]
     columns = {
-        **({"pruned": pruned} if is_pruned else {}),
-        ("before [95 %]" if is_pruned else "size [95 %]"): prefixes,
+        ("pruned [95 %]" if is_pruned else "size [95 %]"): [
+            with_bounds(row, "size", ".4g") + mark for row, mark in zip(rows, marks, strict=True)
+        ],
+        **({"before": table["prefix"]} if is_pruned else {}),
         "of": table["components"],
         "faithful [95 %]": [with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
         "random": table["random_same_size"],
@@ -160,12 +161,12 @@ def _legend(table: pd.DataFrame) -> list[str]:
     rows: list[Any] = [row for _, row in table.iterrows()]
     fresh = [int(row["prompts"]) for row in rows if row["measured_on"] == "reporting"]
     drawn = " / ".join(dict.fromkeys(table["interval"]))
-    lines = [f"size: 95 % interval over the prompts that it was chosen on (drawn: {drawn})"]
+    lines = [f"size: 95 % interval over the prompts to rank and to size on (drawn: {drawn})"]
     minimal = [row["minimal"] for row in rows]
     if None not in minimal:
         lines = [
             "pruned: no single component can go without missing the target on the prompts that "
-            "chose the size; the interval is of the size before"
+            f"chose the size; 95 % interval over these and those that ranked (drawn: {drawn})"
         ]
         if not all(minimal):
             lines.append("pruned+: more might go; the bound on the number of trials was reached")

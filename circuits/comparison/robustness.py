@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.attribute import METHODS, Scores
 from circuits.choices import ABLATIONS, GATES
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
-from circuits.discovery.resample import resample_prompts, resampled_sizes
+from circuits.discovery.redraw import ABOVE, halves, redrawn_from
 from circuits.discovery.search import find_smallest
 from circuits.intervene.ablate import (
     CannotDoTask,
@@ -49,6 +49,8 @@ FAST_METHODS = tuple(
 """Methods that cost a few passes; the others can be asked for by name."""
 SELECTIONS = ("absolute", "signed")
 PROMPT_COUNTS = (25, 100)
+REDRAWS = 5
+"""Halves of the prompts in each setting: fewer than in a comparison, as there are many settings."""
 COLUMNS = (
     *("task", "granularity", "method", "selection", "gates", "ablation", "metric"),
     *("target", "prompts"),
@@ -68,12 +70,16 @@ class _Setting:
     n_prompts: int
 
 
+Sizes = dict[tuple[str, float], float]
+"""Of circuits, by granularity and target."""
+
+
 @dataclass(frozen=True)
 class _Sizes:
-    """The size of one model's circuit, and in each resample of the prompts."""
+    """The size of one model's circuit, and on halves of the prompts."""
 
     size: float
-    resampled: tuple[float, ...]
+    redrawn: tuple[float, ...]
 
 
 def robustness(
@@ -90,6 +96,7 @@ def robustness(
     targets: Sequence[float] = TARGETS,
     n_prompts: int = 50,
     prompt_counts: Sequence[int] = PROMPT_COUNTS,
+    redraws: int = REDRAWS,
     seed: int = 0,
     workers: Workers = ALONE,
     on_step: Callable[[str], None] = lambda _what: None,
@@ -98,11 +105,11 @@ def robustness(
 
     The first method, selection, gates and ablation, the task's own metric and `n_prompts` are the
     base; one of them is varied at a time. Components are ranked on as many prompts and sized on as
-    many others. Ratios have 95 % intervals over the sizing prompts, the same for both models; none
-    where there are fewer than ten. Where a model does not do the task in a setting, or the task has
-    too few prompts, there is no size and `note` says why. `workers` are the processes that share
-    the prompts, from `circuits.workers.join_workers`; all of them make the same call and get the
-    same table.
+    many others. Ratios have 95 % intervals over both sets, from `redraws` halves of them, the same
+    for both models; none where there are fewer than ten prompts. Where a model does not do the task
+    in a setting, or the task has too few prompts, there is no size and `note` says why. `workers`
+    are the processes that share the prompts, from `circuits.workers.join_workers`; all of them make
+    the same call and get the same table.
 
     Raises:
         ValueError: an unknown choice, bad prompts, or a model whose metric or scores are not
@@ -132,6 +139,7 @@ def robustness(
                 gates=setting.gates,
                 ablation=setting.ablation,
                 n_prompts=setting.n_prompts,
+                redraws=redraws,
                 seed=seed,
             )
     models = dict(zip(SIDES, (dense, sparse), strict=True))
@@ -150,7 +158,15 @@ def robustness(
                     n = setting.n_prompts
                     prompts = task.draw(tokenizer_of(model), n, n, seed=seed)
                     found[side] = _sizes_of(
-                        model, metric, prompts, setting, granularities, targets, seed, workers
+                        model,
+                        metric,
+                        prompts,
+                        setting,
+                        granularities,
+                        targets,
+                        redraws,
+                        seed,
+                        workers,
                     )
                 except (CannotDoTask, TooFewPrompts) as error:
                     note = f"{side} model: {error}"
@@ -216,7 +232,7 @@ def verdicts(table: pd.DataFrame) -> list[str]:
 def _ratio(dense: _Sizes | None = None, sparse: _Sizes | None = None) -> dict[str, float]:
     if dense is None or sparse is None:
         return dict.fromkeys(("dense", "sparse", "ratio", "ratio_low", "ratio_high"), math.nan)
-    ratio, low, high = ratio_interval(dense.size, sparse.size, dense.resampled, sparse.resampled)
+    ratio, low, high = ratio_interval(dense.size, sparse.size, dense.redrawn, sparse.redrawn)
     return {
         "dense": dense.size,
         "sparse": sparse.size,
@@ -233,12 +249,14 @@ def _sizes_of(
     setting: _Setting,
     granularities: Sequence[str],
     targets: Sequence[float],
+    redraws: int,
     seed: int,
     workers: Workers,
 ) -> dict[tuple[str, float], _Sizes]:
-    """Circuit sizes by granularity and target; sizes that were run once are not run again."""
-    ranked, sizing = (
-        prepare_experiment(
+    """Circuit sizes by granularity and target, on all prompts and on halves of them."""
+
+    def experiment_on(part: Prompts) -> Experiment:
+        return prepare_experiment(
             model,
             part,
             metric=metric,
@@ -246,20 +264,27 @@ def _sizes_of(
             gates=setting.gates,
             workers=workers,
         )
-        for part in prompts
-    )
-    check_does_task(sizing)
-    scores = METHODS[setting.method](ranked, attention_edges=False)
-    weights = resample_prompts(sizing.prompts.templates, seed=seed).weights
-    return {
-        (granularity, target): sizes
-        for granularity in granularities
-        for target, sizes in zip(
-            targets,
-            _sizes_at(sizing, scores, granularity, setting.selection, targets, weights),
-            strict=True,
-        )
-    }
+
+    def sizes_on(ranking: Prompts, sizing: Experiment, start: Sizes | None) -> Sizes:
+        scores = METHODS[setting.method](experiment_on(ranking), attention_edges=False)
+        return {
+            (granularity, target): size
+            for granularity in granularities
+            for target, size in _sizes_at(
+                sizing, scores, granularity, setting.selection, targets, start
+            ).items()
+        }
+
+    ranking, sizing = prompts
+    experiment = experiment_on(sizing)
+    check_does_task(experiment)
+    whole = sizes_on(ranking, experiment, None)
+    has_halves = not redrawn_from(ranking, sizing, setting.ablation, redraws).startswith("none")
+    redrawn = [
+        sizes_on(half, experiment_on(other), whole)
+        for half, other in halves(ranking, sizing, n=redraws if has_halves else 0, seed=seed)
+    ]
+    return {key: _Sizes(size, tuple(one[key] for one in redrawn)) for key, size in whole.items()}
 
 
 def _sizes_at(
@@ -268,8 +293,9 @@ def _sizes_at(
     granularity: str,
     selection: str,
     targets: Sequence[float],
-    weights: Tensor,
-) -> list[_Sizes]:
+    start: Sizes | None,
+) -> dict[float, float]:
+    """Circuit sizes by target; sizes that were run once are not run again."""
     ranking = rank_components(scores, granularity, selection)
     measured: dict[int, Tensor] = {}
     counted: dict[int, float] = {}
@@ -282,7 +308,7 @@ def _sizes_at(
             counted[size] = build_circuit(scores, granularity, ranking[:size]).size
         return measured[size]
 
-    found = []
+    found = {}
     for target in targets:
         search = find_smallest(
             evaluate,
@@ -291,8 +317,7 @@ def _sizes_at(
             full=sizing.full,
             empty=sizing.empty,
             target=target,
+            start=None if start is None else ABOVE * math.ceil(start[granularity, target]),
         )
-        sizes = torch.tensor([[counted[int(size)]] for size in search.sizes[:, 0]])
-        resampled = resampled_sizes(search, sizes.double(), weights)
-        found.append(_Sizes(counted[int(search.chosen[0])], tuple(resampled.tolist())))
+        found[target] = counted[int(search.chosen[0])]
     return found

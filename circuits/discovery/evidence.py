@@ -1,8 +1,7 @@
 """What is said about a circuit: its size with an interval, and what it does on prompts of its own.
 
-The size and its interval come from the trials of the search, on the sizing prompts. The interval is
-one of prefixes of a ranking: a circuit that was pruned has none for its size, only for that of the
-prefix that it was pruned from. Everything
+The size comes from the search on the sizing prompts, its interval from the sizes that circuits have
+which were found again on halves of the ranking and the sizing prompts. Everything
 that says how good the circuit is comes from runs on the reporting prompts, which took no part in
 finding it: its faithfulness, that of the rest, of random circuits of its size, and of other sizes.
 A circuit that misses the target there is reported as it is.
@@ -23,16 +22,18 @@ from torch import Tensor
 
 from circuits.discovery.prune import Pruned
 from circuits.discovery.ranked import Ranked, first_of
+from circuits.discovery.redraw import Redrawn
 from circuits.discovery.resample import (
     resample_prompts,
     resample_templates,
     resampled_faithfulness,
     resampled_sizes,
+    single_templates,
 )
 from circuits.discovery.search import Search, curve_sizes, sorted_trials
 from circuits.intervene.ablate import Experiment, faithfulness
-from circuits.results.discovery import PRUNED, DiscoverConfig, Found, MeasuredOn
-from circuits.results.intervals import interval
+from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
+from circuits.results.intervals import interval, spread_interval
 
 N_RANDOM = 5
 
@@ -70,6 +71,7 @@ def gather_evidence(
     ranked: Ranked,
     search: Search,
     pruned: Pruned | None,
+    redrawn: Redrawn,
     *,
     sizing: Experiment,
     reporting: Experiment,
@@ -82,6 +84,7 @@ def gather_evidence(
         ranked: The components in order.
         search: The search on the sizing prompts.
         pruned: What is left of the circuit that it chose; None where that was not pruned.
+        redrawn: The sizes that were found again on halves of the prompts.
         sizing: The sizing prompts.
         reporting: The prompts that took no part in finding the circuit.
         config: How it was looked for.
@@ -89,13 +92,9 @@ def gather_evidence(
     """
     templates, seed = sizing.prompts.templates, config.seed
     counted = ranked.counted(search.sizes)
-    of_prompts, of_templates = (
-        resample(templates, seed=seed) for resample in (resample_prompts, resample_templates)
-    )
-    prefixes = resampled_sizes(search, counted, of_prompts.weights)
+    of_templates = resample_templates(templates, seed=seed)
     templates_drawn = resampled_sizes(search, counted, of_templates.weights)
-    names = list(sizing.prompts.groups())
-    alone = torch.tensor([[float(name == one) for name in templates] for one in names])
+    of_each = resampled_sizes(search, counted, single_templates(templates))
     prefix = first_of(ranked.orders, search.chosen)
     chosen = prefix if pruned is None else list(pruned.chosen)
     circuit = ranked.circuit(chosen)
@@ -116,10 +115,9 @@ def gather_evidence(
         for column in resampled_faithfulness(measured.curve, full, empty, again.weights).T
     ]
     shares = measured.sizes.double().mean(dim=1) / max(n_components, 1)
-    prefix_low, prefix_high = interval(prefixes)
-    # Resamples of the search's trials say nothing about what pruning would leave.
-    sizes = prefixes if pruned is None else prefixes[:0]
-    size_low, size_high = interval(sizes)
+    prefix_size = ranked.circuit(prefix).size
+    prefix_low, prefix_high = spread_interval(prefix_size, redrawn.prefixes)
+    size_low, size_high = spread_interval(circuit.size, redrawn.sizes)
     without = measured.without_last
     on_sizing = search.values_at(search.chosen) if pruned is None else pruned.values
     found = {
@@ -140,13 +138,11 @@ def gather_evidence(
         size=circuit.size,
         size_low=size_low,
         size_high=size_high,
-        interval=of_prompts.drawn if pruned is None else PRUNED,
-        prefix_size=ranked.circuit(prefix).size,
+        interval=redrawn.drawn,
+        prefix_size=prefix_size,
         prefix_low=prefix_low,
         prefix_high=prefix_high,
-        prefix_interval=of_prompts.drawn,
         is_minimal=None if pruned is None else pruned.is_minimal,
-        first_crossing=ranked.circuit(first_of(ranked.orders, search.first)).size,
         n_components=n_components,
         faithfulness=found["faithfulness"],
         faithfulness_low=low,
@@ -157,12 +153,11 @@ def gather_evidence(
         n_measured=len(measured.templates),
         faithfulness_without_last=None if without is None else float(share(without)),
         faithfulness_of_rest=float(share(measured.rest)),
-        resampled_sizes=tuple(sizes.tolist()),
-        resampled_prefixes=tuple(prefixes.tolist()),
+        redrawn_sizes=redrawn.sizes,
+        redrawn_prefixes=redrawn.prefixes,
+        # Resamples of the search's trials say nothing about what pruning would leave.
         resampled_templates=tuple(templates_drawn.tolist()) if pruned is None else (),
-        template_sizes=dict(
-            zip(names, resampled_sizes(search, counted, alone.double()).tolist(), strict=True)
-        ),
+        template_sizes=dict(zip(dict.fromkeys(templates), of_each.tolist(), strict=True)),
         n_attribution=ranked.n_attribution(config.target),
         random_faithfulness=tuple(share(measured.random).tolist()),
         curve_sizes=tuple(ranked.counted(measured.sizes).mean(dim=1).tolist()),

@@ -3,15 +3,16 @@
 Three sets of prompts are used, each for one thing. Components are scored on the ranking prompts.
 The size from which the circuit keeps the target is searched on the sizing prompts by real
 interventions, for each granularity; if wanted, what can go from that circuit is then pruned, on the
-same prompts. What the circuit does is measured on the reporting prompts,
-beside random circuits of the same size and the number of components that hold the same share of
-all absolute attribution (no intervention).
+same prompts. What the circuit does is measured on the reporting prompts, beside random circuits of
+the same size and the number of components that hold the same share of all absolute attribution (no
+intervention). How far its size would differ with other prompts is read off circuits that are found
+again on halves of the first two sets.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,13 @@ import torch
 from torch import Tensor
 
 from circuits.attribute import METHODS, Method, Scores
+from circuits.choices import Granularity
 from circuits.discovery.evidence import N_RANDOM, gather_evidence
-from circuits.discovery.prune import prune
+from circuits.discovery.prune import Pruned, prune
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
-from circuits.discovery.search import N_CURVE, find_smallest
+from circuits.discovery.redraw import ABOVE, Redrawn, halves, redrawn_from
+from circuits.discovery.resample import resample_templates, single_templates
+from circuits.discovery.search import N_CURVE, Search, find_smallest
 from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.models.load import as_model, tokenizer_of
@@ -38,8 +42,10 @@ if TYPE_CHECKING:
 
     from circuits.models.backend import Model
 
-_TRIALS = {"head": 35, "mlp": 12, "edge": 90, "attention_edge": 90}
+_TRIALS = {"head": 30, "mlp": 10, "edge": 50, "attention_edge": 65}
 """About how many sizes the search tries in a model of a few thousand edges."""
+_TRIALS_OF_HALVES = {"head": 14, "mlp": 5, "edge": 22, "attention_edge": 24}
+"""About how many a search on halves tries, which begins nearer."""
 
 
 def discover(
@@ -90,20 +96,28 @@ def discover(
     sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)
     for experiment in (sizing, reporting):
         check_does_task(experiment)
-    scores = _scores(experiment_on, prompts, config)
+    scores = _scores(experiment_on, prompts.ranking, prompts.sizing, config)
     on_step(f"{task.name}: scored")
-    found: dict[str, Found] = {}
+    chosen: dict[str, _Chosen] = {}
     for granularity in config.granularities:
-
-        def step(what: str = f"{task.name}: {granularity}") -> None:
-            on_step(what)
-
-        ranked: Ranked = (
-            RankedAttentionEdges.of(scores, prompts.sizing, config.selection)
-            if granularity == "attention_edge"
-            else RankedComponents.of(scores, granularity, config.selection)
+        ranked = _ranked(scores, prompts.sizing, granularity, config)
+        step = partial(on_step, f"{task.name}: {granularity}")
+        chosen[granularity] = _choose(ranked, sizing, config, step, read_off=True)
+    redrawn = _redraw(
+        experiment_on, prompts, config, chosen, partial(on_step, f"{task.name}: halves")
+    )
+    found: dict[str, Found] = {}
+    for granularity, (ranked, search, pruned) in chosen.items():
+        found[granularity] = gather_evidence(
+            ranked,
+            search,
+            pruned,
+            redrawn[granularity],
+            sizing=sizing,
+            reporting=reporting,
+            config=config,
+            on_step=partial(on_step, f"{task.name}: {granularity}"),
         )
-        found[granularity] = _find(ranked, sizing, reporting, config, step)
     return Discovery(
         task=task.name,
         metric=task.metric,
@@ -120,11 +134,17 @@ def steps_of(config: DiscoverConfig) -> int:
     """Returns about how many times `discover` calls `on_step`."""
     measured = N_CURVE + N_RANDOM + 1
     times = 2 if config.prune else 1  # Pruning takes about as many trials as the search.
-    return 1 + sum(times * _TRIALS[granularity] + measured for granularity in config.granularities)
+    return 1 + sum(
+        times * (_TRIALS[granularity] + config.redraws * _TRIALS_OF_HALVES[granularity]) + measured
+        for granularity in config.granularities
+    )
 
 
 def _scores(
-    experiment_on: Callable[[Prompts], Experiment], prompts: TaskPrompts, config: DiscoverConfig
+    experiment_on: Callable[[Prompts], Experiment],
+    ranking: Prompts,
+    sizing: Prompts,
+    config: DiscoverConfig,
 ) -> Scores:
     """Scores on the ranking prompts, and attention edges of every template to be sized.
 
@@ -133,12 +153,11 @@ def _scores(
     """
     wanted = "attention_edge" in config.granularities
     method = method_of(config)
-    scores = method(experiment_on(prompts.ranking), attention_edges=wanted)
-    templates = prompts.sizing.templates
-    lone = [i for i, name in enumerate(templates) if name not in scores.attention_edges]
+    scores = method(experiment_on(ranking), attention_edges=wanted)
+    lone = [i for i, name in enumerate(sizing.templates) if name not in scores.attention_edges]
     if not wanted or not lone:
         return scores
-    own = method(experiment_on(prompts.sizing.subset(lone)))
+    own = method(experiment_on(sizing.subset(lone)))
     return replace(scores, attention_edges=scores.attention_edges | own.attention_edges)
 
 
@@ -160,18 +179,40 @@ def method_of(config: DiscoverConfig) -> Method:
     return partial(method, **config.method_options)
 
 
-def _find(
+_Chosen = tuple[Ranked, Search, Pruned | None]
+"""The components in order, the search among them, and what pruning left."""
+
+
+def _ranked(
+    scores: Scores, sizing: Prompts, granularity: Granularity | str, config: DiscoverConfig
+) -> Ranked:
+    if granularity == "attention_edge":
+        return RankedAttentionEdges.of(scores, sizing, config.selection)
+    return RankedComponents.of(scores, granularity, config.selection)
+
+
+def _choose(
     ranked: Ranked,
     sizing: Experiment,
-    reporting: Experiment,
     config: DiscoverConfig,
     on_step: Callable[[], None],
-) -> Found:
-    orders = ranked.orders
+    *,
+    start: int | None = None,
+    read_off: bool = False,
+) -> _Chosen:
+    """Searches a ranking from `start` on, and prunes if that is wanted.
+
+    With `read_off`, the sizes of resampled templates, and of each alone, can be read off later.
+    """
+    orders, templates = ranked.orders, sizing.prompts.templates
 
     def evaluate(sizes: Tensor) -> Tensor:
         return ranked.run(sizing, first_of(orders, sizes))
 
+    weights = None
+    if read_off:
+        drawn = resample_templates(templates, seed=config.seed).weights
+        weights = torch.cat([drawn, single_templates(templates)])
     search = find_smallest(
         evaluate,
         n_components=torch.tensor([len(order) for order in orders]),
@@ -179,9 +220,39 @@ def _find(
         full=sizing.full,
         empty=sizing.empty,
         target=config.target,
+        start=start,
+        weights=weights,
         on_trial=on_step,
     )
     pruned = prune(ranked, sizing, search, on_trial=on_step) if config.prune else None
-    return gather_evidence(
-        ranked, search, pruned, sizing=sizing, reporting=reporting, config=config, on_step=on_step
-    )
+    return ranked, search, pruned
+
+
+def _redraw(
+    experiment_on: Callable[[Prompts], Experiment],
+    prompts: TaskPrompts,
+    config: DiscoverConfig,
+    chosen: Mapping[str, _Chosen],
+    on_step: Callable[[], None],
+) -> dict[str, Redrawn]:
+    """Finds every circuit again on halves of the prompts, and keeps their sizes."""
+    both = prompts.ranking, prompts.sizing
+    drawn = redrawn_from(*both, config.ablation, config.redraws)
+    sizes: dict[str, list[tuple[float, float]]] = {granularity: [] for granularity in chosen}
+    n = 0 if drawn.startswith("none") else config.redraws
+    for ranking, sizing_prompts in halves(*both, n=n, seed=config.seed):
+        scores = _scores(experiment_on, ranking, sizing_prompts, config)
+        sizing = experiment_on(sizing_prompts)
+        for granularity, (_, found, _) in chosen.items():
+            ranked = _ranked(scores, sizing_prompts, granularity, config)
+            start = ABOVE * int(found.chosen.max())
+            _, search, pruned = _choose(ranked, sizing, config, on_step, start=start)
+            prefix = first_of(ranked.orders, search.chosen)
+            left = prefix if pruned is None else pruned.chosen
+            sizes[granularity].append((ranked.circuit(left).size, ranked.circuit(prefix).size))
+    return {
+        granularity: Redrawn(drawn, *(tuple(column) for column in zip(*pairs, strict=True)))
+        if pairs
+        else Redrawn(drawn)
+        for granularity, pairs in sizes.items()
+    }

@@ -19,9 +19,9 @@ not be the smallest: pairs are not tried, and another order may end in another c
 that counters the behaviour cannot stay, since faithfulness is higher without it. And the circuit is
 fitted to its prompts: on others it does less.
 
-The number of trials is bounded by a multiple of the search's, so that a model with thousands of
-components is pruned in reasonable time. Where the bound ends it, `is_minimal` says that the
-guarantee does not hold.
+The number of trials is bounded by a multiple of the sizes that a search may try, so that a model
+with thousands of components is pruned in reasonable time. Where the bound ends it, `is_minimal`
+says that the guarantee does not hold.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.discovery.ranked import Ranked, first_of
-from circuits.discovery.search import Search, group_faithfulness
+from circuits.discovery.search import Search, candidate_sizes, group_faithfulness
 from circuits.intervene.ablate import Experiment
 
 BUDGET = 3
-"""The most that pruning costs, in trials for each trial of the search."""
+"""The most that pruning costs, in trials for each size that a search may try."""
 LEAST_BUDGET = 100
 """The trials that pruning may take in any case: a search among a few components takes a few."""
 COST_OF_EFFECTS = 4
@@ -108,7 +108,7 @@ def prune(
     for group in range(len(circuits)):
         go_on(group, None)
     n_trials = n_effects = 0
-    budget = max(LEAST_BUDGET, BUDGET * len(search.sizes))
+    budget = max(LEAST_BUDGET, BUDGET * max(len(candidate_sizes(len(o))) for o in ranked.orders))
     while asked and n_trials + COST_OF_EFFECTS * n_effects < budget:
         trials = {group: wanted for group, wanted in asked.items() if wanted is not None}
         if not trials:  # All that go on wait for effects, so one pass serves all.

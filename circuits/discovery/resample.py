@@ -7,9 +7,11 @@ Under ten prompts there is no interval. Of `n` prompts `n - 1` are drawn, each w
 `n / (n - 1)`: plain resamples vary too little, by that factor (Rao and Wu 1988). To ask about other
 wordings as well, whole templates are drawn instead (`resample_templates`).
 
-In each resample the smallest size from which the target is kept is read off the sizes that the
-search tried, by the rule of the search, with faithfulness interpolated linearly between neighbours;
-no new interventions are run. Two models on the same prompts share their resamples.
+In each resample of templates the smallest size from which the target is kept is read off the sizes
+that the search tried, by the rule of the search, with faithfulness interpolated linearly between
+neighbours; no new interventions are run. Two models on the same prompts share their resamples. Such
+a size takes the ranking for granted; how far a size would differ with other prompts to rank on as
+well is asked of circuits/discovery/redraw.py.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.discovery.search import Search, crossings
+from circuits.discovery.search import Search, kept_from
 
 N_RESAMPLES = 1000
 LEAST_DRAWN = 5
@@ -49,10 +51,9 @@ def resample_prompts(
     templates: Sequence[str], *, seed: int, n_resamples: int = N_RESAMPLES
 ) -> Resamples:
     """Returns resamples of prompts, drawn within templates where each has enough of them."""
-    strata = _members(templates)
+    strata = members_of(templates)
     if len(templates) < LEAST_PROMPTS:
-        are = "prompt is" if len(templates) == 1 else "prompts are"
-        return _none(templates, f"{len(templates)} {are} too few")
+        return _none(templates, too_few(len(templates), "prompt"))
     within = len(strata) > 1 and min(map(len, strata)) >= LEAST_DRAWN
     if not within:
         strata = [list(range(len(templates)))]
@@ -67,10 +68,9 @@ def resample_templates(
     templates: Sequence[str], *, seed: int, n_resamples: int = N_RESAMPLES
 ) -> Resamples:
     """Returns resamples of whole templates, with all of their prompts."""
-    strata = _members(templates)
+    strata = members_of(templates)
     if len(templates) < LEAST_PROMPTS or len(strata) < LEAST_DRAWN:
-        are = "template is" if len(strata) == 1 else "templates are"
-        return _none(templates, f"{len(strata)} {are} too few")
+        return _none(templates, too_few(len(strata), "template"))
     drawn = _draw(len(strata), n_resamples, torch.Generator().manual_seed(seed))
     weights = torch.zeros(n_resamples, len(templates), dtype=torch.float64)
     for number, rows in enumerate(strata):
@@ -78,16 +78,29 @@ def resample_templates(
     return Resamples(weights, "templates")
 
 
-def _members(templates: Sequence[str]) -> list[list[int]]:
-    """The prompts of each template."""
+def single_templates(templates: Sequence[str]) -> Float[Tensor, "template batch"]:
+    """Returns the weights under which each template alone counts."""
+    weights = torch.zeros(len(set(templates)), len(templates), dtype=torch.float64)
+    for number, rows in enumerate(members_of(templates)):
+        weights[number, rows] = 1
+    return weights
+
+
+def members_of(templates: Sequence[str]) -> list[list[int]]:
+    """Returns the prompts of each template."""
     found: dict[str, list[int]] = {}
     for index, template in enumerate(templates):
         found.setdefault(template, []).append(index)
     return list(found.values())
 
 
+def too_few(n: int, what: str) -> str:
+    """Returns what is said where there is no interval because of too few prompts or templates."""
+    return f"none: {n} {what}{' is' if n == 1 else 's are'} too few"
+
+
 def _none(templates: Sequence[str], why: str) -> Resamples:
-    return Resamples(torch.zeros(0, len(templates), dtype=torch.float64), f"none: {why}")
+    return Resamples(torch.zeros(0, len(templates), dtype=torch.float64), why)
 
 
 def _draw(n: int, n_resamples: int, generator: torch.Generator) -> Float[Tensor, "resample n"]:
@@ -117,7 +130,7 @@ def resampled_sizes(
     gap = (weights * (search.full - search.empty)) @ member  # [resample, group]
     gain = torch.einsum("nb,tb,bg->ntg", weights, search.values - search.empty, member)
     reached = gain / gap[:, None]  # faithfulness, [resample, trial, group]
-    after, _ = crossings(reached, search.sizes, search.target)  # [resample, group]
+    after = kept_from(reached, search.sizes, search.target)  # [resample, group]
     before = (after - 1).clamp(min=0)
     f_high, f_low = (reached.gather(1, i[:, None])[:, 0] for i in (after, before))
     # A whole number of components more than the size that misses the target; then what they count.

@@ -1,14 +1,14 @@
 """The smallest faithful circuit along a ranking, by real interventions.
 
-Faithfulness need not grow with size: it may reach the target, fall under it again and come back. So
-two sizes are defined. The circuit that is reported has the smallest size from which faithfulness
-stays at or above the target, at every larger size that was tried; `first` is the smallest size
-tried that reaches it at all.
+Faithfulness need not grow with size: it may reach the target, fall under it again and come back.
+The circuit that is reported has the smallest size from which faithfulness stays at or above the
+target, at every larger size that was tried. So sizes are tried from the largest down, until the
+target is missed.
 
-The sizes tried are a fixed list that depends on the number of components only: every size up to 10,
-then sizes at most a tenth apart, up to everything. Between the reported size and the one before, at
-which the target is missed, the search halves until two neighbouring sizes lie on either side. So
-without its last component the circuit misses the target.
+The sizes tried are of a fixed list that depends on the number of components only: every size up to
+10, then sizes at most a tenth apart, up to everything. Between the reported size and the one
+before, at which the target is missed, the search halves until two neighbouring sizes lie on either
+side. So without its last component the circuit misses the target.
 
 Prompts may fall into groups, each with a ranking of its own (attention edges, whose positions
 mean the same only within a template). The groups are searched side by side, each at its own
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EVERY_UP_TO = 10
@@ -43,7 +43,6 @@ class Search:
         full: The metric of the whole model, per prompt.
         empty: The metric with everything ablated, per prompt.
         chosen: The smallest size from which every larger size tried is faithful, per group.
-        first: The smallest size tried that is faithful, per group.
         target: The faithfulness asked for.
     """
 
@@ -53,7 +52,6 @@ class Search:
     full: Float[Tensor, " batch"]
     empty: Float[Tensor, " batch"]
     chosen: Int[Tensor, " group"]
-    first: Int[Tensor, " group"]
     target: float
 
     def faithfulness_of_groups(self) -> Float[Tensor, "trial group"]:
@@ -78,20 +76,19 @@ def group_faithfulness(
     return ((values - empty) @ member) / gap
 
 
-def crossings(
+def kept_from(
     faithfulness: Float[Tensor, "*more trial group"],
     sizes: Int[Tensor, "trial group"],
     target: float,
-) -> tuple[Int[Tensor, "*more group"], Int[Tensor, "*more group"]]:
-    """Returns the trials from which the target is kept, and those that reach it first.
+) -> Int[Tensor, "*more group"]:
+    """Returns the trial from which the target is kept.
 
     Trials are in order of size within each group, and the last holds everything. That is the whole
     model, which is faithful whatever rounding says.
     """
     reached = (faithfulness >= target) | (sizes == sizes[-1])
     after = torch.arange(1, len(sizes) + 1)[:, None]
-    kept_from = torch.where(reached, 0, after).amax(dim=-2)
-    return kept_from, reached.int().argmax(dim=-2)
+    return torch.where(reached, 0, after).amax(dim=-2)
 
 
 def find_smallest(
@@ -102,6 +99,8 @@ def find_smallest(
     full: Float[Tensor, " batch"],
     empty: Float[Tensor, " batch"],
     target: float,
+    start: int | None = None,
+    weights: Float[Tensor, "resample batch"] | None = None,
     on_trial: Callable[[], None] = lambda: None,
 ) -> Search:
     """Returns the search for the smallest sizes from which faithfulness stays at the target.
@@ -113,6 +112,11 @@ def find_smallest(
         full: The metric of the whole model, per prompt.
         empty: The metric with everything ablated, per prompt.
         target: The faithfulness asked for.
+        start: About where to begin, to go down if the target is kept there, else up until it is;
+            larger sizes are then not looked at. Everything by default.
+        weights: Resamples of the prompts, whose sizes are to be read off the trials too
+            (`circuits.discovery.resample.resampled_sizes`): trials go on downwards until every
+            group misses the target in each of them.
         on_trial: Called after each trial, to show progress.
 
     Raises:
@@ -128,28 +132,49 @@ def find_smallest(
     tried: list[Tensor] = []
     values: list[Tensor] = []
 
-    def try_sizes(sizes: Tensor) -> Tensor:
-        """Faithfulness of each group at `sizes`."""
+    def holds(sizes: Tensor) -> Bool[Tensor, " group"]:
+        """Whether each group keeps the target at its own of `sizes`."""
         tried.append(sizes)
         values.append(evaluate(sizes).cpu().double())
         on_trial()
-        return group_faithfulness(values[-1][None], full, empty, groups)[0]
+        reached = group_faithfulness(values[-1][None], full, empty, groups)[0]
+        return (reached >= target) | (sizes == n_components)
 
     grid = trial_sizes(n_components)
     columns = torch.arange(len(n_components))
-    kept_from, _ = crossings(torch.stack([try_sizes(sizes) for sizes in grid]), grid, target)
-    high = grid[kept_from, columns]
-    low = torch.where(kept_from > 0, grid[(kept_from - 1).clamp(min=0), columns], high - 1)
+    top = n_components if start is None else n_components.clamp(max=start)
+    place = (grid < top).sum(dim=0)  # of the first size that is not under it
+    missed = torch.full_like(place, -1)  # the last place that misses the target, if one did
+    kept = holds(grid[place, columns])
+    while not kept.all():
+        missed = torch.where(kept, missed, place)
+        place = torch.where(kept, place, place + 1)
+        kept |= holds(grid[place, columns])
+    lowest = place.clone()  # that holds
+    resampled = torch.zeros(0, len(groups)).double() if weights is None else weights.double()
+    member = torch.nn.functional.one_hot(groups).double()
+    gaps = (resampled * (full - empty)) @ member  # [resample, group]
+    below = gaps == 0  # which resamples miss the target in which group, or have nothing of it
+    while True:
+        found = missed >= 0
+        waits = (place > 0) & ~(found & below.all(dim=0))
+        if not waits.any():
+            break
+        place = torch.where(waits, place - 1, place)
+        kept = holds(grid[place, columns])
+        below |= ((resampled * (values[-1] - empty)) @ member) / gaps < target
+        lowest = torch.where(~found & kept, place, lowest)
+        missed = torch.where(~found & ~kept, place, missed)
+    high = grid[lowest, columns]
+    low = torch.where(missed >= 0, grid[missed.clamp(min=0), columns], high - 1)
     while ((high - low) > 1).any():
-        middle = torch.where(high - low > 1, (high + low) // 2, high)
-        faithful = try_sizes(middle) >= target
         open_ = high - low > 1
-        low = torch.where(open_ & ~faithful, middle, low)
-        high = torch.where(open_ & faithful, middle, high)
+        middle = torch.where(open_, (high + low) // 2, high)
+        kept = holds(middle)
+        low = torch.where(open_ & ~kept, middle, low)
+        high = torch.where(open_ & kept, middle, high)
     sizes, metric = sorted_trials(torch.stack(tried), torch.stack(values), groups)
-    reached = group_faithfulness(metric, full, empty, groups)
-    chosen, first = (sizes[trial, columns] for trial in crossings(reached, sizes, target))
-    return Search(sizes, metric, groups, full, empty, chosen, first, target)
+    return Search(sizes, metric, groups, full, empty, high, target)
 
 
 def candidate_sizes(n_components: int) -> list[int]:

@@ -105,8 +105,8 @@ def _interval_words(one: Found) -> str:
     """The interval of a size, or why there is none or none that has a width."""
     if math.isnan(one.size_low):
         return f"no interval ({one.interval.removeprefix('none: ')})"
-    if one.is_in_every_resample:
-        return "the same in every resample"
+    if one.is_in_every_half:
+        return "the same on all halves"
     return f"95 % interval {one.size_low:.4g} to {one.size_high:.4g}"
 
 

@@ -80,6 +80,13 @@ class Backend(Protocol):
         """
         ...
 
+    def fused_norms(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Has the norms before heads computed in one pass, where a norm for each head is costly.
+
+        Their own hook points are passed over, so a norm that has a hook stays as it is.
+        """
+        ...
+
     def without_cache(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Keeps no keys and values for generation inside the context.
 
@@ -197,7 +204,9 @@ def component_hooks(model: Model, *, split_heads: bool = True) -> Iterator[None]
     if has_mlps(model.cfg):
         flags["use_hook_mlp_in"] = model.set_use_hook_mlp_in
     before = {name: getattr(model.cfg, name) for name in flags}
-    with backend_of(model).own_keys_and_values(model):
+    backend = backend_of(model)
+    norms = backend.fused_norms(model) if split_heads else contextlib.nullcontext()
+    with backend.own_keys_and_values(model), norms:
         try:
             for switch in flags.values():
                 _switch_on(model, switch)

@@ -129,6 +129,11 @@ def own_keys_and_values(model: TransformerBridge) -> Iterator[None]:
         yield
 
 
+def fused_norms(model: TransformerBridge) -> contextlib.AbstractContextManager[None]:
+    """Changes nothing: norms are the Hugging Face model's own."""
+    return contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def without_cache(model: TransformerBridge) -> Iterator[None]:
     """Has the Hugging Face model keep no cache."""

@@ -40,7 +40,6 @@ COLUMNS = {
     "choice, so more than fresh prompts show.",
     "faithfulness_sparse": "Share of the behaviour that the sparse model's circuit recovers, with "
     "its 95 % interval over prompts.",
-    "first_crossing": "The smallest size tried that reaches the target at all.",
     "found_in": "The model that the circuit was found in.",
     "granularity": "What is counted: heads, MLPs, edges between components, or attention edges "
     "(one query looking at one key inside a head).",

@@ -98,6 +98,18 @@ REFERENCES = {
             "year": "2023",
         },
     ),
+    "shao1989": (
+        "article",
+        {
+            "title": "A General Theory for Jackknife Variance Estimation",
+            "author": "Shao, Jun and Wu, C. F. Jeff",
+            "journal": "The Annals of Statistics",
+            "volume": "17",
+            "number": "3",
+            "pages": "1176--1197",
+            "year": "1989",
+        },
+    ),
     "nanda2022": (
         "misc",
         {
@@ -257,12 +269,19 @@ def _circuits(config: DiscoverConfig) -> str:
 def _statistics(comparison: Comparison) -> str:
     every = [one for found in comparison.discoveries.values() for d in found.values()
              for one in d.found.values()]  # fmt: skip
-    drawn = " or ".join(dict.fromkeys(one.interval for one in every))
+    drawn = " or ".join(dict.fromkeys(one.faithfulness_interval for one in every))
+    redrawn = max(len(one.redrawn_sizes) for one in every)
     fresh = {one.n_measured for one in every if one.measured_on == "reporting"}
     n_random = len(every[0].random_faithfulness)
-    text = (
-        f"Intervals are 95 % percentile intervals of a bootstrap (drawn: {drawn}), with the "
-        "ranking fixed; those of a ratio are paired, over the same resamples for both models. "
+    text = ""
+    if redrawn:
+        text = (
+            f"Sizes and their ratios have 95 % intervals from {redrawn} repetitions of ranking and "
+            "search on random halves of the prompts [@shao1989]: Student's, of the logarithm; "
+            "those of a ratio are paired, over the same halves for both models. "
+        )
+    text += (
+        f"Faithfulness has 95 % percentile intervals of a bootstrap (drawn: {drawn}). "
         f"Each circuit stands beside the mean of {n_random} random circuits of its size"
     )
     if fresh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from circuits.figures import UNITS, counted, rounded
-from circuits.results.comparison import Comparison, prefix_size_ratio, size_ratio
+from circuits.results.comparison import Comparison, size_ratio
 from circuits.results.discovery import Discovery, Found
 
 CE_TOLERANCE = 0.01
@@ -44,11 +44,9 @@ def headline(comparison: Comparison, task: str, granularity: str) -> str:
     if not comparison.is_pair:
         return _headline_of_one(found[comparison.sides[0]], granularity)
     dense, sparse = (found[side].found[granularity] for side in comparison.sides)
-    verdict = (
-        _verdict(*size_ratio(dense, sparse), dense.interval)
-        if dense.is_minimal is None
-        else _verdict_of_pruned(dense, sparse)
-    )
+    verdict = _verdict(*size_ratio(dense, sparse), dense.interval)
+    if dense.is_minimal is not None:
+        verdict += f"; before pruning {dense.prefix_size:.4g} and {sparse.prefix_size:.4g}"
     return (
         f"{100 * found['dense'].config.target:.4g} % of the behaviour takes "
         f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
@@ -78,17 +76,6 @@ def _verdict(ratio: float, low: float, high: float, drawn: str) -> str:
     if low <= 1 <= high:
         return f"{text}; no clear difference: the interval includes 1"
     return text if ratio > 1 else f"{text}; the sparse model needs more"
-
-
-def _verdict_of_pruned(dense: Found, sparse: Found) -> str:
-    """The ratio of pruned sizes, which has no interval, and that of the sizes before, which has."""
-    ratio, *_ = size_ratio(dense, sparse)
-    before, low, high = prefix_size_ratio(dense, sparse)
-    text = "" if math.isnan(ratio) else f"ratio {rounded(ratio)}; "
-    text += f"before pruning {dense.prefix_size:.4g} and {sparse.prefix_size:.4g}"
-    if not math.isnan(low):
-        text += f", ratio {rounded(before)}, 95 % interval {rounded(low)} to {rounded(high)}"
-    return f" ({text})"
 
 
 def warnings_of(comparison: Comparison) -> list[str]:

@@ -22,7 +22,13 @@ from circuits.files import write_json
 from circuits.graph import INPUT, LOGITS
 from circuits.results.circuit import Circuit
 from circuits.results.discovery import FORMAT, RESULTS_FILE, Discovery, Found, check_format
-from circuits.results.intervals import paired_p_value, ratio_interval, seeds_interval
+from circuits.results.intervals import (
+    p_value,
+    percentile_ratio_interval,
+    ratio_interval,
+    ratio_of,
+    seeds_interval,
+)
 from circuits.results.notebook import table_html
 from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
@@ -167,15 +173,15 @@ class Comparison:
         """Returns one row for each task and granularity: sizes, ratio with interval, faithfulness.
 
         `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
-        paired bootstrap's p-value of equal sizes. `interval` says what both are drawn from, or why
-        there is none; `note` where every resample has the same two sizes. The interval from
+        p-value of equal sizes. `interval` says what both are drawn from, or why there is none;
+        `note` where all halves have the same two sizes. The interval from
         `templates_low` to `templates_high` draws whole templates in place of prompts.
         Faithfulness is of `prompts` prompts: fresh ones where `measured_on` is "reporting", those
         that the circuits were found on where it is "sizing". A task that one of the pair does not
         do has one row without a granularity, and `note` says why.
 
-        Where circuits were `pruned`, `minimal` says whether no single component can go. The ratio
-        of their sizes has no interval; that of the sizes before has, in the columns `prefix_*`. The
+        Where circuits were `pruned`, `minimal` says whether no single component can go; the columns
+        `prefix_*` are of the sizes before. The
         columns `attribution_*` count without any intervention: how many components hold the
         target's share of all absolute attribution. A gate that is shut in both runs makes an
         attention edge score exactly 0, so this count favours gated models by construction.
@@ -187,7 +193,7 @@ class Comparison:
                 pair = (dense.found[granularity], sparse.found[granularity])
                 ratio, low, high = size_ratio(*pair)
                 prefix_ratio, prefix_low, prefix_high = prefix_size_ratio(*pair)
-                _, templates_low, templates_high = template_ratio(*pair)
+                templates_low, templates_high = template_ratio_interval(*pair)
                 rows.append(
                     {
                         "task": task,
@@ -197,7 +203,7 @@ class Comparison:
                         "ratio": ratio,
                         "ratio_low": low,
                         "ratio_high": high,
-                        "p": paired_p_value(*(one.resampled_sizes for one in pair)),
+                        "p": size_p_value(*pair),
                         "interval": pair[0].interval,
                         "note": _note(*pair),
                         "templates_low": templates_low,
@@ -265,7 +271,6 @@ class Comparison:
                     "prefix_low": one.prefix_low,
                     "prefix_high": one.prefix_high,
                     "minimal": one.is_minimal,
-                    "first_crossing": one.first_crossing,
                     "components": one.n_components,
                     "holding_attribution": one.n_attribution,
                     "faithfulness": one.faithfulness,
@@ -400,9 +405,9 @@ def _edge_counts(circuit: Circuit) -> dict[str, int]:
 
 def _note(*found: Found) -> str:
     """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
-    if not all(one.is_in_every_resample for one in found):
+    if not all(one.is_in_every_half for one in found):
         return ""
-    return "every resample has this size" if len(found) == 1 else "every resample has these sizes"
+    return "all halves have this size" if len(found) == 1 else "all halves have these sizes"
 
 
 def _all_minimal(*found: Found) -> bool | None:
@@ -413,27 +418,30 @@ def _all_minimal(*found: Found) -> bool | None:
 
 
 def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns dense size over sparse size, and its 95 % interval over shared resamples."""
-    return ratio_interval(dense.size, sparse.size, dense.resampled_sizes, sparse.resampled_sizes)
+    """Returns dense size over sparse size, and its 95 % interval over shared halves of prompts."""
+    return ratio_interval(dense.size, sparse.size, dense.redrawn_sizes, sparse.redrawn_sizes)
+
+
+def size_p_value(dense: Found, sparse: Found) -> float:
+    """Returns the p-value of equal sizes that fits this interval."""
+    return p_value(dense.size, sparse.size, dense.redrawn_sizes, sparse.redrawn_sizes)
 
 
 def prefix_size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns the same of the sizes before pruning, which have resamples in any case."""
+    """Returns the ratio and the interval of the sizes before pruning."""
     return ratio_interval(
-        dense.prefix_size, sparse.prefix_size, dense.resampled_prefixes, sparse.resampled_prefixes
+        dense.prefix_size, sparse.prefix_size, dense.redrawn_prefixes, sparse.redrawn_prefixes
     )
 
 
 def attribution_ratio(dense: Found, sparse: Found) -> float:
     """Returns how many times as many components hold the attribution in the dense model."""
-    return ratio_interval(dense.n_attribution, sparse.n_attribution, (), ())[0]
+    return ratio_of(dense.n_attribution, sparse.n_attribution)
 
 
-def template_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns dense size over sparse size, and its 95 % interval over resamples of templates."""
-    return ratio_interval(
-        dense.size, sparse.size, dense.resampled_templates, sparse.resampled_templates
-    )
+def template_ratio_interval(dense: Found, sparse: Found) -> tuple[float, float]:
+    """Returns the 95 % interval of dense size over sparse size, over resamples of templates."""
+    return percentile_ratio_interval(dense.resampled_templates, sparse.resampled_templates)
 
 
 def circuit_shape(circuit: Circuit) -> dict[str, float]:

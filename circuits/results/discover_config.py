@@ -72,6 +72,12 @@ class DiscoverConfig:
         option="--prompts",
     )
     seed: int = setting(0, SEARCH, "Seed of prompts, random circuits and resamples.")
+    redraws: int = setting(
+        8,
+        SEARCH,
+        "How often circuits are found again, each time on random halves of the prompts to rank and "
+        "to size on, for the intervals of sizes; 0: no intervals.",
+    )
     prune: bool = setting(
         False,
         SEARCH,
@@ -97,4 +103,8 @@ class DiscoverConfig:
             check_choice("granularity", granularity, GRANULARITIES)
         if self.n_prompts < 2:
             raise ValueError(f"at least 2 prompts are needed, got {self.n_prompts}")
+        if self.redraws < 0 or self.redraws == 1:
+            raise ValueError(
+                f"redraws must be 0 (no intervals) or at least 2, got {self.redraws}; 8 is usual"
+            )
         check_seed(self.seed)

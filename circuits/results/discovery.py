@@ -20,7 +20,7 @@ from circuits.results.circuit import Circuit
 from circuits.results.discover_config import DiscoverConfig
 from circuits.results.notebook import table_html
 
-FORMAT = 3
+FORMAT = 4
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
 
 RESULTS_FILE = "comparison.json"
@@ -31,9 +31,6 @@ _BOUNDS = (
     *("prefix_low", "prefix_high", "curve_low", "curve_high"),
 )
 """The ends of intervals, which few prompts do not have: NaN, which JSON has no place for."""
-
-PRUNED = "none: the circuit was pruned"
-"""Why a size has no interval: resamples of a search say nothing of what pruning would leave."""
 
 MeasuredOn = Literal["reporting", "sizing"]
 """The prompts that show what a circuit does: fresh ones, or those that its size was chosen on."""
@@ -47,38 +44,35 @@ class Found:
         circuit: The circuit.
         size: Its number of components (attention edges: mean over templates), after pruning if
             there was any.
-        size_low: Lower end of the size's 95 % interval over sizing prompts; NaN without one. A
-            circuit that was pruned has none.
+        size_low: Lower end of the size's 95 % interval over ranking and sizing prompts; NaN without
+            one (`circuits.results.intervals.spread_interval`).
         size_high: Upper end.
-        interval: What was drawn for the size's interval: "prompts within templates", "prompts", or
-            "none: " and why.
+        interval: What was drawn for the intervals of sizes, or "none: " and why.
         prefix_size: The size before pruning: the smallest along the ranking from which every
             larger size tried reaches the target on the sizing prompts.
-        prefix_low: Lower end of its 95 % interval over sizing prompts; NaN without one.
+        prefix_low: Lower end of its 95 % interval, as of the size.
         prefix_high: Upper end.
-        prefix_interval: What was drawn for that interval, as in `interval`.
         is_minimal: Whether no single component can go without faithfulness falling under the target
             on the sizing prompts; None where the circuit was not pruned.
-        first_crossing: The smallest size tried that reaches the target; less than `prefix_size`
-            where faithfulness falls under it again.
         n_components: How many components there are to choose from.
         faithfulness: The circuit's faithfulness on the prompts that it is measured on.
         faithfulness_low: Lower end of its 95 % interval over these prompts; NaN without one.
         faithfulness_high: Upper end.
-        faithfulness_interval: What was drawn for that interval, as in `interval`.
+        faithfulness_interval: What was drawn for that interval: "prompts within templates",
+            "prompts", or "none: " and why.
         faithfulness_sizing: Its faithfulness on the prompts that chose its size: at the target by
             choice, so more than fresh prompts show.
         measured_on: Which prompts faithfulness is measured on: "reporting", fresh ones, or
             "sizing", the ones that the circuit was found on, where no fresh prompt shares their
-            templates. Everything below but the resampled sizes is of the same prompts.
+            templates. Everything below but redrawn and resampled sizes is of the same prompts.
         n_measured: How many these are.
         faithfulness_without_last: Faithfulness without the component of the lowest rank; None for
             an empty circuit.
         faithfulness_of_rest: The same of all components outside the circuit: what the circuit
             leaves out. Near 0 if the circuit is complete (Wang et al. 2022, section 4.2).
-        resampled_sizes: The size in each bootstrap resample, for paired ratios; none without an
-            interval.
-        resampled_prefixes: The size before pruning in each bootstrap resample.
+        redrawn_sizes: The size of the circuit found again on each pair of halves of the ranking and
+            the sizing prompts, for paired ratios; none without an interval.
+        redrawn_prefixes: The same before pruning.
         resampled_templates: The size in each resample of whole templates; none where there are
             fewer than five.
         template_sizes: The size that each template alone would need, along the same ranking.
@@ -101,9 +95,7 @@ class Found:
     prefix_size: float
     prefix_low: float
     prefix_high: float
-    prefix_interval: str
     is_minimal: bool | None
-    first_crossing: float
     n_components: float
     faithfulness: float
     faithfulness_low: float
@@ -114,8 +106,8 @@ class Found:
     n_measured: int
     faithfulness_without_last: float | None
     faithfulness_of_rest: float
-    resampled_sizes: tuple[float, ...]
-    resampled_prefixes: tuple[float, ...]
+    redrawn_sizes: tuple[float, ...]
+    redrawn_prefixes: tuple[float, ...]
     resampled_templates: tuple[float, ...]
     template_sizes: dict[str, float]
     n_attribution: float
@@ -134,9 +126,9 @@ class Found:
         )
 
     @property
-    def is_in_every_resample(self) -> bool:
-        """Whether every resample has the same size: its interval is one number, not no width."""
-        return len(set(self.resampled_sizes)) == 1
+    def is_in_every_half(self) -> bool:
+        """Whether all halves have the same size: its interval is one number, not no width."""
+        return len(set(self.redrawn_sizes)) == 1
 
     @property
     def random_same_size(self) -> float:
@@ -199,10 +191,9 @@ class Discovery:
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each granularity: size and faithfulness with intervals, baselines.
 
-        `prefix` is the size before pruning, the only one that has an interval where the circuit was
-        pruned; `minimal` is `Found.is_minimal`. `measured_on` says which prompts faithfulness is
-        of, as in `Found`. `rest` is the faithfulness of all components outside the circuit,
-        `random_same_size` that of random circuits, on the mean.
+        `prefix` is the size before pruning; `minimal` is `Found.is_minimal`. `measured_on` says
+        which prompts faithfulness is of, as in `Found`. `rest` is the faithfulness of all
+        components outside the circuit, `random_same_size` that of random circuits, on the mean.
         """
         return pd.DataFrame(
             [

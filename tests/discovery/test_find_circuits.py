@@ -15,6 +15,7 @@ from circuits.attribute import (
 from circuits.choices import ATTRIBUTION_METHODS, GRANULARITIES
 from circuits.discovery.find_circuits import discover, steps_of
 from circuits.discovery.hand_built import induction
+from circuits.discovery.redraw import halves
 from circuits.gate.gate import add_gate
 from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
 from circuits.metrics import METRICS, register_metric
@@ -69,7 +70,6 @@ def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_i
     assert tuple(found) == tuple(GRANULARITIES)
     for one in found.values():
         assert one.faithfulness_sizing >= target
-        assert one.first_crossing <= one.size
         assert one.measured_on == "reporting"
 
 
@@ -102,10 +102,11 @@ def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
         assert getattr(plain, f"prefix_{name}") == getattr(plain, of_size)
     assert pruned.size < pruned.prefix_size
     assert (plain.is_minimal, pruned.is_minimal) == (None, True)
-    # The interval of a prefix is not passed off as that of what is left.
-    assert pruned.interval == "none: the circuit was pruned"
-    assert math.isnan(pruned.size_low)
-    assert pruned.resampled_sizes == pruned.resampled_templates == ()
+    # The interval of a prefix is not passed off as that of what is left, nor are its resamples.
+    assert pruned.redrawn_prefixes == plain.redrawn_prefixes == plain.redrawn_sizes
+    both = zip(pruned.redrawn_sizes, pruned.redrawn_prefixes, strict=True)
+    assert all(left < before for left, before in both)
+    assert pruned.resampled_templates == ()
     assert pruned.faithfulness_sizing >= config.target
     assert pruned.curve_faithfulness == plain.curve_faithfulness
 
@@ -132,7 +133,7 @@ def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
     first, second = (discover(model, TASK, prompts=prompts).found for prompts in (one, other))
     for granularity in GRANULARITIES:
         pair = first[granularity], second[granularity]
-        for name in ("size", "resampled_sizes", "faithfulness_sizing", "first_crossing"):
+        for name in ("size", "redrawn_sizes", "faithfulness_sizing"):
             assert getattr(pair[0], name) == getattr(pair[1], name)
         assert pair[0].curve_faithfulness != pair[1].curve_faithfulness
 
@@ -157,14 +158,71 @@ def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts
 
 @pytest.mark.parametrize(
     ("n", "drawn"),
-    [(12, "prompts within templates"), (8, "none: 8 prompts are too few")],
+    [(12, "halves of ranking and sizing prompts"), (8, "none: 8 prompts are too few")],
 )
 def test_few_prompts_have_no_interval(n, drawn):
     model = make_tiny_model()
     config = DiscoverConfig(granularities=("head",))
     found = discover(model, TASK, config, prompts=made_up_prompts(model, n=n)).found["head"]
-    assert found.interval == found.faithfulness_interval == drawn
+    assert found.interval == drawn
+    assert found.faithfulness_interval == (drawn if n < 10 else "prompts within templates")
     assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
+    assert len(found.redrawn_sizes) == (0 if n < 10 else 8)
+
+
+def test_a_size_found_again_on_halves_is_what_discover_finds_there():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model, n=16)
+    config = DiscoverConfig(granularities=("edge", "attention_edge"), redraws=3, seed=5)
+    found = discover(model, TASK, config, prompts=prompts).found
+    for number, (ranking, sizing) in enumerate(
+        halves(prompts.ranking, prompts.sizing, n=3, seed=5)
+    ):
+        assert len(ranking) == len(sizing) == 8
+        part = TaskPrompts(ranking, sizing, prompts.reporting)
+        alone = discover(model, TASK, config, prompts=part, redraws=0).found
+        for granularity, one in found.items():
+            assert one.redrawn_sizes[number] == alone[granularity].size
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"redraws": 0}, "none: nothing was redrawn"),
+        ({"ablation": "mean"}, "none: a half of a template's 3 prompts has no mean"),
+    ],
+)
+def test_why_a_size_has_no_interval(changes, why):
+    model = make_tiny_model()
+    prompts = made_up_prompts(model, n=12, ablation=changes.get("ablation", "corrupted"))
+    names = ("a",) * 9 + ("b",) * 3
+    prompts = TaskPrompts(
+        *(replace(part, templates=names) for part in (prompts.ranking, prompts.sizing)),
+        replace(prompts.reporting, templates=names),
+    )
+    found = discover(model, TASK, granularities=("head",), prompts=prompts, **changes)
+    assert found.found["head"].interval == why
+
+
+def test_each_template_gives_half_of_its_prompts():
+    model = make_tiny_model()
+    prompts = made_up_prompts(model, n=14).ranking.subset(range(13))
+    names = ("a",) * 6 + ("b",) * 3 + ("c", "d", "e", "f")
+    prompts = replace(prompts, templates=names)
+    drawn = list(halves(prompts, prompts, n=200, seed=0))
+    counts = [[half.templates.count(name) for name in "abcdef"] for half, _ in drawn]
+    assert {count[0] for count in counts} == {3}
+    assert {count[1] for count in counts} == {1, 2}
+    assert {sum(count) for count in counts} == {6, 7}
+    for column in range(2, 6):  # alone in their templates, they are in as often as not
+        assert 70 < sum(count[column] for count in counts) < 130
+    assert len({tuple(half.clean.flatten().tolist()) for half, _ in drawn}) > 100
+
+
+@pytest.mark.parametrize("redraws", [-1, 1])
+def test_a_single_half_has_no_spread(redraws):
+    with pytest.raises(ValueError, match="redraws must be 0"):
+        DiscoverConfig(redraws=redraws)
 
 
 @pytest.mark.newest

@@ -92,7 +92,7 @@ def test_density_is_in_percent_and_a_closed_layer_says_0():
     ("changes", "words"),
     [
         ({}, "95 % interval 5 to 8"),
-        ({"resampled_sizes": (6.0,) * 4}, "the same in every resample"),
+        ({"redrawn_sizes": (6.0,) * 4}, "the same on all halves"),
         (
             {
                 "size_low": math.nan,
@@ -121,7 +121,7 @@ def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():
     assert (dense.error_y.array[0], dense.error_y.arrayminus[0]) == (2, 1)
     # Shared resamples: 5/2, 6/3, 6/3 and 8/5.
     ratios = [text for text in texts(figure) if "×" in text]
-    assert ratios == ["<b>2×</b><br>[1.6, 2.5]"] * 2
+    assert ratios == ["<b>2×</b><br>[1.1, 3.6]"] * 2
 
 
 def test_sizes_have_a_log_axis_only_where_they_span_more_than_tenfold():

@@ -81,7 +81,7 @@ def test_what_is_not_known_is_not_told():
 def test_every_citation_has_its_reference():
     comparison = make_comparison()
     keys = cited(comparison)
-    assert keys == ["draye2025", "syed2023", "wang2023", "hanna2023", "nanda2022"]
+    assert keys == ["draye2025", "syed2023", "wang2023", "hanna2023", "shao1989", "nanda2022"]
     text = bibtex(keys)
     assert text.count("@") == len(keys)
     assert text.count("{") == text.count("}")

@@ -33,10 +33,10 @@ def written(tmp_path_factory):
     return out
 
 
-def with_resampled(comparison, side, resampled):
-    """The comparison of edges in one task, one model's resampled sizes replaced."""
+def with_redrawn(comparison, side, redrawn):
+    """The comparison of edges in one task, one model's redrawn sizes replaced."""
     discovery = comparison.discoveries["ioi"][side]
-    found = {"edge": replace(discovery.found["edge"], resampled_sizes=resampled)}
+    found = {"edge": replace(discovery.found["edge"], redrawn_sizes=redrawn)}
     sides = comparison.discoveries["ioi"] | {side: replace(discovery, found=found)}
     return replace(comparison, discoveries={"ioi": sides})
 
@@ -167,7 +167,7 @@ def test_a_headline_gives_sizes_ratio_and_interval():
     (sentence,) = headlines(one_task())
     assert sentence == (
         "ioi: 90 % of the behaviour takes 6 edges in the dense model and 3 in the sparse one "
-        "(ratio 2, 95 % interval 1.6 to 2.5)."
+        "(ratio 2, 95 % interval 1.1 to 3.6)."
     )
 
 
@@ -179,7 +179,7 @@ def test_the_headline_on_edges_comes_first_within_its_task():
 
 
 def test_a_headline_says_when_the_interval_includes_1():
-    (sentence,) = headlines(with_resampled(one_task(), "sparse", (2.0, 5.0, 7.0, 9.0)))
+    (sentence,) = headlines(with_redrawn(one_task(), "sparse", (2.0, 5.0, 7.0, 9.0)))
     assert sentence.endswith("; no clear difference: the interval includes 1.")
 
 
@@ -193,15 +193,15 @@ def with_evidence(comparison, **changes):
 
 
 def test_a_headline_says_why_there_is_no_interval():
-    none = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
+    none = {"redrawn_sizes": (), "interval": "none: 6 prompts are too few"}
     (sentence,) = headlines(with_evidence(one_task(), **none))
     assert "(ratio 2, no interval: 6 prompts are too few); no clear difference" in sentence
 
 
 def test_a_headline_of_pruned_circuits_tells_the_sizes_before():
     (sentence,) = headlines(pruned(one_task(), lambda size: size // 2))
-    assert "takes 3 edges in the dense model and 1 in the sparse one (ratio 3; before" in sentence
-    assert sentence.endswith("pruning 6 and 3, ratio 2, 95 % interval 1.6 to 2.5).")
+    assert "takes 3 edges in the dense model and 1 in the sparse one (ratio 3, 95 % " in sentence
+    assert sentence.endswith("; before pruning 6 and 3.")
 
 
 def test_a_circuit_that_misses_the_target_on_fresh_prompts_is_named():
@@ -232,7 +232,7 @@ def test_a_headline_says_when_the_sparse_model_needs_more():
     sides = comparison.discoveries["ioi"]
     swapped = {"dense": sides["sparse"], "sparse": sides["dense"]}
     (sentence,) = headlines(replace(comparison, discoveries={"ioi": swapped}))
-    assert "ratio 0.5, 95 % interval 0.41 to 0.62" in sentence
+    assert "ratio 0.5, 95 % interval 0.28 to 0.89" in sentence
     assert sentence.endswith("; the sparse model needs more.")
 
 

@@ -53,7 +53,7 @@ def test_a_comparison_without_its_run_is_refused(tmp_path):
         load_comparison(path)
 
 
-@pytest.mark.parametrize("format_", [None, 2, 4])
+@pytest.mark.parametrize("format_", [None, 3, 5])
 def test_a_comparison_of_another_version_is_refused_in_words(tmp_path, format_):
     path = tmp_path / "a.json"
     save_comparison(make_comparison(), path)
@@ -74,20 +74,20 @@ def test_evidence_says_of_circuits_of_edges_what_their_edges_end_in():
     assert rows.loc["head"].isna().all(axis=None)
 
 
-def test_sizes_that_no_resample_changes_are_said_to_be_so():
+def test_sizes_that_all_halves_have_are_said_to_be_so():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     assert comparison.summary_table()["note"].tolist() == [""]
     for discovery in comparison.discoveries["ioi"].values():
         one = discovery.found["edge"]
-        discovery.found["edge"] = replace(one, resampled_sizes=(one.size,) * 5)
-    assert comparison.summary_table()["note"].tolist() == ["every resample has these sizes"]
-    assert comparison.evidence_table()["note"].tolist() == ["every resample has this size"] * 2
+        discovery.found["edge"] = replace(one, redrawn_sizes=(one.size,) * 5)
+    assert comparison.summary_table()["note"].tolist() == ["all halves have these sizes"]
+    assert comparison.evidence_table()["note"].tolist() == ["all halves have this size"] * 2
 
 
 def test_too_few_prompts_have_neither_an_interval_nor_a_p_value():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     for discovery in comparison.discoveries["ioi"].values():
-        few = {"resampled_sizes": (), "interval": "none: 6 prompts are too few"}
+        few = {"redrawn_sizes": (), "interval": "none: 6 prompts are too few"}
         discovery.found["edge"] = replace(discovery.found["edge"], **few)
     row = comparison.summary_table().iloc[0]
     assert row["ratio"] == 2
@@ -119,12 +119,13 @@ def test_the_columns_of_the_summary_are_promised():
     )
 
 
-def test_pruned_sizes_have_a_ratio_without_an_interval_and_those_before_with_one():
+def test_pruned_sizes_and_those_before_have_a_ratio_with_an_interval_each():
     before = make_comparison(tasks=("ioi",), granularities=("edge",))
     (plain,) = before.summary_table().to_dict("records")
     (row,) = pruned(before, lambda size: size // 2).summary_table().to_dict("records")
     assert (row["dense"], row["sparse"], row["ratio"]) == (3, 1, 3)
-    assert math.isnan(row["ratio_low"]) and math.isnan(row["p"])
+    assert row["ratio_low"] < 3 < row["ratio_high"]
+    assert row["p"] < 0.05
     assert (row["pruned"], row["minimal"]) == (True, True)
     names = ("ratio", "ratio_low", "ratio_high")
     assert [row[f"prefix_{name}"] for name in names] == [plain[name] for name in names]

@@ -66,7 +66,7 @@ def test_a_discovery_has_one_row_for_each_granularity():
     frame = discovery.to_dataframe()
     assert frame["granularity"].tolist() == ["head", "mlp", "edge", "attention_edge"]
     edge = frame.set_index("granularity").loc["edge"]
-    words = {"interval": "prompts within templates", "measured_on": "reporting"}
+    words = {"interval": "halves of ranking and sizing prompts", "measured_on": "reporting"}
     assert edge[list(words)].to_dict() == words
     assert edge["minimal"] is None
     assert edge.drop([*words, "minimal"]).to_dict() == pytest.approx(
