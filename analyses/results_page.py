@@ -111,16 +111,18 @@ def _if_pruned(path: Path) -> list[str]:
     """The section on pruned circuits, if that comparison was made."""
     if not path.is_file():
         return []
+    summary = pd.read_csv(path)
+    without = "; their ratio has no interval" if summary["ratio_low"].isna().all() else ""
     return [
         "## Pruned circuits, and the count by attribution",
         "By `circuits compare --prune`, as sizes are defined now: the smallest prefix of the "
         "ranking from which 90 % stays recovered (`before`), and what is left of it when no single "
         "component can go without missing the target on the prompts that chose it (`dense`, "
-        "`sparse`; their ratio has no interval). `by attribution` counts without interventions, "
+        f"`sparse`{without}). `by attribution` counts without interventions, "
         "how many components hold 90 % of all absolute attribution; a shut gate scores exactly 0, "
         "so it favours gated models. `faithfulness` is on fresh prompts, where a pruned circuit "
         "may miss the target: it is fitted to the prompts that chose it.",
-        markdown(pruned(pd.read_csv(path))),
+        markdown(pruned(summary)),
     ]
 
 
@@ -137,7 +139,7 @@ def pruned(summary: pd.DataFrame) -> pd.DataFrame:
             "components": summary["granularity"].map(UNITS),
             "dense": summary["dense"].map(number),
             "sparse": summary["sparse"].map(number),
-            "ratio": summary["ratio"].map("{:.2f}".format),
+            "ratio [95 %]": [with_interval(row).removesuffix(" -") for row in rows],
             "before": pair("prefix"),
             "ratio before [95 %]": [
                 f"{row['prefix_ratio']:.2f} "

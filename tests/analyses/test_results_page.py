@@ -85,6 +85,7 @@ def test_orders_and_gates_are_listed_at_the_base_of_all_other_choices():
 def test_pruned_sizes_stand_beside_those_before_and_the_count_by_attribution():
     row = {
         "task": "ioi", "granularity": "edge", "dense": 22.0, "sparse": 23.0, "ratio": 22 / 23,
+        "ratio_low": float("nan"), "ratio_high": float("nan"),
         "prefix_dense": 139.0, "prefix_sparse": 267.0, "prefix_ratio": 139 / 267,
         "prefix_ratio_low": 0.33, "prefix_ratio_high": 0.75, "attribution_dense": 84.0,
         "attribution_sparse": 78.0, "attribution_ratio": 84 / 78, "faithfulness_dense": 0.8814,
@@ -95,3 +96,6 @@ def test_pruned_sizes_stand_beside_those_before_and_the_count_by_attribution():
         "ioi", "edges", "22", "23", "0.96", "139, 267", "0.52 [0.33, 0.75]", "84, 78", "1.08",
         "0.881, 0.921",
     ]  # fmt: skip
+    row |= {"ratio_low": 0.7, "ratio_high": 1.31}
+    (told,) = results_page.pruned(pd.DataFrame([row])).to_dict("records")
+    assert told["ratio [95 %]"] == "0.96 [0.70, 1.31]"
