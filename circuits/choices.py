@@ -48,6 +48,8 @@ AttributionMethod = Literal[
     "integrated_gradients",
     "integrated_activations",
     "gradient_average",
+    "gim",
+    "relevance_patching",
     "local_patching",
     "exact_patching",
 ]
@@ -59,6 +61,10 @@ ATTRIBUTION_METHODS: dict[AttributionMethod, str] = {
     "integrated_activations": "The mean gradient over a path of each component's output (EAP-IG "
     "activations).",
     "gradient_average": "The mean of the gradients at the clean and at the ablated input.",
+    "gim": "The gradient in the clean run, changed where it hides what interacts (GIM, Edin et al. "
+    "2025).",
+    "relevance_patching": "Relevance in place of the gradient in the clean run (RelP, Rezaei "
+    "Jafari et al. 2025).",
     "local_patching": "Each reader is run for real without its source; what follows is first "
     "order.",
     "exact_patching": "Everything after each component is run for real.",
@@ -69,6 +75,7 @@ METHOD_ALIASES: dict[str, AttributionMethod] = {
     "eap_ig": "integrated_gradients",
     "eap_ig_inputs": "integrated_gradients",
     "eap_ig_activations": "integrated_activations",
+    "relp": "relevance_patching",
 }
 """The methods by the names that the field has for them."""
 

@@ -71,6 +71,8 @@ def test_a_choice_may_be_spelled_in_other_ways(given, written):
 
 
 def test_the_names_of_the_field_stand_for_methods():
-    methods = [spelled(name, ATTRIBUTION_METHODS, METHOD_ALIASES) for name in ("EAP", "eap-ig")]
-    assert methods == ["attribution_patching", "integrated_gradients"]
+    methods = [
+        spelled(name, ATTRIBUTION_METHODS, METHOD_ALIASES) for name in ("EAP", "eap-ig", "RelP")
+    ]
+    assert methods == ["attribution_patching", "integrated_gradients", "relevance_patching"]
     assert set(METHOD_ALIASES.values()) <= set(ATTRIBUTION_METHODS)

@@ -10,8 +10,10 @@ from circuits.attribute.exact_patching import (
     exact_node_effects,
     exact_patching,
 )
+from circuits.attribute.gim import gim
 from circuits.attribute.input_path import gradient_average, integrated_gradients
 from circuits.attribute.local_patching import local_patching
+from circuits.attribute.relp import relevance_patching
 from circuits.attribute.scores import Scores
 from circuits.choices import ATTRIBUTION_METHODS, AttributionMethod
 from circuits.intervene.ablate import Experiment
@@ -31,6 +33,8 @@ METHODS: dict[str, Method] = {
     "integrated_gradients": integrated_gradients,
     "integrated_activations": integrated_activations,
     "gradient_average": gradient_average,
+    "gim": gim,
+    "relevance_patching": relevance_patching,
     "local_patching": local_patching,
     "exact_patching": exact_patching,
 }
@@ -65,9 +69,11 @@ __all__ = [
     "exact_edge_effects",
     "exact_node_effects",
     "exact_patching",
+    "gim",
     "gradient_average",
     "integrated_activations",
     "integrated_gradients",
     "local_patching",
     "register_method",
+    "relevance_patching",
 ]

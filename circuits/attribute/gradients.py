@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.attribute.backward_rules import PLAIN, BackwardRules
 from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import (
@@ -63,6 +64,7 @@ def run_backward(
     rows: slice,
     hooks: Hooks,
     clean_logits: Float[Tensor, "batch d_vocab"] | None = None,
+    rules: BackwardRules = PLAIN,
 ) -> Run:
     """Runs the clean prompts with `hooks`, and back from the metric.
 
@@ -71,6 +73,7 @@ def run_backward(
         rows: The prompts to run.
         hooks: Hooks that change or note activations; each sees them before a gradient is taken.
         clean_logits: The whole model's, for metrics that refer to them; this run's if left out.
+        rules: What stands in for derivatives on the way back.
     """
     model, graph, prompts = experiment.model, experiment.graph, experiment.prompts
     batch = prompts.subset(range(rows.start, rows.stop))
@@ -108,8 +111,9 @@ def run_backward(
         parameters_without_gradient(model),
     ):
         # The unembedding is by far the widest matrix: it is run at one position a prompt.
-        resid = run_to_final(model, batch.clean, before + noting)
-        logits = logits_after(model, resid, batch.last)
+        resid = run_to_final(model, batch.clean, before + noting + rules.hooks(model))
+        with model.hooks(fwd_hooks=rules.norm_hooks(model)):
+            logits = logits_after(model, resid, batch.last)
         reference = logits.detach() if clean_logits is None else clean_logits
         metric = METRICS[experiment.metric](logits, batch, reference).sum()
         found = torch.autograd.grad(
@@ -129,6 +133,7 @@ def add_edge_scores(
     *,
     weight: float = 1.0,
     sources: slice = slice(None),
+    rules: BackwardRules = PLAIN,
 ) -> None:
     """Adds to `edges` the scores of one run, summed over its prompts.
 
@@ -139,9 +144,10 @@ def add_edge_scores(
         change: What each source writes, clean minus ablated; heads before the norm behind them.
         weight: Factor of the scores.
         sources: The rows to add; those of every source if left out.
+        rules: What stood in for derivatives in the run.
     """
-    model, graph = experiment.model, experiment.graph
-    flat = linear_changes(model, graph, change, run.z).flatten(1)
+    model, graph, constant = experiment.model, experiment.graph, rules.constant_scales
+    flat = linear_changes(model, graph, change, run.z, constant_scale=constant).flatten(1)
 
     def contract(gradient: Tensor, n_upstream: int, columns: slice) -> None:
         """Gradient `[dest batch*pos d_model]` against all upstream changes."""
@@ -155,7 +161,8 @@ def add_edge_scores(
         columns = slice(
             graph.read_destinations(layer, "q").start, graph.read_destinations(layer, "v").stop
         )
-        contract(_at_head_inputs(model, run, layer), graph.n_upstream_of_heads(layer), columns)
+        gradient = _at_head_inputs(model, run, layer, constant_scale=constant)
+        contract(gradient, graph.n_upstream_of_heads(layer), columns)
         if graph.has_mlps:
             column = graph.mlp_destination(layer)
             at_mlp = run.gradients[f"blocks.{layer}.hook_mlp_in"][None]
@@ -165,11 +172,14 @@ def add_edge_scores(
     contract(final, graph.n_sources, slice(last, last + 1))
 
 
-def _at_head_inputs(model: Model, run: Run, layer: int) -> Float[Tensor, "dest batch_pos d_model"]:
+def _at_head_inputs(
+    model: Model, run: Run, layer: int, *, constant_scale: bool
+) -> Float[Tensor, "dest batch_pos d_model"]:
     """Gradients at the q inputs of all heads of a layer, then at their k and v inputs.
 
     With x the input less its mean (nothing less for an RMS norm), s its norm's scale and
-    n = x / s, the Jacobian of the norm is (1 - n n^T / d_model) / s after the same centring.
+    n = x / s, the Jacobian of the norm is (1 - n n^T / d_model) / s after the same centring;
+    1 / s where the scale counts as a constant.
     """
     attn, cfg = model.blocks[layer].attn, model.cfg
     # A TransformerBridge gives the matrices of shared keys and values once.
@@ -192,6 +202,8 @@ def _at_head_inputs(model: Model, run: Run, layer: int) -> Float[Tensor, "dest b
         weights = weights - weights.mean(dim=1, keepdim=True)
     normalized, scale = _normalised(model, run.acts[f"blocks.{layer}.hook_resid_pre"].flatten(0, 1))
     gradients = torch.bmm(slopes / scale, weights.mT)
+    if constant_scale:
+        return gradients
     along = torch.einsum("hpd,pd->hp", gradients, normalized) / cfg.d_model
     return gradients.addcmul_(along[..., None], normalized, value=-1)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from circuits.attribute.backward_rules import PLAIN, BackwardRules
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
@@ -49,7 +50,12 @@ def gradient_average(experiment: Experiment, *, attention_edges: bool = True) ->
 
 
 def score_along_inputs(
-    experiment: Experiment, fractions: Sequence[float], *, method: str, attention_edges: bool
+    experiment: Experiment,
+    fractions: Sequence[float],
+    *,
+    method: str,
+    attention_edges: bool,
+    rules: BackwardRules = PLAIN,
 ) -> Scores:
     """Returns scores whose gradient is the mean over `fractions` of the path to the clean input.
 
@@ -59,19 +65,20 @@ def score_along_inputs(
         ValueError: a score is not finite, or the model has a norm that is not known.
     """
     check_differentiable(experiment.model)
+    rules.check(experiment.model)
     graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
     weight = 1 / len(fractions)
     for rows in experiment.own_batches():
         change, noting = noting_changes(experiment.model, graph, ablated, rows)
-        clean = run_backward(experiment, rows, noting)
+        clean = run_backward(experiment, rows, noting, rules=rules)
         for fraction in sorted(fractions, reverse=True):
             run = clean
             if fraction != 1:
                 embed = ablated.embed[rows] + fraction * change[0]
                 hooks: Hooks = [("blocks.0.hook_resid_pre", _replacing(embed))]
-                run = run_backward(experiment, rows, hooks, clean.logits)
-            add_edge_scores(experiment, totals.edges, run, change, weight=weight)
+                run = run_backward(experiment, rows, hooks, clean.logits, rules)
+            add_edge_scores(experiment, totals.edges, run, change, weight=weight, rules=rules)
             totals.add_attention_edges(run, clean, rows, weight)
     return totals.scores(method)
 

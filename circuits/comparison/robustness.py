@@ -43,10 +43,13 @@ if TYPE_CHECKING:
 
 TARGETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 GRANULARITIES = ("head", "edge")
-FAST_METHODS = tuple(
-    name for name in METHODS if name not in ("exact_patching", "integrated_activations")
+FAST_METHODS = (
+    "attribution_patching",
+    "integrated_gradients",
+    "gradient_average",
+    "local_patching",
 )
-"""Methods that cost a few passes; the others can be asked for by name."""
+"""Methods that estimate effects in a few passes; all others can be asked for by name."""
 SELECTIONS = ("absolute", "signed")
 PROMPT_COUNTS = (25, 100)
 REDRAWS = 5

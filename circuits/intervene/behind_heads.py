@@ -57,12 +57,16 @@ class Norm:
         normed = self._gained(self._normed(total)[0])
         return (normed if self.bias is None else normed + self.bias).to(total.dtype)
 
-    def forwards(self, total: Stream, change: Stream) -> Stream:
-        """Returns the Jacobian at `total` times a change of the input."""
+    def forwards(self, total: Stream, change: Stream, *, constant_scale: bool = False) -> Stream:
+        """Returns the Jacobian at `total` times a change of the input.
+
+        With `constant_scale`, the scale counts as a constant.
+        """
         normed, scale = self._normed(total)
         change = self._centre(change)
-        along = (normed * change).mean(dim=-1, keepdim=True)
-        return self._gained((change - normed * along) / scale).to(total.dtype)
+        if not constant_scale:
+            change = change - normed * (normed * change).mean(dim=-1, keepdim=True)
+        return self._gained(change / scale).to(total.dtype)
 
     def backwards(self, total: Stream, slope: Stream) -> Stream:
         """Returns the gradient at the input `total` for a gradient at the output."""
@@ -172,10 +176,24 @@ def slopes_at_sources(
 
 
 def linear_changes(
-    model: Model, graph: Graph, change: Float[Tensor, "src batch pos d_model"], z: ZOfLayer
+    model: Model,
+    graph: Graph,
+    change: Float[Tensor, "src batch pos d_model"],
+    z: ZOfLayer,
+    *,
+    constant_scale: bool = False,
 ) -> Float[Tensor, "src batch pos d_model"]:
-    """Returns what each source's change does to the residual stream, to first order, where z is."""
-    return _behind(model, graph, change, z, lambda norm, total, part: norm.forwards(total, part))
+    """Returns what each source's change does to the residual stream, to first order, where z is.
+
+    With `constant_scale` the scales of the norms are those of the run, whatever changes.
+    """
+    return _behind(
+        model,
+        graph,
+        change,
+        z,
+        lambda norm, total, part: norm.forwards(total, part, constant_scale=constant_scale),
+    )
 
 
 def lone_changes(

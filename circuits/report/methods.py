@@ -32,6 +32,11 @@ _METHODS = {
         "attribution patching with the mean of the gradients at the clean and the ablated input",
         ["syed2023"],
     ),
+    "gim": (
+        "attribution patching with gradient interaction modifications",
+        ["edin2025"],
+    ),
+    "relevance_patching": ("relevance patching", ["jafari2025"]),
     "local_patching": (
         "running every reader without each of its sources, with a first-order estimate of what "
         "follows",
@@ -65,6 +70,27 @@ REFERENCES = {
             "author": "Syed, Aaquib and Rager, Can and Conmy, Arthur",
             "journal": "arXiv preprint arXiv:2310.10348",
             "year": "2023",
+        },
+    ),
+    "edin2025": (
+        "article",
+        {
+            "title": "{GIM}: Improved Interpretability for Large Language Models",
+            "author": "Edin, Joakim and Csord{\\'a}s, R{\\'o}bert and Ruotsalo, Tuukka and Wu, "
+            "Zhengxuan and Maistro, Maria and Huang, Jing and Maal{\\o}e, Lars",
+            "journal": "arXiv preprint arXiv:2505.17630",
+            "year": "2025",
+        },
+    ),
+    "jafari2025": (
+        "article",
+        {
+            "title": "{RelP}: Faithful and Efficient Circuit Discovery in Language Models via "
+            "Relevance Patching",
+            "author": "Rezaei Jafari, Farnoush and Eberle, Oliver and Khakzar, Ashkan and Nanda, "
+            "Neel",
+            "journal": "arXiv preprint arXiv:2508.21258",
+            "year": "2025",
         },
     ),
     "hanna2024": (

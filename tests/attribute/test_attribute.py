@@ -200,9 +200,10 @@ def all_edges(experiment, scores):
     return scores.edges[experiment.graph.mask]
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "gim"])
 def test_every_method_is_exact_on_a_linear_model(linear, linear_effects, method):
-    scores, (edges, nodes) = method(linear), linear_effects
+    """All but one: test_backward_rules.py has what holds where gradients at values are halved."""
+    scores, (edges, nodes) = METHODS[method](linear), linear_effects
     torch.testing.assert_close(all_edges(linear, scores), edges, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scores.nodes, nodes, atol=1e-5, rtol=1e-5)
 

@@ -121,7 +121,7 @@ def forward(
             if heads:
                 place = f"{dest}@{layer}"
                 run.read[place] = reader(place, heads, model.blocks[layer].attn.b_O)
-                total = total + norm(run.read[place])
+                total = total + run_norm(norm, run.read[place])
         return total
 
     for layer in range(cfg.n_layers):
@@ -132,7 +132,7 @@ def forward(
         for head in range(cfg.n_heads):
             for read in "qkv":
                 stream = read_by(f"a{layer}.h{head}<{read}>", before, constants)
-                normalised[head, read] = stream if _is_olmo_2(cfg) else block.ln1(stream)
+                normalised[head, read] = stream if _is_olmo_2(cfg) else run_norm(block.ln1, stream)
         queries_and_keys = _queries_and_keys(block.attn, normalised)
         for head in range(cfg.n_heads):
             name = f"a{layer}.h{head}"
@@ -147,15 +147,37 @@ def forward(
             seen = constants_before if cfg.parallel_attn_mlp else constants
             stream = read_by(f"m{layer}", upstream, seen)
             if _is_olmo_2(cfg):
-                run.written[f"m{layer}"] = block.ln2(block.mlp(stream))
+                run.written[f"m{layer}"] = run_norm(block.ln2, run_mlp(block.mlp, stream))
             elif after:
-                run.written[f"m{layer}"] = block.ln2_post(block.mlp(block.ln2(stream)))
+                run.written[f"m{layer}"] = run_norm(
+                    block.ln2_post, run_mlp(block.mlp, run_norm(block.ln2, stream))
+                )
             else:
-                run.written[f"m{layer}"] = block.mlp(block.ln2(stream))
+                run.written[f"m{layer}"] = run_mlp(block.mlp, run_norm(block.ln2, stream))
     final = read_by("logits", dict(run.written), constants)
-    final = final if cfg.normalization_type is None else model.ln_final(final)
+    final = final if cfg.normalization_type is None else run_norm(model.ln_final, final)
     run.logits = _capped(model.unembed(final), cfg.output_logits_soft_cap)
     return run
+
+
+def run_norm(norm: Any, stream: Tensor) -> Tensor:
+    """What a norm makes of a stream; tests put another derivative in its place, as below."""
+    return norm(stream)
+
+
+def run_mlp(mlp: Any, stream: Stream) -> Stream:
+    """What an MLP makes of a stream."""
+    return mlp(stream)
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """The softmax over keys."""
+    return scores.softmax(dim=-1)
+
+
+def hand_on(_read: str, act: Tensor) -> Tensor:
+    """A head's query, key or value (`q`, `k` or `v`) as its attention gets it."""
+    return act
 
 
 def _is_olmo_2(cfg: Any) -> bool:
@@ -339,14 +361,14 @@ def _queries_and_keys(
     queries, keys = [], []
     for head in range(cfg.n_heads):
         shared = _shared(attn, head)
-        queries.append(normalised[head, "q"] @ attn.W_Q[head] + attn.b_Q[head])
-        keys.append(normalised[head, "k"] @ w_k[shared] + b_k[shared])
+        queries.append(hand_on("q", normalised[head, "q"] @ attn.W_Q[head] + attn.b_Q[head]))
+        keys.append(hand_on("k", normalised[head, "k"] @ w_k[shared] + b_k[shared]))
     if _is_olmo_2(cfg):  # one norm over all heads
-        queries = [*attn.q_norm(torch.cat(queries, dim=-1)).split(cfg.d_head, dim=-1)]
-        keys = [*attn.k_norm(torch.cat(keys, dim=-1)).split(cfg.d_head, dim=-1)]
+        queries = [*run_norm(attn.q_norm, torch.cat(queries, dim=-1)).split(cfg.d_head, dim=-1)]
+        keys = [*run_norm(attn.k_norm, torch.cat(keys, dim=-1)).split(cfg.d_head, dim=-1)]
     if cfg.use_qk_norm:
-        queries = [attn.q_norm(q) for q in queries]
-        keys = [attn.k_norm(k) for k in keys]
+        queries = [run_norm(attn.q_norm, q) for q in queries]
+        keys = [run_norm(attn.k_norm, k) for k in keys]
     return list(zip(queries, keys, strict=True))
 
 
@@ -357,7 +379,7 @@ def _attend(
     cfg, shared = attn.cfg, _shared(attn, head)
     grouped = cfg.n_key_value_heads is not None
     w_v, b_v = (attn._W_V, attn._b_V) if grouped else (attn.W_V, attn.b_V)
-    v = read @ w_v[shared] + b_v[shared]
+    v = hand_on("v", read @ w_v[shared] + b_v[shared])
     if cfg.clip_qkv is not None:
         q, k, v = (part.clamp(-cfg.clip_qkv, cfg.clip_qkv) for part in (q, k, v))
     if cfg.positional_embedding_type == "rotary":
@@ -371,9 +393,9 @@ def _attend(
     scores = scores.masked_fill((distance < 0) | (distance >= reach), -torch.inf)
     if cfg.use_attention_sinks:  # one more key, that has a score and no value
         sink = attn.sinks[head].expand(*scores.shape[:2], 1)
-        pattern = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+        pattern = softmax(torch.cat([scores, sink], dim=-1))[..., :-1]
     else:
-        pattern = scores.softmax(dim=-1)
+        pattern = softmax(scores)
     if is_gated(attn):
         pattern = pattern * _gate(scores + attn.hook_gate.bias)
     run.pattern[name], run.value[name], run.z[name] = pattern, v, pattern @ v
