@@ -236,13 +236,16 @@ def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
 
     With `share_weights` it has parameters of its own, but they lie in the memory of the model's.
     """
-    backend_of(model).forget_activations(model)
+    backend = backend_of(model)
+    backend.forget_activations(model)
     shared: list[Any] = [getattr(model, "tokenizer", None), getattr(model, "hf_source", None)]
     instead: dict[int, Any] = {id(value): value for value in shared}
     if share_weights:
         for weight in model.parameters():
             instead[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
-    return copy.deepcopy(model, instead)
+    copied = copy.deepcopy(model, instead)
+    backend.own_hooks(copied)
+    return copied
 
 
 def model_info(
