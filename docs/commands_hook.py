@@ -1,13 +1,15 @@
 """Puts into pages, when the site is built, what the code says once.
 
 The options of every command go into the page of the command line, the fields of configs where
-`<!-- settings: module.Class -->` stands.
+`<!-- settings: module.Class -->` stands, and the table of architectures where its marker does.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,13 +19,39 @@ from circuits.cli import app
 from circuits.settings import defaults_of, settings_of
 
 MARKER = "<!-- commands -->"
+ARCHITECTURES = "<!-- architectures -->"
+CHECKS = ("runs", "gate", "edges", "attention_edges", "trains", "saved")
 SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces markers: by a section for each command, as its --help has it, or by a table."""
     markdown = SETTINGS.sub(lambda found: settings(*found.groups()), markdown)
+    if ARCHITECTURES in markdown:
+        table = architectures(Path(__file__).with_name("architectures.csv"))
+        markdown = markdown.replace(ARCHITECTURES, table)
     return markdown.replace(MARKER, commands()) if MARKER in markdown else markdown
+
+
+def architectures(path: Path) -> str:
+    """Returns the table of architectures that run, and a line with those that do not."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = [
+        "| Architecture | gate | edges | attention edges | trains | saved | why not |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    others: dict[str, list[str]] = {}
+    for row in rows:
+        if row["runs"] != "yes":
+            others.setdefault(row["runs"], []).append(row["architecture"])
+            continue
+        reasons = list(dict.fromkeys(row[check] for check in CHECKS if row[check] != "yes"))
+        cells = ["yes" if row[check] == "yes" else "no" for check in CHECKS[1:]]
+        name, why = row["architecture"], _cell("; ".join(reasons))
+        table.append(f"| {name} | {' | '.join(cells)} | {why} |")
+    lines = [f"- {_cell(reason)}: {', '.join(names)}" for reason, names in others.items()]
+    return "\n".join([*table, "", "Those that do not run, by reason:", "", *lines])
 
 
 def settings(module: str, name: str) -> str:

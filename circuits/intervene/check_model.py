@@ -3,9 +3,9 @@
 What is known to stand in the way is a fact of circuits/models/anatomy.py and refused by name.
 TransformerLens wraps over a hundred architectures, though, and a model whose residual stream is not
 the sum that a circuit is defined by would give wrong numbers without a word. So what the method
-needs is measured too, on one pair of prompts: every component shows what it reads and writes; what
-the components write more than in the corrupted run adds up in the stream; the last norm and the
-unembedding make the model's logits of it.
+needs is measured too, on one pair of prompts: every component shows what it reads and writes; heads
+attend by the pattern that is shown; what the components write more than in the corrupted run adds
+up in the stream; the last norm and the unembedding make the model's logits of it.
 """
 
 from __future__ import annotations
@@ -33,10 +33,18 @@ def check_model(model: Model, graph: Graph, prompts: Prompts) -> None:
     Activations that are not finite are left to the checks that name them.
 
     Raises:
-        ValueError: a component does not show what it reads or writes, the residual stream is not
-            the sum of what is written, or the logits are not those of its last position.
+        ValueError: a component does not show what it reads or writes, a head's output is not its
+            pattern times its values, the residual stream is not the sum of what is written, or the
+            logits are not those of its last position.
     """
+    patterns = [f"blocks.{layer}.attn.hook_pattern" for layer in range(graph.n_layers)]
+    if missing := [name for name in patterns if name not in model.hook_dict]:
+        _refuse(model, f"does not show {missing[0]}")
     corrupted = record_activations(model, graph, prompts.corrupted[:1])
+    attention = corrupted.attention
+    attended = torch.einsum("lbhqk,lbkhe->lbqhe", attention.pattern, attention.value)
+    if _differ(attended, corrupted.z, scale=corrupted.z):
+        _refuse(model, "makes what its heads write otherwise than by attention pattern and values")
     change, noting = noting_changes(model, graph, corrupted, slice(0, 1))
     names = [name for name, _ in noting]
     for layer in range(graph.n_layers):

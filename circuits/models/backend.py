@@ -98,6 +98,10 @@ class Backend(Protocol):
         """Drops what modules keep of their last run, and with it that run's graph."""
         ...
 
+    def own_hooks(self, model: Any) -> None:
+        """Ties what a deep copy shares with its original, and is not a tensor, to the copy."""
+        ...
+
     # ---- weights
 
     def named_weights(self, model: Any) -> dict[str, Tensor]:

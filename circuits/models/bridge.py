@@ -159,6 +159,18 @@ def forget_activations(model: TransformerBridge) -> None:
                 vars(module)[name] = None
 
 
+def own_hooks(model: TransformerBridge) -> None:
+    """Makes blocks note what they read anew.
+
+    TransformerLens notes it by closures over the block, which a deep copy takes over as they are:
+    the copy would write into the original what its heads and MLPs read, and show nothing itself.
+    """
+    for block in model.blocks:
+        if hasattr(block, "_maybe_wire_capture_hooks"):  # blocks without attention have none
+            block._teardown_capture_hooks()
+            block._maybe_wire_capture_hooks()
+
+
 def named_weights(model: TransformerBridge) -> dict[str, Tensor]:
     """Returns views of the Hugging Face model's parameters."""
     return dict(model.tl_named_parameters())

@@ -43,8 +43,9 @@ _LIMITS = {
     "num_labels": (0, 2**16),  # of classifiers; transformers makes a name for each
 }
 
-# What HookedTransformer writes for "work it out": heads from widths, outputs from inputs.
-_WORKED_OUT = ("n_heads", "d_vocab_out")
+# What HookedTransformer writes -1 for, "work it out": heads from widths, the vocabulary from the
+# tokenizer, outputs from inputs.
+_WORKED_OUT = ("n_heads", "d_vocab", "d_vocab_out")
 
 # A model of this many times the numbers in its files does not fit them. Up to here the tensors that
 # do not fit are named one by one; word embeddings that are untied from a tied file are twice there.
@@ -79,6 +80,12 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def is_hooked_config(raw: Mapping[str, Any]) -> bool:
+    """Returns whether a config is HookedTransformer's, whatever else it holds besides."""
+    sizes = [raw.get(name) for name in ("d_head", "d_model", "n_layers", "n_ctx")]
+    return "model_type" not in raw or None not in sizes
+
+
 def check_config(raw: Mapping[str, Any], where: str) -> None:
     """Refuses a config with sizes that no model has, or with values of the wrong kind.
 
@@ -87,7 +94,7 @@ def check_config(raw: Mapping[str, Any], where: str) -> None:
     """
     for name, (least, most) in _LIMITS.items():
         value = raw.get(name)
-        if value is None or (value == -1 and name in _WORKED_OUT and "model_type" not in raw):
+        if value is None or (value == -1 and name in _WORKED_OUT and is_hooked_config(raw)):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise ValueError(

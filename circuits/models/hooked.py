@@ -151,6 +151,10 @@ def forget_activations(model: HookedTransformer) -> None:
     """Changes nothing: a HookedTransformer keeps no activations."""
 
 
+def own_hooks(model: HookedTransformer) -> None:
+    """Changes nothing: the hooks of a HookedTransformer are its own."""
+
+
 def named_weights(model: HookedTransformer) -> dict[str, Tensor]:
     """Returns the model's parameters."""
     return dict(model.named_parameters())

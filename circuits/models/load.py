@@ -46,6 +46,7 @@ from circuits.models.load_adapter import (
     read_gguf,
     read_hf_folder,
 )
+from circuits.models.load_checkpoint import checkpoint_config, checkpoint_gate, load_checkpoint
 from circuits.models.names import (
     CHECKPOINT_FILE,
     find_folder,
@@ -54,9 +55,9 @@ from circuits.models.names import (
     is_adapter,
     lasting_name,
 )
-from circuits.models.tokenizer_files import check_vocabulary, read_tokenizer
+from circuits.models.tokenizer_files import check_vocabulary
 from circuits.models.weight_files import held_by, is_weight, read_checkpoint
-from circuits.reading import is_there, number, refused_as
+from circuits.reading import is_there, refused_as
 
 _builder = importlib.import_module(
     "circuits.models.build_hooked" if HAS_HOOKED_TRANSFORMER else "circuits.models.build_bridge"
@@ -111,9 +112,10 @@ def load_model(
       write them: its base model, loaded by the name that stands there or as `base`, with the
       low-rank updates added in float32;
     - a folder with `config.json` and `final.pth`, the published form of HookedTransformer
-      weights: gated as its `gate.json` says; else as its config says (`gate_bias`,
-      `sparse_attention` or `attention_type`); else gated with bias 0, unless the name of its
-      folder or hub repository begins with "dense";
+      weights, the config HookedTransformer's, Hugging Face's or both in one: gated as its
+      `gate.json` says; else as its config says (`use_sparse_attn`, `gate_bias`,
+      `sparse_attention` or `attention_type`); a config that says nothing is a dense model's,
+      unless the name of its folder or hub repository has "sparse" in it;
     - a name that TransformerLens knows, such as `gpt2`;
     - a hub repository `owner/name` with either kind of files.
 
@@ -234,13 +236,16 @@ def copy_model(model: ModelT, *, share_weights: bool = False) -> ModelT:
 
     With `share_weights` it has parameters of its own, but they lie in the memory of the model's.
     """
-    backend_of(model).forget_activations(model)
+    backend = backend_of(model)
+    backend.forget_activations(model)
     shared: list[Any] = [getattr(model, "tokenizer", None), getattr(model, "hf_source", None)]
     instead: dict[int, Any] = {id(value): value for value in shared}
     if share_weights:
         for weight in model.parameters():
             instead[id(weight)] = nn.Parameter(weight.detach(), weight.requires_grad)
-    return copy.deepcopy(model, instead)
+    copied = copy.deepcopy(model, instead)
+    backend.own_hooks(copied)
+    return copied
 
 
 def model_info(
@@ -281,24 +286,22 @@ def model_info(
     else:
         where = str(folder / CONFIG_FILE)
         raw = read_config_file(folder)
+    names = raw.get("architectures")
     gate = None
     if folder is not None and is_there(folder / CHECKPOINT_FILE):
         state = read_checkpoint(folder / CHECKPOINT_FILE)
+        gate = checkpoint_gate(raw, folder, name)
+        raw = checkpoint_config(raw, state, where)
         check_sizes(raw, held_by(state, f"the weights in {folder / CHECKPOINT_FILE}"), where)
         n_parameters = sum(t.numel() for key, t in state.items() if is_weight(key))
-        bias = _published_bias(raw, name, where)
-        gate = None if bias is None else GateCard(bias=bias)
     else:
         config = hf_config(raw, where)
         n_parameters = skeleton(config, tied=is_tied(config), where=where).num_parameters()
+        gate = None if folder is None else find_gate_card(folder)
     cfg = _builder.read_config(raw, torch.float32, name, where)
-    if folder is not None:
-        gate = find_gate_card(folder) or gate
     return ModelInfo(
         name=name,
-        architecture=(
-            raw.get("architectures") or [cfg.original_architecture or "HookedTransformer"]
-        )[0],
+        architecture=(names or [cfg.original_architecture or "HookedTransformer"])[0],
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         d_model=cfg.d_model,
@@ -383,16 +386,15 @@ def _load(
             add_gate(model, card.bias)
     else:
         raw = read_config_file(folder)
-        card = find_gate_card(folder)
-        bias = card.bias if card else None
         if is_there(folder / CHECKPOINT_FILE):
-            bias = bias if card else _published_bias(raw, name, str(folder / CONFIG_FILE))
-            model = _load_checkpoint(folder, raw, name, dtype, build)
+            card = checkpoint_gate(raw, folder, name)
+            model = load_checkpoint(folder, raw, name, dtype, build)
         else:
+            card = find_gate_card(folder)
             parts = read_hf_folder(folder, name, dtype, build)
             model = _built(parts, str(folder / CONFIG_FILE), folder.name, build)
-        if bias is not None:
-            add_gate(model, bias)
+        if card is not None:
+            add_gate(model, card.bias)
     if not adapted and (source := getattr(model, "hf_source", None)) is not None:
         model.hf_source = replace(source, name=lasting_name(name_or_path))
     # By name: TransformerLens would keep the kind of a torch.device, and lose its number.
@@ -404,40 +406,3 @@ def _built(parts: HFParts, where: str, name: str, build: ModuleType) -> Any:
     """The model of a Hugging Face model and tokenizer; `where` is what errors call their place."""
     with refused_as(where, "no model can be run by it"):
         return build.from_hf_model(*parts, name)
-
-
-def _load_checkpoint(
-    folder: Path, raw: dict[str, Any], name: str, dtype: torch.dtype, build: ModuleType
-) -> Any:
-    """The model in a folder of `config.json` and `final.pth`.
-
-    The config is HookedTransformer's own, or a Hugging Face one; then the number of tokens is
-    that of the weights, since the published GPT-2 pads its vocabulary to 50304.
-    """
-    where = str(folder / CONFIG_FILE)
-    state = read_checkpoint(folder / CHECKPOINT_FILE)
-    held = held_by(state, f"the weights in {folder / CHECKPOINT_FILE}")
-    check_sizes(raw, held, where)
-    if "model_type" in raw and "embed.W_E" in state:
-        raw = raw | {"vocab_size": len(state["embed.W_E"])}
-    d_vocab = build.read_config(raw, dtype, name, where).d_vocab
-    tokenizer = read_tokenizer(folder, d_vocab)
-    if tokenizer is None:
-        tokenizer_name = raw.get("tokenizer_name") or raw.get("model_type")
-        if tokenizer_name in ("gpt2", raw.get("tokenizer_name")) and tokenizer_name is not None:
-            with hub_errors(f"{tokenizer_name} (the tokenizer of {name})"):
-                tokenizer = AutoTokenizer.from_pretrained(tokenizer_name, trust_remote_code=False)
-            check_vocabulary(tokenizer, d_vocab, f"the tokenizer {tokenizer_name!r} ({where})")
-    with refused_as(where, "no model can be run by it"):
-        return build.from_checkpoint(raw, state, tokenizer, dtype, name, held.where)
-
-
-def _published_bias(raw: dict[str, Any], name: str, where: str) -> float | None:
-    """Returns the gate bias of a published checkpoint, None for a dense one; see `load_model`."""
-    if raw.get("gate_bias") is not None:
-        return number(raw["gate_bias"], f"{where}: gate_bias")
-    if "sparse_attention" in raw:
-        return 0.0 if raw["sparse_attention"] else None
-    if "attention_type" in raw:
-        return 0.0 if "sparse" in str(raw["attention_type"]).lower() else None
-    return None if Path(name).name.lower().startswith("dense") else 0.0

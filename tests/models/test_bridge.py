@@ -22,7 +22,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from circuits.attribute import METHODS
+from circuits.attribute import METHODS, attribution_patching
 from circuits.discovery.find_circuits import discover
 from circuits.gate.density import measure_density
 from circuits.gate.gate import add_gate, gates, is_gated
@@ -184,6 +184,23 @@ def test_what_a_bridge_holds_and_does_not_use_is_frozen(folder):
     # Neither flags nor a graph are left behind.
     assert all(parameter.requires_grad for parameter in bridge.parameters())
     copy_model(bridge)
+
+
+def test_a_copy_notes_what_it_reads_itself(folder):
+    bridge = load_bridge(folder)
+
+    def scores(model):
+        experiment = prepare_experiment(model, make_prompts(model), metric="logit_diff")
+        return attribution_patching(experiment).edges
+
+    expected, copied = scores(bridge), copy_model(bridge)
+    with torch.no_grad():
+        for weight in copied.parameters():
+            weight.mul_(1.1)
+    assert not torch.allclose(scores(copied), expected, atol=1e-4)
+    torch.testing.assert_close(scores(bridge), expected)
+    del bridge
+    assert scores(copied).isfinite().all()
 
 
 NEOX = GPTNeoXConfig(

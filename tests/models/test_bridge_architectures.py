@@ -66,6 +66,14 @@ REFUSED: dict[str, tuple[hf.PretrainedConfig, str]] = {
         hf.PhiConfig(**LLAMA | {"num_key_value_heads": 4}),
         "does not show blocks.0.hook_mlp_in, blocks.1.hook_mlp_in",
     ),
+    "BitNet, which norms what heads have read": (
+        hf.BitNetConfig(**LLAMA),
+        "otherwise than by attention pattern and values",
+    ),
+    "Mamba": (
+        hf.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, **TOKENS),
+        "does not show blocks.0.attn.hook_pattern",
+    ),
     "GPT-J": (hf.GPTJConfig(rotary_dim=4, **GPT), "no inputs of single heads"),
 }
 
