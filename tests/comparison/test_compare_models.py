@@ -38,7 +38,7 @@ def comparison(pair):
     """
     if results := os.environ.get("CIRCUITS_RESULTS"):
         return load_comparison(Path(results) / "comparison.json")
-    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"))
+    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"), redraws=2)
     return compare(*pair, [get_task("ioi"), get_task("greater_than")], config)
 
 
@@ -101,7 +101,7 @@ def test_the_dense_circuits_pose_the_question(comparison):
 
 
 def test_a_model_compared_with_itself_by_name_has_ratio_1():
-    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="mlp")
+    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="mlp", redraws=2)
     assert {side: facts.name for side, facts in itself.models.items()} == dict.fromkeys(
         ("dense", "sparse"), "sparse"
     )
@@ -124,7 +124,7 @@ def with_others(small):
     with torch.no_grad():
         for parameter in untrained.parameters():
             parameter.normal_(std=0.02)
-    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"))
+    config = DiscoverConfig(n_prompts=10, granularities=("head", "edge"), redraws=2)
     others = {"again": small[1], "untrained": untrained}
     return compare(*small, [get_task("pronoun")], config, others=others)
 

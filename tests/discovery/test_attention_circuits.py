@@ -19,7 +19,7 @@ from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
 skip_file_without_hooked_transformer()
 
 TASK = Task("made_up", "prompts are given", "logit_diff", lambda _tokenizer, _n, _seed: [])
-CONFIG = {"granularities": ("attention_edge",), "target": 0.8}
+CONFIG = {"granularities": ("attention_edge",), "target": 0.8, "redraws": 0}
 
 
 def norm(resid, part, eps):

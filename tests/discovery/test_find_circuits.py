@@ -64,7 +64,7 @@ def made_up_prompts(model, n=12, length=5, ablation="corrupted"):
 )
 def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_it(target, ablation):
     model = make_tiny_model()
-    config = DiscoverConfig(target=target, ablation=ablation)
+    config = DiscoverConfig(target=target, ablation=ablation, redraws=0)
     prompts = made_up_prompts(model, ablation=ablation)
     found = discover(model, TASK, config, prompts=prompts).found
     assert tuple(found) == tuple(GRANULARITIES)
@@ -77,7 +77,7 @@ def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_i
 def test_the_faithfulness_of_a_circuit_is_what_an_intervention_measures(prune):
     model = make_tiny_model()
     prompts = made_up_prompts(model)
-    config = DiscoverConfig(granularities=("edge",), prune=prune)
+    config = DiscoverConfig(granularities=("edge",), prune=prune, redraws=0)
     found = discover(model, TASK, config, prompts=prompts).found["edge"]
     for part, said in (
         (prompts.sizing, found.faithfulness_sizing),
@@ -93,7 +93,7 @@ def test_the_faithfulness_of_a_circuit_is_what_an_intervention_measures(prune):
 def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
     model = make_tiny_model()
     prompts = made_up_prompts(model)
-    config = DiscoverConfig(granularities=(granularity,))
+    config = DiscoverConfig(granularities=(granularity,), redraws=3)
     plain = discover(model, TASK, config, prompts=prompts).found[granularity]
     pruned = discover(model, TASK, replace(config, prune=True), prompts=prompts).found[granularity]
     for name in ("size", "low", "high"):
@@ -114,7 +114,7 @@ def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
 def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():
     model = add_gate(make_tiny_model(), bias=0.1)
     prompts = made_up_prompts(model)
-    config = DiscoverConfig(granularities=("edge",), gates="clean")
+    config = DiscoverConfig(granularities=("edge",), gates="clean", redraws=0)
     found = discover(model, TASK, config, prompts=prompts).found["edge"]
     measured = {}
     for gates in ("follow", "clean"):
@@ -130,7 +130,9 @@ def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
     model = make_tiny_model()
     one, other = made_up_prompts(model), made_up_prompts(model)
     other = TaskPrompts(one.ranking, one.sizing, other.reporting)
-    first, second = (discover(model, TASK, prompts=prompts).found for prompts in (one, other))
+    first, second = (
+        discover(model, TASK, prompts=prompts, redraws=2).found for prompts in (one, other)
+    )
     for granularity in GRANULARITIES:
         pair = first[granularity], second[granularity]
         for name in ("size", "redrawn_sizes", "faithfulness_sizing"):
@@ -230,14 +232,14 @@ def test_a_single_half_has_no_spread(redraws):
 def test_two_runs_with_one_seed_are_equal():
     model = make_tiny_model()
     prompts = made_up_prompts(model)
-    config = DiscoverConfig(granularities=("mlp", "edge", "attention_edge"), seed=3)
+    config = DiscoverConfig(granularities=("mlp", "edge", "attention_edge"), seed=3, redraws=2)
     first, second = (discover(model, TASK, config, prompts=prompts).to_json() for _ in range(2))
     assert first == second
 
 
 def test_a_saved_discovery_is_loaded_as_it_was(tmp_path):
     model = make_tiny_model()
-    config = DiscoverConfig(granularities=("head", "attention_edge"))
+    config = DiscoverConfig(granularities=("head", "attention_edge"), redraws=2)
     found = discover(model, TASK, config, prompts=made_up_prompts(model))
     found.save(tmp_path / "found.json")
     assert Discovery.load(tmp_path / "found.json").to_json() == found.to_json()

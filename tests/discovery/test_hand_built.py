@@ -37,7 +37,7 @@ def experiment_of(built, part="ranking"):
 
 @cache
 def found_by(built, granularity, **options):
-    config = DiscoverConfig(target=TARGET, granularities=(granularity,), **options)
+    config = DiscoverConfig(target=TARGET, granularities=(granularity,), redraws=0, **options)
     found = discover(built.model, built.task, config, prompts=built.prompts(16))
     return found.found[granularity]
 
@@ -144,7 +144,7 @@ def test_text_prompts_are_refused(built):
 def test_a_model_without_mlps_needs_none_of_none(prune):
     built = MODELS["induction"]
     assert built.model.cfg.attn_only
-    found = discover(built.model, built.task, prompts=built.prompts(10), prune=prune, target=TARGET)
+    found = discover(built.model, built.task, prompts=built.prompts(9), prune=prune, target=TARGET)
     mlps = found.found["mlp"]
     assert (mlps.size, mlps.n_components) == (0, 0)
     assert mlps.faithfulness == 1  # nothing is ablated

@@ -231,7 +231,7 @@ def test_a_checkpoint_of_hooked_weights_gives_the_same_bridge(tmp_path, config):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "sparse"])
 def test_discovery_finds_the_same_circuits(small_pair, name):
-    config = DiscoverConfig(n_prompts=10, granularities=("head", "mlp"))
+    config = DiscoverConfig(n_prompts=10, granularities=("head", "mlp"), redraws=2)
     models = [load(getattr(small_pair, name)) for load in (load_model, load_bridge)]
     found = [discover(model, get_task("subject_verb"), config).found for model in models]
     for granularity in config.granularities:
