@@ -35,8 +35,8 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path,
     out = tmp_path / "results"
     code, printed, error = run(
         capsys, "compare", "--dense", str(small_pair.dense), "--sparse", str(small_pair.sparse),
-        "--task", "pronoun", "--prompts", "10", "--redraws", "2", "--granularity", "head", "--granularity", "mlp",
-        "--out", str(out),
+        "--task", "pronoun", "--prompts", "10", "--redraws", "2",
+        "--granularity", "head", "--granularity", "mlp", "--out", str(out),
     )  # fmt: skip
     assert code == 0, error
     summary = pd.read_csv(out / "summary.csv")
@@ -92,8 +92,8 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
 def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
     code, printed, _ = run(
-        capsys, "discover", "--model", "sparse", "--task", "greater-than", "--prompts", "20", "--redraws", "2",
-        "--granularity", "mlps", "--method", "eap-ig", "--method-option", "steps=2",
+        capsys, "discover", "--model", "sparse", "--task", "greater-than",
+        "--prompts", "20", "--redraws", "2", "--granularity", "mlps", "--method", "eap-ig", "--method-option", "steps=2",
         "--out", str(out),
     )  # fmt: skip
     assert code == 0
