@@ -44,8 +44,7 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path,
     assert list(summary["granularity"]) == ["head", "mlp"]
     assert (summary[["faithfulness_dense", "faithfulness_sparse"]] >= 0.6).all(axis=None)
     assert (summary["measured_on"] == "reporting").all()
-    # Three templates share 10 prompts: too few in each to be drawn within.
-    assert (summary["interval"] == "prompts").all()
+    assert (summary["interval"] == "halves of ranking and sizing prompts").all()
     assert "on 10 fresh prompts" in printed
     models = pd.read_csv(out / "models.csv")
     assert list(models.columns) == [
@@ -93,8 +92,8 @@ def test_discover_writes_one_file(capsys, tmp_path):
     out = tmp_path / "found.json"
     code, printed, _ = run(
         capsys, "discover", "--model", "sparse", "--task", "greater-than",
-        "--prompts", "20", "--redraws", "2", "--granularity", "mlps", "--method", "eap-ig", "--method-option", "steps=2",
-        "--out", str(out),
+        "--prompts", "20", "--redraws", "2", "--granularity", "mlps",
+        "--method", "eap-ig", "--method-option", "steps=2", "--out", str(out),
     )  # fmt: skip
     assert code == 0
     found = json.loads(out.read_text())

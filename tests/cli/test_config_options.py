@@ -29,6 +29,7 @@ DISCOVER = {
     "gates": "clean",
     "n_prompts": 7,
     "seed": 5,
+    "redraws": 4,
     "prune": True,
 }
 FIELDS = list(settings_of(TrainConfig))
@@ -114,7 +115,7 @@ def test_a_discovery_is_set_by_options_and_by_a_recipe(tmp_path: Path) -> None:
         "--target", "0.5", "--granularity", "mlp", "--granularity", "heads", "--method", "eap-ig",
         "--method-option", "steps=3", "--method-option", "note=a=b", "--method-option",
         "exact=true", "--selection", "signed", "--ablation", "zero", "--gates", "clean",
-        "--prompts", "7", "--seed", "5", "--prune",
+        "--prompts", "7", "--seed", "5", "--redraws", "4", "--prune",
     )  # fmt: skip
     assert given == DiscoverConfig(**DISCOVER)
     recipe = tmp_path / "recipe.toml"

@@ -89,8 +89,19 @@ def experiments(pair, **options):
     return [prepare_experiment(one, prompts, metric="logit_diff", **options) for one in pair]
 
 
+# What is read of a model is all there in these two: joint and grouped weights, both norms, no gate
+# and a gate. All others are held with one method and one ablation.
+FURTHEST_APART = [("gpt2", False), ("grouped", True)]
+OTHERS = [("gpt2", True), ("llama", False), ("llama", True), ("grouped", False)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+@pytest.mark.parametrize(
+    ("folder", "pair", "ablation"),
+    [(*one, ablation) for one in FURTHEST_APART for ablation in ("corrupted", "mean", "zero")]
+    + [(*one, "corrupted") for one in OTHERS],
+    indirect=["folder", "pair"],
+)
 def test_whole_and_ablated_runs_agree(pair, ablation):
     hooked, bridge = experiments(pair, ablation=ablation)
     torch.testing.assert_close(bridge.full, hooked.full)
@@ -113,8 +124,10 @@ def test_circuits_of_attention_edges_agree(pair):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method",
-    sorted(METHODS),
+    ("folder", "pair", "method"),
+    [(*one, method) for one in FURTHEST_APART for method in sorted(METHODS)]
+    + [(*one, "attribution_patching") for one in OTHERS],
+    indirect=["folder", "pair"],
 )
 def test_scores_agree(pair, method):
     hooked, bridge = (METHODS[method](one) for one in experiments(pair))
