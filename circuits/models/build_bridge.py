@@ -249,6 +249,9 @@ def _around(
             model_name=Path(name).name,
         )
     model.cfg.default_prepend_bos = True
+    # TransformerLens reads it from the Hugging Face module; circuits/models/anatomy.py asks here.
+    limit = getattr(hf_model.config, "clip_qkv", None)
+    model.cfg.clip_qkv = limit  # pyright: ignore[reportAttributeAccessIssue]
     return model
 
 

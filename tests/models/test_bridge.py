@@ -6,6 +6,7 @@ TransformerLens 4 has nothing else. Both classes are loaded from one Hugging Fac
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,8 @@ def test_a_checkpoint_of_hooked_weights_gives_the_same_bridge(tmp_path, config):
     hooked = load_model(folder)
     (folder / "model.safetensors").unlink()
     torch.save(hooked.state_dict(), folder / "final.pth")
+    raw = json.loads((folder / "config.json").read_text()) | {"use_sparse_attn": True}
+    (folder / "config.json").write_text(json.dumps(raw))
     tokens = torch.randint(2, 30, (4, 12))
     expected = add_gate(hooked)(tokens)
     torch.testing.assert_close(load_bridge(folder)(tokens), expected, atol=1e-5, rtol=1e-4)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuits.attribute import attribution_patching
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment, prepare_experiment
+from circuits.intervene.ablate import Experiment, prepare_experiment, run_attention_edges
 from circuits.intervene.activations import (
     logits_after,
     record_activations,
@@ -127,6 +127,13 @@ def test_gradients_at_head_inputs_are_those_of_autograd(tmp_path, name):
     heads = expected != 0
     found = attribution_patching(experiment).edges
     torch.testing.assert_close(found[heads], expected[heads], atol=1e-5, rtol=1e-4)
+
+
+def test_attention_edges_of_clipped_values_are_those_of_the_clipped(tmp_path):
+    experiment = experiment_of(random_bridge(tmp_path, KNOWN["OLMo, clipped"]))
+    (batch, pos), graph = experiment.prompts.clean.shape, experiment.graph
+    kept = torch.ones(batch, graph.n_layers, graph.n_heads, pos, pos, dtype=torch.bool)
+    torch.testing.assert_close(run_attention_edges(experiment, kept), experiment.full)
 
 
 @pytest.mark.parametrize("name", REFUSED)
