@@ -168,9 +168,13 @@ def test_a_checkpoint_can_be_a_base(tmp_path: Path) -> None:
     torch.save(named_weights(load_model(base)), folder / "final.pth")
     found = load_model(adapter, base=folder)
     assert torch.allclose(logits(found), peft_logits(base, adapter), atol=1e-5)
-    shutil.move(folder, tmp_path / "gated")
-    with pytest.raises(ValueError, match="gated is gated; an adapter is put on a dense model"):
-        load_model(adapter, base=tmp_path / "gated")
+    shutil.move(
+        folder, tmp_path / "sparse-gpt2"
+    )  # a checkpoint's name says what its config may not
+    with pytest.raises(
+        ValueError, match="sparse-gpt2 is gated; an adapter is put on a dense model"
+    ):
+        load_model(adapter, base=tmp_path / "sparse-gpt2")
 
 
 def test_a_base_that_is_no_dense_model_is_refused(llama: Path) -> None:
