@@ -89,6 +89,7 @@ def test_the_faithfulness_of_a_circuit_is_what_an_intervention_measures(prune):
         assert measured == pytest.approx(said, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["edge", "attention_edge"])
 def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
     model = make_tiny_model()
@@ -126,6 +127,7 @@ def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():
     assert found.circuit.found["gates"] == "clean"
 
 
+@pytest.mark.slow
 def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
     model = make_tiny_model()
     one, other = made_up_prompts(model), made_up_prompts(model)
@@ -172,6 +174,7 @@ def test_few_prompts_have_no_interval(n, drawn):
     assert len(found.redrawn_sizes) == (0 if n < 10 else 8)
 
 
+@pytest.mark.slow
 def test_a_size_found_again_on_halves_is_what_discover_finds_there():
     model = make_tiny_model()
     prompts = made_up_prompts(model, n=16)
@@ -308,6 +311,7 @@ def test_selection_changes_the_order_in_which_components_are_taken():
     assert len(curves) > 1
 
 
+@pytest.mark.slow
 def test_fields_of_the_config_can_be_given_by_themselves():
     model = make_tiny_model()
     prompts = made_up_prompts(model)
