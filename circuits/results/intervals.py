@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -128,6 +129,7 @@ def seeds_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
     return math.exp(mean), math.exp(mean - margin), math.exp(mean + margin)
 
 
+@cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """Returns how far the middle `level` of Student's t reaches, by bisection of its integral."""
     low, high = 0.0, math.pi / 2
