@@ -20,7 +20,7 @@ from torch import Tensor
 from circuits.attribute import METHODS, Scores
 from circuits.choices import ABLATIONS, GATES
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
-from circuits.discovery.redraw import ABOVE, halves, redrawn_from
+from circuits.discovery.redraw import ABOVE, halves_to_redraw
 from circuits.discovery.search import find_smallest
 from circuits.intervene.ablate import (
     CannotDoTask,
@@ -73,8 +73,8 @@ class _Setting:
     n_prompts: int
 
 
-Sizes = dict[tuple[str, float], float]
-"""Of circuits, by granularity and target."""
+_SizeAt = dict[tuple[str, float], float]
+"""Sizes of circuits by granularity and target."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def _sizes_of(
             workers=workers,
         )
 
-    def sizes_on(ranking: Prompts, sizing: Experiment, start: Sizes | None) -> Sizes:
+    def sizes_on(ranking: Prompts, sizing: Experiment, start: _SizeAt | None) -> _SizeAt:
         scores = METHODS[setting.method](experiment_on(ranking), attention_edges=False)
         return {
             (granularity, target): size
@@ -282,11 +282,8 @@ def _sizes_of(
     experiment = experiment_on(sizing)
     check_does_task(experiment)
     whole = sizes_on(ranking, experiment, None)
-    has_halves = not redrawn_from(ranking, sizing, setting.ablation, redraws).startswith("none")
-    redrawn = [
-        sizes_on(half, experiment_on(other), whole)
-        for half, other in halves(ranking, sizing, n=redraws if has_halves else 0, seed=seed)
-    ]
+    _, halves = halves_to_redraw(ranking, sizing, ablation=setting.ablation, n=redraws, seed=seed)
+    redrawn = [sizes_on(half, experiment_on(other), whole) for half, other in halves]
     return {key: _Sizes(size, tuple(one[key] for one in redrawn)) for key, size in whole.items()}
 
 
@@ -296,7 +293,7 @@ def _sizes_at(
     granularity: str,
     selection: str,
     targets: Sequence[float],
-    start: Sizes | None,
+    start: _SizeAt | None,
 ) -> dict[float, float]:
     """Circuit sizes by target; sizes that were run once are not run again."""
     ranking = rank_components(scores, granularity, selection)

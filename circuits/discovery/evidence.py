@@ -24,11 +24,10 @@ from circuits.discovery.prune import Pruned
 from circuits.discovery.ranked import Ranked, first_of
 from circuits.discovery.redraw import Redrawn
 from circuits.discovery.resample import (
+    TemplateWeights,
     resample_prompts,
-    resample_templates,
     resampled_faithfulness,
     resampled_sizes,
-    single_templates,
 )
 from circuits.discovery.search import Search, curve_sizes, sorted_trials
 from circuits.intervene.ablate import Experiment, faithfulness
@@ -72,6 +71,7 @@ def gather_evidence(
     search: Search,
     pruned: Pruned | None,
     redrawn: Redrawn,
+    weights: TemplateWeights,
     *,
     sizing: Experiment,
     reporting: Experiment,
@@ -85,6 +85,7 @@ def gather_evidence(
         search: The search on the sizing prompts.
         pruned: What is left of the circuit that it chose; None where that was not pruned.
         redrawn: The sizes that were found again on halves of the prompts.
+        weights: Those of the sizing prompts that the search tried sizes for.
         sizing: The sizing prompts.
         reporting: The prompts that took no part in finding the circuit.
         config: How it was looked for.
@@ -92,9 +93,8 @@ def gather_evidence(
     """
     templates, seed = sizing.prompts.templates, config.seed
     counted = ranked.counted(search.sizes)
-    of_templates = resample_templates(templates, seed=seed)
-    templates_drawn = resampled_sizes(search, counted, of_templates.weights)
-    of_each = resampled_sizes(search, counted, single_templates(templates))
+    templates_drawn = resampled_sizes(search, counted, weights.drawn)
+    of_each = resampled_sizes(search, counted, weights.each)
     prefix = first_of(ranked.orders, search.chosen)
     chosen = prefix if pruned is None else list(pruned.chosen)
     circuit = ranked.circuit(chosen)

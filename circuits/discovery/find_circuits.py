@@ -26,8 +26,8 @@ from circuits.choices import Granularity
 from circuits.discovery.evidence import N_RANDOM, gather_evidence
 from circuits.discovery.prune import Pruned, prune
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
-from circuits.discovery.redraw import ABOVE, Redrawn, halves, redrawn_from
-from circuits.discovery.resample import resample_templates, single_templates
+from circuits.discovery.redraw import ABOVE, Redrawn, halves_to_redraw
+from circuits.discovery.resample import TemplateWeights
 from circuits.discovery.search import N_CURVE, Search, find_smallest
 from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
@@ -98,11 +98,12 @@ def discover(
         check_does_task(experiment)
     scores = _scores(experiment_on, prompts.ranking, prompts.sizing, config)
     on_step(f"{task.name}: scored")
+    weights = TemplateWeights.of(prompts.sizing.templates, seed=config.seed)
     chosen: dict[str, _Chosen] = {}
     for granularity in config.granularities:
         ranked = _ranked(scores, prompts.sizing, granularity, config)
         step = partial(on_step, f"{task.name}: {granularity}")
-        chosen[granularity] = _choose(ranked, sizing, config, step, read_off=True)
+        chosen[granularity] = _choose(ranked, sizing, config, step, weights=weights)
     redrawn = _redraw(
         experiment_on, prompts, config, chosen, partial(on_step, f"{task.name}: halves")
     )
@@ -113,6 +114,7 @@ def discover(
             search,
             pruned,
             redrawn[granularity],
+            weights,
             sizing=sizing,
             reporting=reporting,
             config=config,
@@ -198,21 +200,17 @@ def _choose(
     on_step: Callable[[], None],
     *,
     start: int | None = None,
-    read_off: bool = False,
+    weights: TemplateWeights | None = None,
 ) -> _Chosen:
     """Searches a ranking from `start` on, and prunes if that is wanted.
 
-    With `read_off`, the sizes of resampled templates, and of each alone, can be read off later.
+    The sizes under `weights` can then be read off the search.
     """
-    orders, templates = ranked.orders, sizing.prompts.templates
+    orders = ranked.orders
 
     def evaluate(sizes: Tensor) -> Tensor:
         return ranked.run(sizing, first_of(orders, sizes))
 
-    weights = None
-    if read_off:
-        drawn = resample_templates(templates, seed=config.seed).weights
-        weights = torch.cat([drawn, single_templates(templates)])
     search = find_smallest(
         evaluate,
         n_components=torch.tensor([len(order) for order in orders]),
@@ -221,7 +219,7 @@ def _choose(
         empty=sizing.empty,
         target=config.target,
         start=start,
-        weights=weights,
+        weights=None if weights is None else torch.cat([weights.drawn, weights.each]),
         on_trial=on_step,
     )
     pruned = prune(ranked, sizing, search, on_trial=on_step) if config.prune else None
@@ -236,11 +234,15 @@ def _redraw(
     on_step: Callable[[], None],
 ) -> dict[str, Redrawn]:
     """Finds every circuit again on halves of the prompts, and keeps their sizes."""
-    both = prompts.ranking, prompts.sizing
-    drawn = redrawn_from(*both, config.ablation, config.redraws)
+    drawn, halves = halves_to_redraw(
+        prompts.ranking,
+        prompts.sizing,
+        ablation=config.ablation,
+        n=config.redraws,
+        seed=config.seed,
+    )
     sizes: dict[str, list[tuple[float, float]]] = {granularity: [] for granularity in chosen}
-    n = 0 if drawn.startswith("none") else config.redraws
-    for ranking, sizing_prompts in halves(*both, n=n, seed=config.seed):
+    for ranking, sizing_prompts in halves:
         scores = _scores(experiment_on, ranking, sizing_prompts, config)
         sizing = experiment_on(sizing_prompts)
         for granularity, (_, found, _) in chosen.items():

@@ -13,7 +13,7 @@ Two models on the same prompts are found again on the same halves, so their rati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +40,22 @@ class Redrawn:
     prefixes: tuple[float, ...] = ()
 
 
-def redrawn_from(ranking: Prompts, sizing: Prompts, ablation: str, redraws: int) -> str:
-    """Returns what is drawn for the interval of a size, or "none: " and why there is none."""
-    if redraws < 2:
-        return "none: nothing was redrawn"
-    n = min(len(ranking), len(sizing))
-    if n < LEAST_PROMPTS:
-        return too_few(n, "prompt")
+def halves_to_redraw(
+    ranking: Prompts, sizing: Prompts, *, ablation: str, n: int, seed: int
+) -> tuple[str, Iterable[tuple[Prompts, Prompts]]]:
+    """Returns what is drawn for the interval of a size, and the halves of the prompts.
+
+    Where there is no interval, there are no halves, and what is drawn is "none: " and why.
+    """
+    n_prompts = min(len(ranking), len(sizing))
     fewest = min(len(rows) for part in (ranking, sizing) for rows in members_of(part.templates))
+    if n < 2:
+        return "none: nothing was redrawn", ()
+    if n_prompts < LEAST_PROMPTS:
+        return too_few(n_prompts, "prompt"), ()
     if ablation == "mean" and fewest < 4:
-        return f"none: a half of a template's {fewest} prompts has no mean"
-    return "halves of ranking and sizing prompts"
+        return f"none: a half of a template's {fewest} prompts has no mean", ()
+    return "halves of ranking and sizing prompts", halves(ranking, sizing, n=n, seed=seed)
 
 
 def halves(

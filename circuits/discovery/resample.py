@@ -78,6 +78,24 @@ def resample_templates(
     return Resamples(weights, "templates")
 
 
+@dataclass(frozen=True)
+class TemplateWeights:
+    """The weights of prompts under which sizes are read off a search, besides all of them.
+
+    Attributes:
+        drawn: Whole templates, drawn with replacement; no row where they are too few.
+        each: Every template alone.
+    """
+
+    drawn: Float[Tensor, "resample batch"]
+    each: Float[Tensor, "template batch"]
+
+    @classmethod
+    def of(cls, templates: Sequence[str], *, seed: int) -> TemplateWeights:
+        """Returns the weights of prompts of these templates."""
+        return cls(resample_templates(templates, seed=seed).weights, single_templates(templates))
+
+
 def single_templates(templates: Sequence[str]) -> Float[Tensor, "template batch"]:
     """Returns the weights under which each template alone counts."""
     weights = torch.zeros(len(set(templates)), len(templates), dtype=torch.float64)

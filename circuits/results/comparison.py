@@ -174,17 +174,17 @@ class Comparison:
 
         `ratio` is dense over sparse: above 1, the sparse model's circuit is smaller. `p` is the
         p-value of equal sizes. `interval` says what both are drawn from, or why there is none;
-        `note` where all halves have the same two sizes. The interval from
-        `templates_low` to `templates_high` draws whole templates in place of prompts.
+        `note` where all halves have the same two sizes. The interval from `templates_low` to
+        `templates_high` draws whole templates in place of prompts.
         Faithfulness is of `prompts` prompts: fresh ones where `measured_on` is "reporting", those
         that the circuits were found on where it is "sizing". A task that one of the pair does not
         do has one row without a granularity, and `note` says why.
 
         Where circuits were `pruned`, `minimal` says whether no single component can go; the columns
-        `prefix_*` are of the sizes before. The
-        columns `attribution_*` count without any intervention: how many components hold the
-        target's share of all absolute attribution. A gate that is shut in both runs makes an
-        attention edge score exactly 0, so this count favours gated models by construction.
+        `prefix_*` are of the sizes before. The columns `attribution_*` count without any
+        intervention: how many components hold the target's share of all absolute attribution. A
+        gate that is shut in both runs makes an attention edge score exactly 0, so this count
+        favours gated models by construction.
         """
         rows = []
         for task, found in self._compared().items():
