@@ -42,6 +42,7 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
+from circuits.sparsify.layer_start import start_layers
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
 from circuits.sparsify.plain_products import plain_products
@@ -49,6 +50,7 @@ from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
+from circuits.sparsify.stopping import StopRequest
 from circuits.sparsify.trained_weights import (
     choose_trained,
     set_optimizer,
@@ -128,6 +130,7 @@ class Run:
         self._identity: dict[str, Any] | None = None
         self._source: Mapping[str, Any] = {}
         self._look_for_best = False
+        self.starts_layers = config.gate and config.layer_steps > 0
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._shown_at = time.monotonic()
 
@@ -196,7 +199,7 @@ class Run:
                 before = read_json(self.out_dir / RUN_FILE)
                 kept = {name: one for name, one in before.items() if name not in _OF_THE_END}
                 self._write_run_file(kept | {"start": self._start()})
-            cut_log(self.log_path, self.step)
+            cut_log(self.log_path, -1 if self.starts_layers else self.step)
         if self._look_for_best:
             self.evaluate()
             self.save()
@@ -213,6 +216,26 @@ class Run:
             "dense_ce": self.dense_ce if math.isfinite(self.dense_ce) else None,
             "notes": self.notes,
         }
+
+    def start_layers(self, *, shown: bool, asked: StopRequest) -> None:
+        """Trains every layer's attention by itself, and saves the state that this comes to.
+
+        Raises:
+            TrainingInterrupted: a stop was asked for; the layers that are done are saved.
+        """
+        with self._fast():
+            found = start_layers(
+                self.model, self._dense, self.stream, self.config, self.checkpoints,
+                shown=shown, asked=asked,
+            )  # fmt: skip
+        layers = {
+            "layer_kl": [one.kl for one in found],
+            "layer_density": [one.density for one in found],
+        }
+        self.starts_layers = False
+        record = {"step": 0, "lambda": self.multiplier.value, **layers, **self.evaluate()}
+        self.write_log(record | {"seconds": round(self._seconds(), 3)})
+        self.save()
 
     def train_step(self) -> dict[str, Any]:
         """Takes one optimiser step and returns its line of the log."""
@@ -463,6 +486,7 @@ class Run:
             )
         set_weights(self.weights, checkpoint.tensors)
         set_optimizer(self.optimizer, self.weights, checkpoint.tensors)
+        self.starts_layers = False
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
         self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])

@@ -44,12 +44,12 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.folder_lock import locked_folder
-from circuits.sparsify.progress import shown_run
+from circuits.sparsify.progress import Shown, shown_run
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, views_are_read_only, why_not_sharded
-from circuits.sparsify.stopping import TrainingInterrupted, stop_requests
-from circuits.sparsify.trackers import check_tracker, open_tracker
+from circuits.sparsify.stopping import StopRequest, TrainingInterrupted, stop_requests
+from circuits.sparsify.trackers import Tracker, check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:
@@ -166,31 +166,44 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
         TrainingInterrupted: a signal stopped it; the state is saved.
     """
     config, workers = run.config, run.workers
+    shown = shown and workers.is_first
     with (
-        shown_run(config, done=run.step, shown=shown and workers.is_first) as told,
         open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
         stop_requests() as asked,
         views_are_read_only() if run.sharding else nullcontext(),
     ):
-        while run.step < config.steps:
-            record = run.train_step()
-            if config.gate and run.step % config.control_every == 0:
-                record |= run.control()
-            if run.step % config.evaluate_every == 0 or run.step == config.steps:
-                record |= run.evaluate()
-            run.write_log(record)
-            further.log(record)
-            told.show(run.step, record)
-            stopped_by = workers.greatest(asked.signal)
-            if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
-                run.save()
-                run.show()
-            if stopped_by and run.step < config.steps:
-                raise TrainingInterrupted(
-                    f"stopped after step {run.step} of {config.steps}; the state is saved in "
-                    f"{run.out_dir}: to go on, call again with resume=True (--resume)",
-                    stopped_by,
-                )
+        if run.starts_layers:
+            run.start_layers(shown=shown, asked=asked)
+        with shown_run(config, done=run.step, shown=shown) as told:
+            _take_steps(run, told, further, asked)
+
+
+def _take_steps(run: Run, told: Shown, further: Tracker, asked: StopRequest) -> None:
+    """Takes the steps that are left.
+
+    Raises:
+        TrainingInterrupted: a signal stopped it; the state is saved.
+    """
+    config, workers = run.config, run.workers
+    while run.step < config.steps:
+        record = run.train_step()
+        if config.gate and run.step % config.control_every == 0:
+            record |= run.control()
+        if run.step % config.evaluate_every == 0 or run.step == config.steps:
+            record |= run.evaluate()
+        run.write_log(record)
+        further.log(record)
+        told.show(run.step, record)
+        stopped_by = workers.greatest(asked.signal)
+        if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
+            run.save()
+            run.show()
+        if stopped_by and run.step < config.steps:
+            raise TrainingInterrupted(
+                f"stopped after step {run.step} of {config.steps}; the state is saved in "
+                f"{run.out_dir}: to go on, call again with resume=True (--resume)",
+                stopped_by,
+            )
 
 
 def _check_arguments(
@@ -207,6 +220,11 @@ def _check_arguments(
         wrong.append(reason)
     if sharding and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
+    if config.gate and config.layer_steps and workers.count > 1:
+        wrong.append(
+            f"layer_steps is {config.layer_steps}, but layers are started in one process only; set "
+            "it to 0, or train in one process"
+        )
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
     if is_top_k(model):
