@@ -44,7 +44,7 @@ from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
 from circuits.sparsify.layer_start import start_layers
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
-from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
+from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank, set_updates
 from circuits.sparsify.plain_products import plain_products
 from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
@@ -65,6 +65,7 @@ from circuits.workers import Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 SHOWN_EVERY = 60.0
 """Seconds between two pages of a run that goes on, at least."""
@@ -84,6 +85,7 @@ class Run:
         attention: str,
         workers: Workers,
         sharding: Sharding | None = None,
+        updates: Mapping[str, LowRankUpdate] | None = None,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
         self.workers, self.sharding, self.attention = workers, sharding, attention
@@ -107,9 +109,12 @@ class Run:
         )
         self.control_set = stream.held_out("control", config.control_sequences)
         self.selection_set = stream.held_out("selection", config.selection_sequences)
+        # Without a gate and updates to begin with, it still computes what the dense model does.
         control_ce = evaluate_ce(self.model, self.control_set)
         self.dense_ce = evaluate_ce(self.model, self.selection_set)
-        if config.gate:  # until here the model computes what the dense one does
+        if updates is not None:
+            set_updates(self.model, updates)
+        if config.gate:
             add_gate(self.model, config.bias)
         tau = self.dense_ce + config.slack if config.tau is None else config.tau
         self.slack = config.slack if config.tau is None else tau - self.dense_ce
@@ -146,6 +151,7 @@ class Run:
         workers: Workers,
         sharding: Sharding | None = None,
         source: Mapping[str, Any] | None = None,
+        updates: Mapping[str, LowRankUpdate] | None = None,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it.
 
@@ -157,12 +163,12 @@ class Run:
         precision = workers.agree(choose_precision(config.precision, device))
         config = replace(config, precision=precision)
         attention = attention_path(dense, stream, config, sharding)
-        identity = identify(dense, stream, config, frozen, attention, workers)
+        identity = identify(dense, stream, config, frozen, attention, workers, updates)
         checkpoint = find_run(out_dir, identity, resume=resume) if workers.is_first else None
         found = workers.agree((checkpoint.path, checkpoint.lost) if checkpoint else None)
         if found is not None and checkpoint is None:
             checkpoint = replace(load_checkpoint(found[0]), lost=found[1])
-        run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding)
+        run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding, updates)
         run._identity = None if resume else identity
         run._source = source or {}
         if checkpoint is not None:

@@ -54,6 +54,7 @@ from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 
 __all__ = [
@@ -78,6 +79,7 @@ def post_train(
     tracker: str | None = None,
     shard_on: str | torch.device | None = None,
     source: Mapping[str, Any] | None = None,
+    updates: Mapping[str, LowRankUpdate] | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -112,6 +114,8 @@ def post_train(
             process's device for its part.
         source: what `circuits train` needs besides the config to make the run again, such as
             `{"model": "gpt2", "context": 512}`; stands with the config in recipe.toml.
+        updates: low-rank updates to begin with, such as an earlier twin's
+            (`circuits.models.adapter_updates.read_updates`), of the rank that is trained.
 
     Warns:
         UserWarning: the tokenizer does not know many of the text's words, or checkpoints are
@@ -132,12 +136,14 @@ def post_train(
     workers = join_workers(device)
     sharding = None if shard_on is None else Sharding(device, workers.count)
     out_dir = Path(out_dir)
-    _check_arguments(model, stream, config, frozen, workers, sharding)
+    _check_arguments(model, stream, config, frozen, workers, sharding, updates)
     frozen = _checked_frozen(model, config, frozen)
     if workers.is_first:
         check_folder(out_dir, resume=resume)
     with locked_folder(out_dir) if workers.is_first else nullcontext():
-        run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding, source)
+        run = Run.start(
+            model, stream, config, out_dir, frozen, resume, workers, sharding, source, updates
+        )
         run.check_text()
         try:
             run.begin()
@@ -213,6 +219,7 @@ def _check_arguments(
     frozen: Collection[str] | None,
     workers: Workers,
     sharding: Sharding | None,
+    updates: Mapping[str, LowRankUpdate] | None,
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
@@ -220,6 +227,12 @@ def _check_arguments(
         wrong.append(reason)
     if sharding and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
+    if updates is not None and not config.lora_rank:
+        wrong.append("there are updates to begin with, but lora_rank is 0; give their rank")
+    if updates is not None and sharding:
+        wrong.append("a model that is shared out cannot begin with updates; train in one process")
+    if updates is not None and config.gate and config.layer_steps:
+        wrong.append("layers are started from nothing; leave layer_steps or the updates away")
     if config.gate and config.layer_steps and workers.count > 1:
         wrong.append(
             f"layer_steps is {config.layer_steps}, but layers are started in one process only; set "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,7 @@ def test_the_loss_is_that_of_a_loop() -> None:
     assert found.density == pytest.approx(gate[0].sum().item() / allowed)
 
 
-def test_a_price_decides_how_much_stays_open(tmp_path: Path) -> None:
+def test_a_price_decides_how_much_stays_open() -> None:
     dense, tokens = taught(), STREAM.batch(0, 16)
     fisher = fisher_information(dense, tokens)
     results = {}
@@ -167,8 +169,6 @@ def test_a_price_decides_how_much_stays_open(tmp_path: Path) -> None:
 
 
 def test_a_run_begins_with_what_layers_came_to(tmp_path: Path) -> None:
-    import json
-
     result = run(tmp_path / "run", layer_steps=40, layer_price=1.0)
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
@@ -215,7 +215,7 @@ def test_a_damaged_layer_is_trained_again_to_the_same_bits(
 ) -> None:
     straight = run(tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr(module.LayerStart, "go_on", lambda self: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(module.LayerStart, "go_on", lambda _: os.kill(os.getpid(), signal.SIGINT))
         patch.setattr(module.LayerStart, "layer", 1)
         with pytest.raises(TrainingInterrupted):
             run(tmp_path / "run")
@@ -235,3 +235,40 @@ def test_what_cannot_be_started_by_layers_is_refused(tmp_path: Path) -> None:
         TrainConfig(**CONFIG | {"lora_rank": 0})
     with pytest.raises(FloatingPointError, match=r"layer 0 by itself is (nan|inf) .*layer_learn"):
         run(tmp_path / "run", layer_learning_rate=1e30)
+
+
+def test_a_run_begins_with_the_updates_of_an_earlier_one(tmp_path: Path) -> None:
+    first = run(tmp_path / "first")
+    changes = {"layer_steps": 0, "learning_rate": 1e-9, "warm_up": 0.0}
+    config = TrainConfig(**CONFIG | changes)
+
+    def go_on(name: str, **more: Any) -> TrainResult:
+        return post_train(
+            taught(), STREAM, config, tmp_path / name, frozen=(), progress=False, **more
+        )
+
+    second = go_on("second", updates=first.updates)
+    assert second.kl == pytest.approx(first.kl, rel=1e-4)
+    assert second.dense_ce == first.dense_ce
+    assert second.density.overall == pytest.approx(first.density.overall, abs=0.01)
+    assert go_on("other").kl != pytest.approx(first.kl, rel=1e-2)
+    # It is another run than one that begins with nothing.
+    with pytest.raises(ValueError, match=r"model.updates was .* and is"):
+        other = {name: replace(one, up=2 * one.up) for name, one in first.updates.items()}
+        go_on("second", updates=other, resume=True)
+    assert go_on("second", updates=first.updates, resume=True).kl == second.kl
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": 0, "layer_steps": 0}, "lora_rank is 0"),
+        ({}, "layers are started from nothing"),
+    ],
+)
+def test_updates_that_nothing_begins_with_are_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = TrainConfig(**CONFIG | changes)
+    with pytest.raises(ValueError, match=message):
+        post_train(taught(), STREAM, config, tmp_path / "run", frozen=(), updates={})
