@@ -19,6 +19,7 @@ from circuits.sparsify.config import TrainConfig
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
     from circuits.sparsify.data import TokenStream
     from circuits.sparsify.result import TrainResult
 
@@ -31,6 +32,11 @@ class TrainJob:
     """What a recipe holds besides a run's `TrainConfig`."""
 
     model: str = setting("dense", INPUT, "The dense model: a name or folder.")
+    begin_with: str | None = setting(
+        None,
+        INPUT,
+        "An adapter of that model to begin with, such as an earlier twin's, of the same rank.",
+    )
     text: str | None = setting(None, INPUT, "UTF-8 training text; else the synthetic corpus.")
     data: str | None = setting(
         None, INPUT, "Dataset to train on: a hub name, or .jsonl, .csv, .parquet, .txt."
@@ -110,6 +116,7 @@ def train_command(
             )
             streams = [_stream(job, dense, one.seed) for one in configs]
             save = _saved_as(job.save, config, dense)
+            updates = _updates(job.begin_with, config, dense)
         doing = (
             f"post-training {job.model}"
             if config.gate
@@ -121,7 +128,7 @@ def train_command(
             err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
             begun = resume and (twins == 1 or folder.exists())
             failures += _make_model(
-                dense, stream, job, one, folder, begun, tracker, save,
+                dense, stream, job, one, folder, begun, tracker, save, updates,
                 saves=launch.is_first, shard_on=device if shard else None,
             )  # fmt: skip
     if failures:
@@ -147,6 +154,20 @@ def _stream(job: TrainJob, dense: Model, seed: int) -> TokenStream:
     if job.text is not None:
         return text_stream(Path(job.text), tokenizer, context, seed)
     return CorpusStream(tokenizer, context=context, seed=seed)
+
+
+def _updates(
+    folder: str | None, config: TrainConfig, dense: Model
+) -> dict[str, LowRankUpdate] | None:
+    """What the run begins with."""
+    if folder is None:
+        return None
+    if not config.lora_rank:
+        raise ValueError("--begin-with needs low-rank updates; give --lora-rank as well")
+    from circuits.models.adapter_updates import read_updates
+    from circuits.sparsify.low_rank import updated_weights
+
+    return read_updates(dense, folder, updated_weights(dense, config.lora_targets))
 
 
 def _saved_as(save: str, config: TrainConfig, dense: Model) -> str:
@@ -179,6 +200,7 @@ def _make_model(
     resume: bool,
     tracker: str | None,
     save: str,
+    updates: dict[str, LowRankUpdate] | None,
     *,
     saves: bool,
     shard_on: str | None,
@@ -202,6 +224,7 @@ def _make_model(
             tracker=tracker,
             shard_on=shard_on,
             source=asdict(job),
+            updates=updates,
         )
     except TrainingInterrupted as stop:
         say(str(stop))

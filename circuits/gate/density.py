@@ -53,6 +53,17 @@ class OpenEdges:
         """Number of edges that are not masked."""
         return self._stacked(self._counts)[:, 1]
 
+    def of_layer(self, layer: int) -> tuple[Float[Tensor, " head"], Int[Tensor, "2 head"]]:
+        """Returns what one layer has recorded: the expected number, then counts as in `add`.
+
+        Raises:
+            ValueError: the layer did not run.
+        """
+        expected, counts = self._expected[layer], self._counts[layer]
+        if expected is None or counts is None:
+            raise ValueError(f"layer {layer} did not run while recording")
+        return expected, counts
+
     def _stacked(self, counts: list[Tensor | None]) -> Tensor:
         seen = [count for count in counts if count is not None]
         if len(seen) < len(counts):

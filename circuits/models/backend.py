@@ -67,6 +67,18 @@ class Backend(Protocol):
         """Returns what a layer's MLP writes where it reads `resid`."""
         ...
 
+    def run_attention(
+        self, model: Any, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+    ) -> Stream:
+        """Returns what a layer's attention writes where it reads `resid`."""
+        ...
+
+    def run_layer(
+        self, model: Any, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+    ) -> Stream:
+        """Returns the residual stream after a layer that has `resid` before it."""
+        ...
+
     def run_from(
         self, model: Any, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream, hooks: Hooks
     ) -> Stream:

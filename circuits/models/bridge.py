@@ -61,6 +61,23 @@ def run_mlp(
     return written[0]
 
 
+def run_attention(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+) -> Stream:
+    """Runs the layers up to this one, whose attention is given what it reads."""
+    written: list[Tensor] = []
+    hooks: Hooks = [(f"blocks.{layer}.hook_attn_out", lambda act, hook: written.append(act))]
+    _run(model, tokens, layer, resid, hooks, last=layer)
+    return written[0]
+
+
+def run_layer(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+) -> Stream:
+    """Runs the layers before as well, to no effect."""
+    return _run(model, tokens, layer, resid, [], last=layer)
+
+
 def run_from(
     model: TransformerBridge,
     tokens: Int[Tensor, "batch pos"],

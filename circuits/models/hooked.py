@@ -26,6 +26,7 @@ from circuits.models.anatomy import (
     ATTENTION_WEIGHTS,
     MLP_WEIGHTS,
     norm_before_heads,
+    norm_behind_heads,
     norms_heads_together,
     shares_keys,
 )
@@ -62,6 +63,24 @@ def run_mlp(
     block = model.blocks[layer]
     has_norm = norm_before_heads(model.cfg, block) is not None  # then the MLP has one, too
     return block.apply_mlp(block.ln2(resid) if has_norm else resid)
+
+
+def run_attention(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+) -> Stream:
+    """Runs the attention module alone, with the norms before and behind it."""
+    block = model.blocks[layer]
+    before, behind = norm_before_heads(model.cfg, block), norm_behind_heads(model.cfg, block)
+    read = resid if before is None else before(resid)
+    written = block.attn(query_input=read, key_input=read, value_input=read)
+    return written if behind is None else behind(written)
+
+
+def run_layer(
+    model: HookedTransformer, tokens: Int[Tensor, "batch pos"], layer: int, resid: Stream
+) -> Stream:
+    """Runs this layer only."""
+    return model(resid, start_at_layer=layer, stop_at_layer=layer + 1)
 
 
 def run_from(

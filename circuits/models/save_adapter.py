@@ -95,7 +95,7 @@ def save_adapter(
     hf_model = skeleton(config, tied=layout.tied)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for module, placed in _by_module(updates, layout, hf_model).items():
+    for module, placed in place_updates(updates, layout, hf_model).items():
         a, b = _joined(placed, _sides(hf_model.get_submodule(module)))
         ranks[module] = len(a)
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.to(dtype)
@@ -120,16 +120,17 @@ def check_adapter(base: Model, weights: Iterable[str], *, base_name: str | None 
     _base_name(base, base_name)
     _, layout = backend_of(base).saved_parameters(base, source_of(base).config)
     hf_model = skeleton(source_of(base).config, tied=layout.tied)
-    empty = {
-        name: LowRankUpdate(torch.empty(0, 0), torch.empty(0, 0), 1.0, name.endswith("W_O"))
-        for name in weights
-    }
-    _by_module(empty, layout, hf_model)
+    place_updates({name: empty_update(name) for name in weights}, layout, hf_model)
+
+
+def empty_update(name: str) -> LowRankUpdate:
+    """Returns an update of rank 0 of the weight of this name."""
+    return LowRankUpdate(torch.empty(0, 0), torch.empty(0, 0), 1.0, name.endswith("W_O"))
 
 
 @dataclass(frozen=True)
-class _Placed:
-    """An update, and where it lies in its matrix."""
+class Placed:
+    """An update, and where it lies in its matrix of the Hugging Face model."""
 
     update: LowRankUpdate
     inputs: Int[Tensor, " d_in"]
@@ -149,13 +150,17 @@ def _base_name(base: Model, given: str | None) -> str:
     return name
 
 
-def _by_module(
+def place_updates(
     updates: Mapping[str, LowRankUpdate], layout: Rearrangement, hf_model: PreTrainedModel
-) -> dict[str, list[_Placed]]:
-    """The updates of each module of the Hugging Face model."""
+) -> dict[str, list[Placed]]:
+    """Returns the updates of each module of the Hugging Face model.
+
+    Raises:
+        ValueError: an update is not one of a single matrix there.
+    """
     owners = list(layout.shapes)
     ends = list(itertools.accumulate(shape.numel() for shape in layout.shapes.values()))
-    found: dict[str, list[_Placed]] = {}
+    found: dict[str, list[Placed]] = {}
     for name, update in updates.items():
         if name not in layout.places:
             raise ValueError(f"the base model has no weight {name!r} that an adapter could update")
@@ -177,7 +182,7 @@ def _by_module(
         for rows_are_inputs, rows, columns in ((True, inputs, outputs), (False, outputs, inputs)):
             if (rows == rows[:, :1]).all() and (columns == columns[:1]).all():
                 sides = (rows[:, 0], columns[0]) if rows_are_inputs else (columns[0], rows[:, 0])
-                found.setdefault(module, []).append(_Placed(update, *sides, rows_are_inputs))
+                found.setdefault(module, []).append(Placed(update, *sides, rows_are_inputs))
                 break
         else:
             raise _no_matrix(name)
@@ -192,7 +197,7 @@ def _no_matrix(name: str) -> ValueError:
 
 
 def _joined(
-    placed: list[_Placed], sides: tuple[int, int]
+    placed: list[Placed], sides: tuple[int, int]
 ) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
     """The factors of all updates of one matrix, beside each other."""
     d_in, d_out = sides

@@ -8,6 +8,7 @@ fit. What breaks later (a bad copy) shows in the manifest, and the one before it
     checkpoints/step_00000200/   the two latest states of the run
     checkpoints/step_00000300/
     checkpoints/best_00000100/   the best weights that one of those two refers to
+    checkpoints/layer_00000007/  a layer trained by itself, until there is a state of the run
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ TENSORS_FILE = "tensors.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
 
-_STEP, _BEST = "step_", "best_"
+_STEP, _BEST, _LAYER = "step_", "best_", "layer_"
 
 # What safetensors calls the types that a model and AdamW have.
 _TYPES = {
@@ -162,6 +163,11 @@ def best_path(folder: Path, step: int) -> Path:
     return folder / f"{_BEST}{step:08d}"
 
 
+def layer_path(folder: Path, layer: int) -> Path:
+    """Returns where a layer is kept that was trained by itself."""
+    return folder / f"{_LAYER}{layer:08d}"
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Returns the latest state to go on from, None if there is none at all.
 
@@ -223,7 +229,8 @@ def prune_checkpoints(folder: Path, step: int, *, keep: int = 2) -> None:
 
     That is: older states but the last `keep`; later states, which a resumed run has passed over
     as damaged; best weights that no state left refers to (by `state["best_step"]`); states that
-    cannot be read; and folders half written when a run was killed.
+    cannot be read; layers that were trained by themselves; and folders half written when a run was
+    killed.
     """
     needed: set[Path] = set()
     paths = sorted(folder.glob(f"{_STEP}*"))
@@ -235,8 +242,8 @@ def prune_checkpoints(folder: Path, step: int, *, keep: int = 2) -> None:
         needed.add(path)
         if best_step is not None:
             needed.add(best_path(folder, best_step))
-    for pattern in (f"{_STEP}*", f"{_BEST}*", f".{_STEP}*", f".{_BEST}*"):
-        for path in folder.glob(pattern):
+    for kind in (_STEP, _BEST, _LAYER):
+        for path in [*folder.glob(f"{kind}*"), *folder.glob(f".{kind}*")]:
             if path not in needed:
                 shutil.rmtree(path)
 

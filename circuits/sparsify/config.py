@@ -41,6 +41,7 @@ LEARNING_RATE_TIMES_WIDTH = 1.5e-3 * 128
 SCHEDULE = "Schedule and optimiser"
 GATE = "Gate and penalty"
 BOUND = "The bound and lambda"
+LAYERS = "A start by layers"
 LOW_RANK = "Low rank"
 COST = "Memory and time"
 MEASURES = "What is measured"
@@ -162,6 +163,25 @@ class TrainConfig:
         "0.",
         SHARE,
     )
+    layer_steps: int = setting(
+        0,
+        LAYERS,
+        "Steps for each layer's attention by itself, before all are trained together; 0 for none. "
+        "For models of some size, with --lora-rank.",
+        AT_LEAST_0,
+    )
+    layer_price: float = setting(
+        30.0,
+        LAYERS,
+        "What a nat of divergence costs a layer, in densities of that layer.",
+        POSITIVE,
+    )
+    layer_learning_rate: float = setting(
+        1e-2, LAYERS, "Highest learning rate of these steps.", POSITIVE
+    )
+    layer_sequences: int = setting(
+        256, LAYERS, "Training sequences that layers are trained on.", AT_LEAST_1
+    )
     lora_rank: int = setting(
         0,
         LOW_RANK,
@@ -248,6 +268,11 @@ class TrainConfig:
             yield (
                 f"distillation is {self.distillation}; it must be > 0 where ce_weight is 0, since "
                 "nothing else holds the model"
+            )
+        if self.layer_steps and not self.lora_rank:
+            yield (
+                f"layer_steps is {self.layer_steps}; it must be 0 where lora_rank is 0, since "
+                "layers are started as low-rank updates"
             )
         if not self.lambda_min <= self.lambda_start <= self.lambda_max:
             yield (

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 _EVALUATION_BATCH, _EVALUATION_TOKENS = 32, 2**13  # at once, at most, but for one sequence
-_LOGITS = 2**26  # of each of two models that are compared, likewise
+# Of each of two models that are compared, likewise: little memory on a CPU, few passes on a GPU.
+_LOGITS = {True: 2**26, False: 2**29}  # on a CPU, elsewhere
 
 
 @torch.no_grad()
@@ -45,9 +46,10 @@ def evaluate_kl(
     """
     context, models = tokens.shape[1], (model, dense)
     modes = [one.training for one in models]
+    logits_at_once = _LOGITS[model.W_E.device.type == "cpu"]
     at_once = min(
         _EVALUATION_BATCH,
-        max(1, min(_EVALUATION_TOKENS, _LOGITS // model.cfg.d_vocab) // context),
+        max(1, min(_EVALUATION_TOKENS, logits_at_once // model.cfg.d_vocab) // context),
     )
     ce = kl = 0.0
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from circuits.gate.fused import choose_path
 from circuits.sparsify.config import TrainConfig
@@ -17,6 +18,7 @@ from circuits.workers import Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 
 def attention_path(
@@ -45,17 +47,31 @@ def identify(
     frozen: Collection[str],
     attention: str,
     workers: Workers,
+    updates: Mapping[str, LowRankUpdate] | None = None,
 ) -> dict[str, Any]:
     """Returns what must be equal for a run to be resumed, in groups, as JSON."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    weights = {name: held.detach() for name, held in model.named_parameters()}
+    begun: dict[str, Any] = {}
+    if updates is not None:
+        factors = {
+            f"{name}/{one}": getattr(updates[name], one)
+            for name in sorted(updates)
+            for one in ("down", "up")
+        }
+        begun = {"updates": _digest(factors)}
     # The parts of a batch are the same however many processes share them, and steps are the same
     # bits only with the same way of attention.
     same = {"accumulate": config.accumulate * workers.count, "attention": attention}
     return {
         "config": asdict(config) | same,
         "data": stream.describe(),
-        "model": {"weights": digest.hexdigest(), "frozen": sorted(frozen)},
+        "model": {"weights": _digest(weights), "frozen": sorted(frozen), **begun},
     }
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -9,6 +9,7 @@ what is saved is an ordinary model; `low_rank_updates` are what an adapter is ma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,6 +63,16 @@ class LowRank(nn.Module):
         down, up = (held.detach().cpu().clone() for held in (self.down, self.up))
         return LowRankUpdate(down, up, self._scale, self._reads_heads)
 
+    def set(self, update: LowRankUpdate, name: str) -> None:
+        """Takes on the values of an update; `name` is what an error calls the weight."""
+        if update.down.shape != self.down.shape or update.up.shape != self.up.shape:
+            raise ValueError(
+                f"the update of {name} to begin with has rank {update.down.shape[1]}, but "
+                f"{self.down.shape[1]} is trained; let lora_rank (--lora-rank) be that rank"
+            )
+        self.down.copy_(update.down)
+        self.up.copy_(update.up * (update.scale / self._scale))
+
     def _as_weight(self, matrix: Float[Tensor, "rows columns"]) -> Tensor:
         if self._n_heads is None:
             return matrix
@@ -107,6 +118,22 @@ def add_low_rank(
     }
 
 
+@torch.no_grad()
+def set_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> None:
+    """Gives the updates on a model's weights other values, by the names that these have merged.
+
+    A weight without one keeps what it has.
+
+    Raises:
+        ValueError: an update of another rank, or of a weight that has none here.
+    """
+    held = _updates(model)
+    for name, update in updates.items():
+        if name not in held:
+            raise ValueError(f"there is no update on {name} to begin with")
+        held[name].set(update, name)
+
+
 def updated_weights(model: nn.Module, targets: LowRankTargets | str = "all") -> list[str]:
     """Returns the names of the weights that `add_low_rank` puts an update on."""
     names = _names(model)
@@ -115,13 +142,18 @@ def updated_weights(model: nn.Module, targets: LowRankTargets | str = "all") -> 
 
 def low_rank_updates(model: nn.Module) -> dict[str, LowRankUpdate]:
     """Returns copies of the updates on a model's weights, by the names that these have merged."""
+    return {name: held.update() for name, held in _updates(model).items()}
+
+
+def _updates(model: nn.Module) -> dict[str, LowRank]:
+    """The modules of the updates, by the names of their weights."""
     found, names = {}, _names(model)
     for module in model.modules():
         held: Any = module._modules.get("parametrizations")
         updates: dict[str, Any] = dict(held.items()) if held is not None else {}
         for name, puts_on in updates.items():
             path = names[puts_on.original].removesuffix(f"parametrizations.{name}.original")
-            found[path + name] = puts_on[0].update()
+            found[path + name] = puts_on[0]
     return found
 
 

@@ -42,13 +42,15 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
+from circuits.sparsify.layer_start import start_layers
 from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
-from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank
+from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank, set_updates
 from circuits.sparsify.plain_products import plain_products
 from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
+from circuits.sparsify.stopping import StopRequest
 from circuits.sparsify.trained_weights import (
     choose_trained,
     set_optimizer,
@@ -63,6 +65,7 @@ from circuits.workers import Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 SHOWN_EVERY = 60.0
 """Seconds between two pages of a run that goes on, at least."""
@@ -82,6 +85,7 @@ class Run:
         attention: str,
         workers: Workers,
         sharding: Sharding | None = None,
+        updates: Mapping[str, LowRankUpdate] | None = None,
     ) -> None:
         self.config, self.stream, self.out_dir = config, stream, out_dir
         self.workers, self.sharding, self.attention = workers, sharding, attention
@@ -105,9 +109,12 @@ class Run:
         )
         self.control_set = stream.held_out("control", config.control_sequences)
         self.selection_set = stream.held_out("selection", config.selection_sequences)
+        # Without a gate and updates to begin with, it still computes what the dense model does.
         control_ce = evaluate_ce(self.model, self.control_set)
         self.dense_ce = evaluate_ce(self.model, self.selection_set)
-        if config.gate:  # until here the model computes what the dense one does
+        if updates is not None:
+            set_updates(self.model, updates)
+        if config.gate:
             add_gate(self.model, config.bias)
         tau = self.dense_ce + config.slack if config.tau is None else config.tau
         self.slack = config.slack if config.tau is None else tau - self.dense_ce
@@ -128,6 +135,7 @@ class Run:
         self._identity: dict[str, Any] | None = None
         self._source: Mapping[str, Any] = {}
         self._look_for_best = False
+        self.starts_layers = config.gate and config.layer_steps > 0
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._shown_at = time.monotonic()
 
@@ -143,6 +151,7 @@ class Run:
         workers: Workers,
         sharding: Sharding | None = None,
         source: Mapping[str, Any] | None = None,
+        updates: Mapping[str, LowRankUpdate] | None = None,
     ) -> Run:
         """Returns a new run, or the one in `out_dir` as its latest checkpoint has it.
 
@@ -154,12 +163,12 @@ class Run:
         precision = workers.agree(choose_precision(config.precision, device))
         config = replace(config, precision=precision)
         attention = attention_path(dense, stream, config, sharding)
-        identity = identify(dense, stream, config, frozen, attention, workers)
+        identity = identify(dense, stream, config, frozen, attention, workers, updates)
         checkpoint = find_run(out_dir, identity, resume=resume) if workers.is_first else None
         found = workers.agree((checkpoint.path, checkpoint.lost) if checkpoint else None)
         if found is not None and checkpoint is None:
             checkpoint = replace(load_checkpoint(found[0]), lost=found[1])
-        run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding)
+        run = cls(dense, stream, config, out_dir, frozen, attention, workers, sharding, updates)
         run._identity = None if resume else identity
         run._source = source or {}
         if checkpoint is not None:
@@ -196,7 +205,7 @@ class Run:
                 before = read_json(self.out_dir / RUN_FILE)
                 kept = {name: one for name, one in before.items() if name not in _OF_THE_END}
                 self._write_run_file(kept | {"start": self._start()})
-            cut_log(self.log_path, self.step)
+            cut_log(self.log_path, -1 if self.starts_layers else self.step)
         if self._look_for_best:
             self.evaluate()
             self.save()
@@ -213,6 +222,26 @@ class Run:
             "dense_ce": self.dense_ce if math.isfinite(self.dense_ce) else None,
             "notes": self.notes,
         }
+
+    def start_layers(self, *, shown: bool, asked: StopRequest) -> None:
+        """Trains every layer's attention by itself, and saves the state that this comes to.
+
+        Raises:
+            TrainingInterrupted: a stop was asked for; the layers that are done are saved.
+        """
+        with self._fast():
+            found = start_layers(
+                self.model, self._dense, self.stream, self.config, self.checkpoints,
+                shown=shown, asked=asked,
+            )  # fmt: skip
+        layers = {
+            "layer_kl": [one.kl for one in found],
+            "layer_density": [one.density for one in found],
+        }
+        self.starts_layers = False
+        record = {"step": 0, "lambda": self.multiplier.value, **layers, **self.evaluate()}
+        self.write_log(record | {"seconds": round(self._seconds(), 3)})
+        self.save()
 
     def train_step(self) -> dict[str, Any]:
         """Takes one optimiser step and returns its line of the log."""
@@ -463,6 +492,7 @@ class Run:
             )
         set_weights(self.weights, checkpoint.tensors)
         set_optimizer(self.optimizer, self.weights, checkpoint.tensors)
+        self.starts_layers = False
         self.step, self.best_step = state["step"], state["best_step"]
         self.best_density = math.inf if self.best_step is None else state["best_density"]
         self.multiplier = Multiplier(state["lambda"], state["lambda_ema"])

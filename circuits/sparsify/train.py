@@ -44,16 +44,17 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce
 from circuits.sparsify.folder_lock import locked_folder
-from circuits.sparsify.progress import shown_run
+from circuits.sparsify.progress import Shown, shown_run
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run import Run
 from circuits.sparsify.sharding import Sharding, views_are_read_only, why_not_sharded
-from circuits.sparsify.stopping import TrainingInterrupted, stop_requests
-from circuits.sparsify.trackers import check_tracker, open_tracker
+from circuits.sparsify.stopping import StopRequest, TrainingInterrupted, stop_requests
+from circuits.sparsify.trackers import Tracker, check_tracker, open_tracker
 from circuits.workers import Workers, join_workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
+    from circuits.models.save_adapter import LowRankUpdate
 
 
 __all__ = [
@@ -78,6 +79,7 @@ def post_train(
     tracker: str | None = None,
     shard_on: str | torch.device | None = None,
     source: Mapping[str, Any] | None = None,
+    updates: Mapping[str, LowRankUpdate] | None = None,
 ) -> TrainResult:
     """Returns the sparse twin of a dense model, and how well it keeps the constraint.
 
@@ -112,6 +114,8 @@ def post_train(
             process's device for its part.
         source: what `circuits train` needs besides the config to make the run again, such as
             `{"model": "gpt2", "context": 512}`; stands with the config in recipe.toml.
+        updates: low-rank updates to begin with, such as an earlier twin's
+            (`circuits.models.adapter_updates.read_updates`), of the rank that is trained.
 
     Warns:
         UserWarning: the tokenizer does not know many of the text's words, or checkpoints are
@@ -132,12 +136,14 @@ def post_train(
     workers = join_workers(device)
     sharding = None if shard_on is None else Sharding(device, workers.count)
     out_dir = Path(out_dir)
-    _check_arguments(model, stream, config, frozen, workers, sharding)
+    _check_arguments(model, stream, config, frozen, workers, sharding, updates)
     frozen = _checked_frozen(model, config, frozen)
     if workers.is_first:
         check_folder(out_dir, resume=resume)
     with locked_folder(out_dir) if workers.is_first else nullcontext():
-        run = Run.start(model, stream, config, out_dir, frozen, resume, workers, sharding, source)
+        run = Run.start(
+            model, stream, config, out_dir, frozen, resume, workers, sharding, source, updates
+        )
         run.check_text()
         try:
             run.begin()
@@ -166,31 +172,44 @@ def _train(run: Run, *, shown: bool, tracker: str | None) -> None:
         TrainingInterrupted: a signal stopped it; the state is saved.
     """
     config, workers = run.config, run.workers
+    shown = shown and workers.is_first
     with (
-        shown_run(config, done=run.step, shown=shown and workers.is_first) as told,
         open_tracker(tracker if workers.is_first else None, run.out_dir, config) as further,
         stop_requests() as asked,
         views_are_read_only() if run.sharding else nullcontext(),
     ):
-        while run.step < config.steps:
-            record = run.train_step()
-            if config.gate and run.step % config.control_every == 0:
-                record |= run.control()
-            if run.step % config.evaluate_every == 0 or run.step == config.steps:
-                record |= run.evaluate()
-            run.write_log(record)
-            further.log(record)
-            told.show(run.step, record)
-            stopped_by = workers.greatest(asked.signal)
-            if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
-                run.save()
-                run.show()
-            if stopped_by and run.step < config.steps:
-                raise TrainingInterrupted(
-                    f"stopped after step {run.step} of {config.steps}; the state is saved in "
-                    f"{run.out_dir}: to go on, call again with resume=True (--resume)",
-                    stopped_by,
-                )
+        if run.starts_layers:
+            run.start_layers(shown=shown, asked=asked)
+        with shown_run(config, done=run.step, shown=shown) as told:
+            _take_steps(run, told, further, asked)
+
+
+def _take_steps(run: Run, told: Shown, further: Tracker, asked: StopRequest) -> None:
+    """Takes the steps that are left.
+
+    Raises:
+        TrainingInterrupted: a signal stopped it; the state is saved.
+    """
+    config, workers = run.config, run.workers
+    while run.step < config.steps:
+        record = run.train_step()
+        if config.gate and run.step % config.control_every == 0:
+            record |= run.control()
+        if run.step % config.evaluate_every == 0 or run.step == config.steps:
+            record |= run.evaluate()
+        run.write_log(record)
+        further.log(record)
+        told.show(run.step, record)
+        stopped_by = workers.greatest(asked.signal)
+        if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
+            run.save()
+            run.show()
+        if stopped_by and run.step < config.steps:
+            raise TrainingInterrupted(
+                f"stopped after step {run.step} of {config.steps}; the state is saved in "
+                f"{run.out_dir}: to go on, call again with resume=True (--resume)",
+                stopped_by,
+            )
 
 
 def _check_arguments(
@@ -200,6 +219,7 @@ def _check_arguments(
     frozen: Collection[str] | None,
     workers: Workers,
     sharding: Sharding | None,
+    updates: Mapping[str, LowRankUpdate] | None,
 ) -> None:
     """Refuses what cannot work before anything is written; all complaints in one error."""
     wrong = []
@@ -207,6 +227,17 @@ def _check_arguments(
         wrong.append(reason)
     if sharding and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
+    if updates is not None and not config.lora_rank:
+        wrong.append("there are updates to begin with, but lora_rank is 0; give their rank")
+    if updates is not None and sharding:
+        wrong.append("a model that is shared out cannot begin with updates; train in one process")
+    if updates is not None and config.gate and config.layer_steps:
+        wrong.append("layers are started from nothing; leave layer_steps or the updates away")
+    if config.gate and config.layer_steps and workers.count > 1:
+        wrong.append(
+            f"layer_steps is {config.layer_steps}, but layers are started in one process only; set "
+            "it to 0, or train in one process"
+        )
     if is_gated(model):
         wrong.append("the model has a gate already; post-training starts from a dense model")
     if is_top_k(model):

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
 from circuits.models.adapter import DIGEST, weights_digest
+from circuits.models.adapter_updates import read_updates
 from circuits.models.load import (
     copy_model,
     from_hf,
@@ -30,6 +31,7 @@ from circuits.sparsify.low_rank import (
     add_low_rank,
     low_rank_updates,
     merge_low_rank,
+    set_updates,
     updated_weights,
 )
 from tests.helpers import needs_hooked_transformer
@@ -303,6 +305,56 @@ def test_a_saved_adapter_is_the_updated_model_here_and_in_peft(kind, load, tmp_p
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     assert json.loads((folder / "base.json").read_text())[DIGEST] == weights_digest(hf_model(base))
+
+
+@pytest.mark.parametrize("load", [load_model, load_bridge])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "neox"])
+def test_the_updates_of_a_saved_adapter_can_be_read_again(kind, load, tmp_path) -> None:
+    dense = load(hf_folder(tmp_path / "base", kind))
+    model, updates = updated(dense)
+    save_adapter(dense, updates, tmp_path / "adapter")
+    found = read_updates(dense, tmp_path / "adapter", updated_weights(dense))
+    assert set(found) == set(updates)
+    for name, update in updates.items():
+        assert torch.equal(found[name].down, update.down) and torch.equal(found[name].up, update.up)
+        assert found[name].scale == pytest.approx(update.scale)
+    again = copy_model(dense)
+    add_low_rank(again, 2, alpha=7.0)
+    set_updates(again, found)
+    merge_low_rank(again)
+    assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_an_adapter_of_peft_can_be_begun_with(llama: Path) -> None:
+    dense = load_model(llama.parent / "base")
+    found = read_updates(dense, llama, updated_weights(dense))
+    assert len(found) == 3 * dense.cfg.n_layers
+    model = copy_model(dense)
+    add_low_rank(model, 3)
+    set_updates(model, found)
+    merge_low_rank(model)
+    assert torch.allclose(logits(model), peft_logits(llama.parent / "base", llama), atol=1e-5)
+
+
+def test_what_cannot_be_begun_with_is_refused(llama: Path, tmp_path: Path) -> None:
+    dense = load_model(llama.parent / "base")
+    names = updated_weights(dense)
+    with pytest.raises(ValueError, match="updates that are not trained here .*--lora-targets all"):
+        read_updates(dense, llama, [name for name in names if "W_O" not in name])
+    model = add_low_rank(copy := copy_model(dense), 2) and copy
+    with pytest.raises(ValueError, match="rank 3, but 2 is trained; let lora_rank .--lora-rank."):
+        set_updates(model, read_updates(dense, llama, names))
+    save_adapter(dense, updated(dense)[1], tmp_path / "own")
+    edit_base = json.loads((tmp_path / "own/base.json").read_text()) | {DIGEST: "0" * 64}
+    (tmp_path / "own/base.json").write_text(json.dumps(edit_base))
+    with pytest.raises(ValueError, match="adapter for other weights"):
+        read_updates(dense, tmp_path / "own", names)
+    # One c_attn holds queries, keys and values, which peft updates by the same factors.
+    gpt2 = hf_folder(tmp_path / "gpt2")
+    joint = adapter_by_peft(gpt2, tmp_path / "joint", ["c_attn"])
+    base = load_model(gpt2)
+    with pytest.raises(ValueError, match="c_attn belong to queries, keys and values together"):
+        read_updates(base, joint, updated_weights(base))
 
 
 def test_updates_of_attention_alone_name_no_module_of_the_mlp(tmp_path: Path) -> None:
