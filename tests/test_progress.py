@@ -54,6 +54,16 @@ def test_a_file_gets_a_plain_line_for_each_thing_begun_with_the_time_that_is_lef
     ]
 
 
+def test_things_under_way_at_a_time_are_told_when_each_begins(ticking):
+    file, console = told()
+    with shown_steps(8, console=console) as step:
+        for what in ("dense ioi: head", "sparse ioi: head", "dense ioi: head", "sparse ioi: edge"):
+            ticking.now += 1
+            step(what)
+    lines = [line.partition(" (")[0] for line in file.getvalue().splitlines()]
+    assert lines == ["dense ioi: head", "sparse ioi: head", "sparse ioi: edge"]
+
+
 def test_what_goes_on_for_long_is_told_again(ticking):
     file, console = told()
     with shown_steps(100, console=console) as step:

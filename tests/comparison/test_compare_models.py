@@ -277,7 +277,7 @@ def test_all_models_are_checked_before_any_search(small, monkeypatch):
     def search(*_arguments, **_options):
         raise AssertionError("a search began")
 
-    monkeypatch.setattr("circuits.comparison.gather.discover", search)
+    monkeypatch.setattr("circuits.comparison.searches.discover", search)
     task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
     with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
         compare(*small, [task], QUICK)
