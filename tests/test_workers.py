@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = [
     *("--steps", "4", "--batch-size", "4", "--context", "32", "--slack", "100"),
-    *("--penalty", "rms", "--learning-rate", "1e-4"),
+    *("--penalty", "rms", "--learning-rate", "1e-4", "--selection-sequences", "16"),
 ]
 
 
