@@ -100,17 +100,23 @@ class Steps:
 
 
 class _Lines(Steps):
-    """A plain line for whatever is told."""
+    """A plain line for whatever is told.
+
+    Several things may be under way at a time: what stands before a colon says which of them, and
+    what is new is new of that one.
+    """
 
     def __init__(self, console: Console, total: float, done: float) -> None:
         super().__init__(total, done)
-        self._console, self._last, self._told_at = console, "", self._started
+        self._console, self._told_at = console, self._started
+        self._last: dict[str, str] = {}
 
     def _show(self, what: str, numbers: str, is_told: bool | None) -> None:
-        is_new = what != self._last if is_told is None else is_told
+        which = what.partition(":")[0]
+        is_new = what != self._last.get(which) if is_told is None else is_told
         if not is_new and time.monotonic() - self._told_at < PATIENCE:
             return
-        self._last, self._told_at = what, time.monotonic()
+        self._last[which], self._told_at = what, time.monotonic()
         left = "" if self.seconds_left is None else f", about {clock(self.seconds_left)} left"
         line = f"{what}: {numbers}" if numbers else what
         share = self.done / self.total if self.total > 0 else 1.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxtyping
@@ -26,10 +27,28 @@ if TYPE_CHECKING:
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+OF_MODELS = [
+    Path(__file__).parent / name
+    for name in (
+        *("gate", "models", "intervene", "attribute"),
+        *("discovery/test_find_circuits.py", "results/test_circuit.py"),
+    )
+]
+"""Where models are made, run and scored."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with slow tests first, so that no process ends with a long one by itself."""
+    """Marks what is quick where models are made as newest, and puts files with slow tests first.
+
+    So no process ends with a long test by itself.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        places = (item.path, *item.path.parents)
+        if not item.get_closest_marker("slow") and any(one in places for one in OF_MODELS):
+            item.add_marker("newest")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -40,10 +40,12 @@ class Started:
         function: Callable[..., Any],
         *arguments: Any,
         environment: Mapping[str, str] | None = None,
+        daemon: bool = True,
     ) -> None:
+        """Starts it; a daemon ends with the tests, and can start no processes of its own."""
         self._files = [tempfile.TemporaryFile("w+") for _ in "oe"]  # noqa: SIM115 (see ended)
         self._process = multiprocessing.get_context("fork").Process(
-            target=self._run, args=(function, arguments, environment or {}), daemon=True
+            target=self._run, args=(function, arguments, environment or {}), daemon=daemon
         )
         with warnings.catch_warnings():
             # Where there are threads, Python warns of a fork; those of torch do nothing here.

@@ -1,5 +1,6 @@
 """How far long work is: lines that a log file can hold, and a bar where there is a terminal."""
 
+import contextlib
 import io
 import os
 import pty
@@ -53,6 +54,16 @@ def test_a_file_gets_a_plain_line_for_each_thing_begun_with_the_time_that_is_lef
     ]
 
 
+def test_things_under_way_at_a_time_are_told_when_each_begins(ticking):
+    file, console = told()
+    with shown_steps(8, console=console) as step:
+        for what in ("dense ioi: head", "sparse ioi: head", "dense ioi: head", "sparse ioi: edge"):
+            ticking.now += 1
+            step(what)
+    lines = [line.partition(" (")[0] for line in file.getvalue().splitlines()]
+    assert lines == ["dense ioi: head", "sparse ioi: head", "sparse ioi: edge"]
+
+
 def test_what_goes_on_for_long_is_told_again(ticking):
     file, console = told()
     with shown_steps(100, console=console) as step:
@@ -96,9 +107,12 @@ def test_a_terminal_gets_a_bar_with_the_numbers_under_it():
             step.reach(3, "step 3 of 4", "CE 1.2345 (tau 1.2), open 2.61%, lambda 3.2")
             step.leave_out(0)
             step.finish()
-        file.flush()
-        shown = os.read(ours, 100_000).decode()
+    shown = b""
+    with contextlib.suppress(OSError):  # what a terminal that nobody writes to any more ends with
+        while piece := os.read(ours, 100_000):
+            shown += piece
     os.close(ours)
+    shown = shown.decode()
     assert "\x1b[" in shown
     rows = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "").splitlines()
     last = rows.index("CE 1.2345 (tau 1.2), open 2.61%, lambda 3.2")

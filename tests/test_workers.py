@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed.run as launcher
 from safetensors.torch import load_file
 
 from tests.processes import Ended, Started, command, start_together
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = [
     *("--steps", "4", "--batch-size", "4", "--context", "32", "--slack", "100"),
-    *("--penalty", "rms", "--learning-rate", "1e-4"),
+    *("--penalty", "rms", "--learning-rate", "1e-4", "--selection-sequences", "16"),
 ]
 
 
@@ -30,18 +30,34 @@ def launched(n: int, *arguments: str) -> list[Ended]:
 
 
 def torchrun(n: int, *arguments: str) -> Ended:
-    """The same under the launcher itself, whose processes import everything anew."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", str(n), "-m", "circuits", *arguments),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    """The same under the launcher itself, which forks its processes: none imports anything anew."""
+    return Started(run_launcher, n, *arguments, daemon=False).ended()
+
+
+def run_launcher(n: int, *arguments: str) -> None:
+    """What the command torchrun does, but for the way in which it starts `python -m circuits`."""
+    launch = launcher.elastic_launch
+
+    def forking(config: Any, entrypoint: str) -> Any:
+        def start(*of_python: str) -> Any:
+            assert (entrypoint, *of_python[:3]) == (sys.executable, "-u", "-m", "circuits")
+            config.start_method = "fork"
+            return launch(config, as_module)(*of_python[3:])
+
+        return start
+
+    launcher.elastic_launch = forking
+    of_launcher = ["--standalone", "--nproc_per_node", str(n), "-m", "circuits"]
+    launcher.run(launcher.parse_args([*of_launcher, *arguments]))
+
+
+def as_module(*arguments: str) -> None:
+    """What `python -m circuits` runs."""
+    sys.argv = ["circuits", *arguments]
+    try:
+        runpy.run_module("circuits", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code  # noqa: PT017
 
 
 def train(out: Path, *options: str) -> list[str]:

@@ -26,10 +26,12 @@ from circuits.cli.options import (
     DEFAULT_TASKS,
     Device,
     NPrompts,
+    Processes,
     Seed,
     Tasks,
     TrustRemoteCode,
     held_out_texts,
+    in_processes,
 )
 from circuits.results.discover_config import DiscoverConfig
 
@@ -62,6 +64,7 @@ def compare_command(
     ] = None,
     task: Tasks = None,
     device: Device = "cpu",
+    processes: Processes = None,
     trust_remote_code: TrustRemoteCode = False,
     text: Annotated[
         Path | None,
@@ -78,6 +81,7 @@ def compare_command(
     with usage_errors():
         from circuits.comparison.compare_models import compare, steps_of_compare
         from circuits.comparison.parts import remove_parts
+        from circuits.comparison.searches import processes_for
         from circuits.discovery.find_circuits import method_of, steps_of
         from circuits.report import check_writable, warnings_of, write_results
         from circuits.results.comparison import SIDES
@@ -96,10 +100,14 @@ def compare_command(
             name: _loaded(source, device, trust_remote_code) for name, source in sources.items()
         }
         every = dict(zip(SIDES, models, strict=True)) | others
-        sequences = None if text is None else held_out_texts(text, every, config.seed)
         workers = join_workers(models[0].W_E.device)
+        processes = min(processes_for(every.values(), workers, processes), len(tasks) * len(every))
+        sequences = None if text is None else held_out_texts(text, every, config.seed)
     beside = "".join(f", beside {name}" for name in others)
-    err_console.print(f"comparing {dense} and {sparse}{beside} on {device}, seed {config.seed}")
+    err_console.print(
+        f"comparing {dense} and {sparse}{beside} on {device}{in_processes(processes)}, "
+        f"seed {config.seed}"
+    )
     n_steps = steps_of_compare(config, len(tasks), len(others))
     with told_of_parts(parts), progress_bar(n_steps) as step:
         comparison = compare(
@@ -111,6 +119,7 @@ def compare_command(
             others=others,
             twins=[one.partition("=")[0] for one in twin or []],
             workers=workers,
+            processes=processes,
             parts=parts,
             on_kept=telling(step, steps_of(config), parts, resume=resume),
             on_step=step,

@@ -19,7 +19,7 @@ from circuits.cli.console import (
 )
 from circuits.cli.kept_parts import Resume, parts_of, telling, told_of_parts
 from circuits.cli.launch import read_launch
-from circuits.cli.options import Device, Tasks, TrustRemoteCode
+from circuits.cli.options import Device, Processes, Tasks, TrustRemoteCode, in_processes
 from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def discover_command(
     model: Annotated[str, typer.Option(help="A model: a name or folder.")] = "dense",
     task: Tasks = None,
     device: Device = "cpu",
+    processes: Processes = None,
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[
         Path,
@@ -52,6 +53,7 @@ def discover_command(
     launch = read_launch()
     with usage_errors():
         from circuits.comparison.parts import remove_parts
+        from circuits.comparison.searches import processes_for
         from circuits.comparison.study_model import steps_of_study, study
         from circuits.discovery.find_circuits import discover, method_of, steps_of
         from circuits.files import check_file
@@ -80,8 +82,11 @@ def discover_command(
         device = launch.own_device(device)
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
+        processes = min(processes_for([loaded], workers, processes), len(tasks))
     names = ", ".join(one.name for one in tasks)
-    err_console.print(f"looking for {names} in {model} on {device}, seed {config.seed}")
+    err_console.print(
+        f"looking for {names} in {model} on {device}{in_processes(processes)}, seed {config.seed}"
+    )
     if parts is None:
         with progress_bar(steps_of(config)) as step:
             found = discover(loaded, tasks[0], config, workers=workers, on_step=step)
@@ -97,6 +102,7 @@ def discover_command(
             config,
             name=model,
             workers=workers,
+            processes=processes,
             parts=parts,
             on_kept=telling(step, steps_of(config), parts, resume=resume),
             on_step=step,

@@ -40,6 +40,15 @@ Seed = Annotated[
     typer.Option(callback=_checked_seed, help="Seed of prompts, random circuits and resamples."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Searches (of one model for one task) at a time, each in a process with one thread. "
+        "Left out: as many as PyTorch has threads for models of up to 20 million parameters on a "
+        "CPU under Linux, else 1. Each needs the memory of a search; the models are shared.",
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -48,6 +57,11 @@ TrustRemoteCode = Annotated[
 ]
 
 DEFAULT_TASKS = ["ioi", "greater_than"]
+
+
+def in_processes(processes: int) -> str:
+    """Returns how many searches run at a time, as part of a sentence; nothing of a single one."""
+    return f" in {processes} processes" if processes > 1 else ""
 
 
 def text_stream(path: Path, tokenizer: Any, context: int, seed: int) -> TokenStream:

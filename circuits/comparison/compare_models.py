@@ -50,6 +50,7 @@ def compare(
     others: Mapping[str, AnyModel] | None = None,
     twins: Sequence[str] = (),
     workers: Workers = ALONE,
+    processes: int | None = 1,
     parts: str | Path | None = None,
     on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None] = lambda _what: None,
@@ -78,6 +79,10 @@ def compare(
             also have a mean and an interval over seeds.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`; all
             of them make the same call and get the same comparison.
+        processes: How many searches (of one model for one task) run at a time, each in a fork of
+            this process with one thread, on a CPU under Linux. None chooses, as
+            `circuits.comparison.searches.processes_for` says. What is found is what one process
+            with one thread finds, unless a method of your own draws from the global random state.
         parts: A folder that keeps what is found in each model for each task as soon as it is
             found, as `circuits.comparison.parts` says. What lies there of an earlier call and fits
             is not searched again. The caller removes it (`remove_parts`) when nothing more can be
@@ -93,8 +98,8 @@ def compare(
     Raises:
         CannotDoTask: no task is left that both models of the pair do.
         ValueError: no tasks, bad prompts, a name twice, a twin that is not among the others, text
-            in one tokenizer's tokens for models of several, or a model whose numbers are not
-            finite.
+            in one tokenizer's tokens for models of several, several processes where there can only
+            be one, or a model whose numbers are not finite.
     """
     config = replace(config or DiscoverConfig(), **settings)
     tasks = find_tasks(tasks)
@@ -111,6 +116,7 @@ def compare(
         twins=twins,
         text=text,
         workers=workers,
+        processes=processes,
         parts=parts,
         on_kept=on_kept,
         on_step=on_step,

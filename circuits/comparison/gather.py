@@ -15,16 +15,10 @@ import torch
 from torch import Tensor
 
 from circuits.comparison.examples import attention_examples
-from circuits.comparison.parts import (
-    KeptParts,
-    describe_model,
-    identity_of,
-    read_parts,
-    write_part,
-)
+from circuits.comparison.parts import KeptParts
 from circuits.comparison.roles import head_roles
+from circuits.comparison.searches import processes_for, search_all, who
 from circuits.comparison.transfer import transfer
-from circuits.discovery.find_circuits import discover
 from circuits.gate.density import dense_density, measure_density
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import is_top_k
@@ -33,7 +27,7 @@ from circuits.models.hf_files import quantization_of
 from circuits.models.load import tokenizer_of, versions
 from circuits.models.tokenization import tokenizer_fingerprint
 from circuits.prompts import Prompts, is_single_token
-from circuits.results.comparison import ONLY, Comparison, ModelFacts, sides_of
+from circuits.results.comparison import Comparison, ModelFacts, sides_of
 from circuits.results.discovery import DiscoverConfig, Discovery
 from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
@@ -59,6 +53,7 @@ def gather(
     twins: Sequence[str] = (),
     text: Tensor | Mapping[str, Tensor] | None,
     workers: Workers,
+    processes: int | None,
     parts: str | Path | None = None,
     on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None],
@@ -69,6 +64,7 @@ def gather(
     and their heads are matched. `names` are what those are called in the results.
     """
     started = time.perf_counter()
+    processes = processes_for(models.values(), workers, processes)
     sides = sides_of(models)
     read_as = {side: tokenizer_fingerprint(tokenizer_of(one)) for side, one in models.items()}
     texts = _texts(models, read_as, text)
@@ -103,30 +99,17 @@ def gather(
         for side in models
         if side not in refused[task.name]
     ]
-    identities, kept = {}, KeptParts()
-    if parts is not None:
-        described = {side: describe_model(model) for side, model in models.items()}
-        identities = {
-            (task.name, side): identity_of(
-                described[side], task, prompts[task.name][side], config, workers
-            )
-            for task, side in searched
-        }
-        # One process reads, so that all of them search for the same.
-        kept = workers.agree(read_parts(parts, identities) if workers.is_first else None)
-        on_kept(kept)
-    discoveries: dict[str, dict[str, Discovery]] = {}
-    for task, side in searched:
-        found = kept.discoveries.get((task.name, side))
-        if found is None:
-            since = time.perf_counter()
-            found = _discover(
-                side, models[side], task, config, prompts[task.name][side], workers, on_step
-            )
-            if parts is not None and workers.is_first:
-                key, seconds = (task.name, side), time.perf_counter() - since
-                write_part(parts, key, identities[key], found, seconds)
-        discoveries.setdefault(task.name, {})[side] = found
+    discoveries, kept = search_all(
+        searched,
+        models,
+        prompts,
+        config,
+        workers=workers,
+        processes=processes,
+        parts=parts,
+        on_kept=on_kept,
+        on_step=on_step,
+    )
     done = [task for task in tasks if task.name in discoveries]
     shown_models = {side: models[side] for side in sides}
     same_tokens = len({read_as[side] for side in sides}) == 1
@@ -174,29 +157,6 @@ def gather(
             **({"kept_parts": len(kept.discoveries)} if kept.discoveries else {}),
         },
     )
-
-
-def _discover(
-    side: str,
-    model: Model,
-    task: Task,
-    config: DiscoverConfig,
-    prompts: TaskPrompts,
-    workers: Workers,
-    on_step: Callable[[str], None],
-) -> Discovery:
-    def step(what: str) -> None:
-        on_step(f"{side} {what}")
-
-    try:
-        return discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
-    except ValueError as error:
-        raise ValueError(f"{_who(side)}task {task.name}: {error}") from error
-
-
-def _who(side: str) -> str:
-    """The model as an error begins with it: a model alone has no need of a name."""
-    return "" if side == ONLY else f"{side} model, "
 
 
 def _same_graph(pair: Mapping[str, Model]) -> bool:
@@ -264,7 +224,7 @@ def _why_not(
         except CannotDoTask as error:
             found[side] = str(error)
         except ValueError as error:
-            raise ValueError(f"{_who(side)}task {task.name}: {error}") from error
+            raise ValueError(f"{who(side)}task {task.name}: {error}") from error
     return found
 
 

@@ -6,9 +6,9 @@ a comparison (cross-entropy, transfer, roles) takes a small share of that, and i
 A part is a file of two lines of JSON. The first says what it was computed from, its identity, and
 holds a digest of the second, which is the discovery. A part is taken only if its identity is the
 one that this comparison would give it: the same prompts token by token, weights, options, versions,
-device and number of processes. The comparison is then the one that would have come without a stop,
-to the last bit. What a method or a metric from a file of a user's own computes is not part of it:
-only their names are.
+device and number of processes of a launcher. The comparison is then the one that would have come
+without a stop, to the last bit. What a method or a metric from a file of a user's own computes is
+not part of it: only their names are.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def study(
     text: Int[Tensor, "sequences pos"] | None = None,
     name: str | None = None,
     workers: Workers = ALONE,
+    processes: int | None = 1,
     parts: str | Path | None = None,
     on_kept: Callable[[KeptParts], None] = lambda _kept: None,
     on_step: Callable[[str], None] = lambda _what: None,
@@ -55,6 +56,8 @@ def study(
             `circuits.comparison.compare_models.compare`.
         name: What to call the model in the results; by default as it was given.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`.
+        processes: How many tasks are searched at a time, as for
+            `circuits.comparison.compare_models.compare`.
         parts: A folder that keeps what is found for each task as soon as it is found, so that a
             study that was interrupted goes on from there, as for
             `circuits.comparison.compare_models.compare`.
@@ -80,6 +83,7 @@ def study(
         names={ONLY: shown},
         text=text,
         workers=workers,
+        processes=processes,
         parts=parts,
         on_kept=on_kept,
         on_step=on_step,

@@ -58,7 +58,9 @@ def test_compare_writes_tables_circuits_figures_and_the_report(capsys, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, tmp_path):
+def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(
+    capsys, tmp_path, small_pair
+):
     rows = [
         f'"When {a} and {b} went to the store, {b} gave a ring to",'
         f'"When {a} and {b} went to the store, David gave a ring to",{b},{a}'
@@ -68,7 +70,10 @@ def test_a_behaviour_that_a_model_does_not_do_does_not_lose_the_others(capsys, t
     pairs = tmp_path / "giver.csv"
     pairs.write_text("clean,corrupted,answer,wrong_answer\n" + "\n".join(rows) + "\n")
     out = tmp_path / "results"
-    arguments = ["compare", "--prompts", "3", "--granularity", "mlp", "--task", str(pairs)]
+    arguments = [
+        "compare", "--dense", str(small_pair.dense), "--sparse", str(small_pair.sparse),
+        "--prompts", "3", "--granularity", "mlp", "--task", str(pairs),
+    ]  # fmt: skip
     code, _, error = run(capsys, *arguments, "--out", str(out))
     assert code == 1
     assert "nothing is left to compare; task giver: dense model: the model does not do" in error

@@ -100,12 +100,13 @@ def test_the_dense_circuits_pose_the_question(comparison):
         assert dense["edge"].size >= 40
 
 
-def test_a_model_compared_with_itself_by_name_has_ratio_1():
-    itself = compare("sparse", "sparse", "ioi", n_prompts=10, granularities="mlp", redraws=2)
+def test_a_model_compared_with_itself_by_name_has_ratio_1(small_pair):
+    given = str(small_pair.sparse)
+    itself = compare(given, given, "pronoun", n_prompts=10, granularities="mlp", redraws=2)
     assert {side: facts.name for side, facts in itself.models.items()} == dict.fromkeys(
-        ("dense", "sparse"), "sparse"
+        ("dense", "sparse"), given
     )
-    assert repr(itself) == "Comparison(models: dense, sparse; tasks: ioi)"
+    assert repr(itself) == "Comparison(models: dense, sparse; tasks: pronoun)"
     row = itself.summary_table().iloc[0]
     assert row["ratio"] == row["ratio_low"] == row["ratio_high"] == 1
     assert "no clear difference" in headlines(itself)[0]
@@ -277,7 +278,7 @@ def test_all_models_are_checked_before_any_search(small, monkeypatch):
     def search(*_arguments, **_options):
         raise AssertionError("a search began")
 
-    monkeypatch.setattr("circuits.comparison.gather.discover", search)
+    monkeypatch.setattr("circuits.comparison.searches.discover", search)
     task = Task("backwards", "the giver for an answer", "logit_diff", backwards)
     with pytest.raises(CannotDoTask, match="nothing is left to compare; task backwards: dense"):
         compare(*small, [task], QUICK)

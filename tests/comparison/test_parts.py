@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import circuits.comparison.gather as gather
+import circuits.comparison.searches as searches
 from circuits.cli import main
 from circuits.cli.console import progress_bar
 from circuits.comparison.compare_models import compare
@@ -93,7 +93,7 @@ def stop_at(number, stop):
     return discover
 
 
-real_discover = gather.discover
+real_discover = searches.discover
 
 
 def killed():
@@ -122,7 +122,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path, monkeypatch):
     parts = tmp_path / "out.parts"
     with monkeypatch.context() as patch:
-        patch.setattr(gather, "discover", stop_at(3, killed))
+        patch.setattr(searches, "discover", stop_at(3, killed))
         assert exit_code_in_a_child(lambda: compared(parts)) == -signal.SIGKILL
     kept_files = [path.name for path in part_files(parts)]
     assert kept_files == ["made_up.dense.jsonl", "made_up.sparse.jsonl"]
@@ -130,7 +130,7 @@ def test_a_killed_comparison_goes_on_to_the_same_results(tmp_path, monkeypatch):
     searched, told = [], []
     with monkeypatch.context() as patch:
         patch.setattr(
-            gather,
+            searches,
             "discover",
             lambda *given, **options: searched.append(1) or real_discover(*given, **options),
         )
@@ -158,11 +158,11 @@ def test_the_command_says_what_is_kept_and_removes_it_at_the_end(tmp_path, monke
         code = main([*arguments, "--out", str(out), *options])
         return code, " ".join(capsys.readouterr().err.split())
 
-    monkeypatch.setattr(gather, "discover", stop_at(2, interrupted))
+    monkeypatch.setattr(searches, "discover", stop_at(2, interrupted))
     code, said = run()
     assert code == 130
     assert "1 finished part kept in" in said
-    monkeypatch.setattr(gather, "discover", real_discover)
+    monkeypatch.setattr(searches, "discover", real_discover)
     code, said = run()
     assert code == 2
     assert "out.parts holds 1 finished part of a search that did not end; go on" in said
@@ -190,7 +190,7 @@ def test_an_interrupted_discovery_goes_on_to_the_same_results(tmp_path, monkeypa
 
     assert run("straight")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(gather, "discover", stop_at(2, interrupted))
+        patch.setattr(searches, "discover", stop_at(2, interrupted))
         code, said = run("out")
     assert (code, "1 finished part kept in" in said) == (130, True)
     assert [path.name for path in part_files(tmp_path / "out.parts")] == ["made_up.model.jsonl"]
@@ -198,7 +198,7 @@ def test_an_interrupted_discovery_goes_on_to_the_same_results(tmp_path, monkeypa
     assert (code, "go on from there with --resume, or delete that folder" in said) == (2, True)
     # Of other settings nothing is taken up: both tasks are searched, and what is kept is theirs.
     with monkeypatch.context() as patch:
-        patch.setattr(gather, "discover", stop_at(1, interrupted))
+        patch.setattr(searches, "discover", stop_at(1, interrupted))
         code, said = run("out", "--resume", prompts="3")
     assert code == 130
     assert "0 of 2 parts are kept from before" in said
@@ -206,7 +206,7 @@ def test_an_interrupted_discovery_goes_on_to_the_same_results(tmp_path, monkeypa
     searched = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            gather,
+            searches,
             "discover",
             lambda *given, **options: searched.append(1) or real_discover(*given, **options),
         )
