@@ -141,6 +141,7 @@ SOURCES = [
         "public domain (PDDL 1.0, CC0)",
         "State of the Union addresses",
         addresses,
+        share=0.0,
     ),
     Source(
         "novel",
