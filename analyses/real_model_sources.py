@@ -35,9 +35,8 @@ class Source:
     licence: str
     what: str
     read: Callable[[Files], Iterator[str]]
-    share: float = (
-        1.0  # of what is not held out; less where the dense model's cross-entropy is high
-    )
+    # Of what is not held out, how much is trained on: less where the dense model's CE is high.
+    share: float = 1.0
 
 
 def addresses(files: Files) -> Iterator[str]:
