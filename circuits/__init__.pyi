@@ -21,10 +21,10 @@ from .results.circuit import Circuit as Circuit
 from .results.comparison import (
     Comparison as Comparison,
 )
-from .results.comparison import (
+from .results.comparison_file import (
     load_comparison as load_comparison,
 )
-from .results.comparison import (
+from .results.comparison_file import (
     save_comparison as save_comparison,
 )
 from .results.discover_config import DiscoverConfig as DiscoverConfig

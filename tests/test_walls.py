@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from circuits.results.comparison import save_comparison
+from circuits.results.comparison_file import save_comparison
 from tests.fake_comparison import make_comparison
 
 pytestmark = pytest.mark.slow

@@ -25,7 +25,7 @@ def figures_command(
         from circuits.figures.export import FORMATS, PRINT_WIDTHS, fits, one_browser, save_figure
         from circuits.files import check_folder, file_name_of
         from circuits.report import figures_of
-        from circuits.results.comparison import load_comparison
+        from circuits.results.comparison_file import load_comparison
 
         if f".{format}" not in FORMATS:
             known = ", ".join(one[1:] for one in FORMATS)

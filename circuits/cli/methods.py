@@ -24,7 +24,7 @@ def methods_command(
     with usage_errors():
         from circuits.files import check_folder, write_text
         from circuits.report import as_latex, bibtex, cited, latex_tables, methods_text
-        from circuits.results.comparison import load_comparison
+        from circuits.results.comparison_file import load_comparison
 
         if out is not None:
             check_folder(out)

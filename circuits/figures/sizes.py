@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
-from circuits.results.comparison import Comparison, size_ratio
+from circuits.results.comparison import Comparison
 from circuits.results.discovery import Found
+from circuits.results.pair import size_ratio
 
 IN_ROW = 2
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from circuits.figures import UNITS, rounded
 from circuits.report.words import edges_first, headline, left_out_words
-from circuits.results.comparison import Comparison, attribution_ratio, size_ratio
+from circuits.results.comparison import Comparison
 from circuits.results.discovery import Found
+from circuits.results.pair import attribution_ratio, size_ratio
 from circuits.results.roles import HeadRole
 
 SEEN = 0.01

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from circuits.figures import UNITS, counted, rounded
-from circuits.results.comparison import Comparison, size_ratio
+from circuits.results.comparison import Comparison
 from circuits.results.discovery import Discovery, Found
+from circuits.results.pair import size_ratio
 
 CE_TOLERANCE = 0.01
 ACCURACY_FLOOR = 0.95

@@ -13,7 +13,9 @@ from circuits.figures.style import PAGE_CONFIG
 from circuits.files import check_folder, file_name_of, replace_folder, write_text
 from circuits.report.page import figures_of, report_html
 from circuits.report.tables import TABLES, tables_of
-from circuits.results.comparison import RESULTS_FILE, Comparison, save_comparison
+from circuits.results.comparison import Comparison
+from circuits.results.comparison_file import save_comparison
+from circuits.results.discovery import RESULTS_FILE
 
 _WRITTEN = {
     RESULTS_FILE,

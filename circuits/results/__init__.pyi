@@ -3,10 +3,10 @@ from .circuit import Circuit as Circuit
 from .comparison import (
     Comparison as Comparison,
 )
-from .comparison import (
+from .comparison_file import (
     load_comparison as load_comparison,
 )
-from .comparison import (
+from .comparison_file import (
     save_comparison as save_comparison,
 )
 from .discover_config import DiscoverConfig as DiscoverConfig

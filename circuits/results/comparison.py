@@ -8,29 +8,26 @@ twins: `others_table` compares the dense model with each of them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import pandas as pd
 
-from circuits.files import write_json
-from circuits.graph import INPUT, LOGITS
 from circuits.results.circuit import Circuit
-from circuits.results.discovery import FORMAT, RESULTS_FILE, Discovery, Found, check_format
-from circuits.results.intervals import (
-    p_value,
-    percentile_ratio_interval,
-    ratio_interval,
-    ratio_of,
-    seeds_interval,
-)
+from circuits.results.discovery import Discovery, Found
+from circuits.results.intervals import seeds_interval
 from circuits.results.notebook import table_html
+from circuits.results.pair import (
+    attribution_ratio,
+    prefix_size_ratio,
+    size_p_value,
+    size_ratio,
+    template_ratio_interval,
+)
 from circuits.results.roles import HeadRole
+from circuits.results.shape import circuit_shape
 from circuits.results.transfer import Transfer
 
 SIDES = ("dense", "sparse")
@@ -417,56 +414,6 @@ def _all_minimal(*found: Found) -> bool | None:
     return all(one.is_minimal for one in found)
 
 
-def size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns dense size over sparse size, and its 95 % interval over shared halves of prompts."""
-    return ratio_interval(dense.size, sparse.size, dense.redrawn_sizes, sparse.redrawn_sizes)
-
-
-def size_p_value(dense: Found, sparse: Found) -> float:
-    """Returns the p-value of equal sizes that fits this interval."""
-    return p_value(dense.size, sparse.size, dense.redrawn_sizes, sparse.redrawn_sizes)
-
-
-def prefix_size_ratio(dense: Found, sparse: Found) -> tuple[float, float, float]:
-    """Returns the ratio and the interval of the sizes before pruning."""
-    return ratio_interval(
-        dense.prefix_size, sparse.prefix_size, dense.redrawn_prefixes, sparse.redrawn_prefixes
-    )
-
-
-def attribution_ratio(dense: Found, sparse: Found) -> float:
-    """Returns how many times as many components hold the attribution in the dense model."""
-    return ratio_of(dense.n_attribution, sparse.n_attribution)
-
-
-def template_ratio_interval(dense: Found, sparse: Found) -> tuple[float, float]:
-    """Returns the 95 % interval of dense size over sparse size, over resamples of templates."""
-    return percentile_ratio_interval(dense.resampled_templates, sparse.resampled_templates)
-
-
-def circuit_shape(circuit: Circuit) -> dict[str, float]:
-    """Returns graph measures of a circuit: nodes, edges, paths, depth, mean in- and out-degree.
-
-    `paths` counts the ways from `input` to `logits`; `depth` is the number of edges on the longest.
-    """
-    graph = circuit.to_networkx()
-    n_paths: dict[str, int] = dict.fromkeys(graph, 0)
-    if INPUT in n_paths:
-        n_paths[INPUT] = 1
-    for node in nx.topological_sort(graph):
-        for _, dest in graph.out_edges(node):
-            n_paths[dest] += n_paths[node]
-    inner = [node for node in graph if node not in (INPUT, LOGITS)]
-    return {
-        "nodes": len(inner),
-        "edges": graph.number_of_edges(),
-        "paths": n_paths[LOGITS],
-        "depth": nx.dag_longest_path_length(nx.DiGraph(graph)) if graph.number_of_edges() else 0,
-        "mean_in_degree": _mean([graph.in_degree(node) for node in inner]),
-        "mean_out_degree": _mean([graph.out_degree(node) for node in inner]),
-    }
-
-
 def _members(circuit: Circuit) -> set[object]:
     """The components of the circuit's granularity, as things that two circuits can share."""
     if circuit.granularity == "attention_edge":
@@ -477,76 +424,3 @@ def _members(circuit: Circuit) -> set[object]:
         }
     names = {"head": circuit.heads, "mlp": circuit.mlps, "edge": circuit.edge_names}
     return set(names[circuit.granularity])
-
-
-def _mean(counts: list[int]) -> float:
-    return sum(counts) / len(counts) if counts else 0.0
-
-
-def save_comparison(comparison: Comparison, path: Path) -> None:
-    """Writes the whole comparison as one JSON file, so that figures can be made later."""
-    content = {
-        "format": FORMAT,
-        "models": {side: asdict(facts) for side, facts in comparison.models.items()},
-        "discoveries": {
-            task: {side: discovery.to_json() for side, discovery in found.items()}
-            for task, found in comparison.discoveries.items()
-        },
-        "examples": {
-            task: [asdict(one) for one in examples]
-            for task, examples in comparison.examples.items()
-        },
-        "transfers": [asdict(one) for one in comparison.transfers],
-        "roles": [asdict(one) for one in comparison.roles],
-        "twins": comparison.twins,
-        "refused": comparison.refused,
-        "run": comparison.run,
-    }
-    write_json(path, content)
-
-
-def _facts(content: dict[str, Any]) -> ModelFacts:
-    per_head = tuple(tuple(heads) for heads in content["density_per_head"])
-    per_layer = tuple(content["density_per_layer"])
-    return ModelFacts(**content | {"density_per_layer": per_layer, "density_per_head": per_head})
-
-
-def load_comparison(path: str | Path) -> Comparison:
-    """Returns the comparison that `save_comparison` wrote.
-
-    Args:
-        path: The file, or a folder that `circuits compare` wrote.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is none, or of another version of the package.
-    """
-    path = Path(path)
-    path = path / RESULTS_FILE if path.is_dir() else path
-    if not path.exists():
-        raise FileNotFoundError(f"no comparison at {path}; make one with `circuits compare`")
-    try:
-        content = json.loads(path.read_text())
-        check_format(content, path, "discoveries", "circuits compare")
-        models = {side: _facts(facts) for side, facts in content["models"].items()}
-        examples = {
-            task: tuple(
-                AttentionExample(**one | {key: tuple(one[key]) for key in ("clean", "corrupted")})
-                for one in several
-            )
-            for task, several in content["examples"].items()
-        }
-        discoveries = {
-            task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
-            for task, found in content["discoveries"].items()
-        }
-        transfers = tuple(Transfer(**one) for one in content["transfers"])
-        roles = tuple(HeadRole(**one) for one in content["roles"])
-        twins = tuple(content["twins"])
-        refused, run = content["refused"], content["run"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is no saved comparison ({type(error).__name__}: {error}); "
-            "make one with `circuits compare`"
-        ) from error
-    return Comparison(models, discoveries, examples, transfers, roles, twins, refused, run)

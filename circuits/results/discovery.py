@@ -288,7 +288,7 @@ def _only_one_in(folder: Path) -> Discovery:
         ) from error
     raise ValueError(
         f"{folder} holds {len(several)} discoveries; choose one of "
-        "circuits.results.comparison.load_comparison(folder).discoveries[task][model]"
+        "circuits.load_comparison(folder).discoveries[task][model]"
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from circuits.cli import main
-from circuits.results.comparison import load_comparison
+from circuits.results.comparison_file import load_comparison
 from circuits.results.discovery import Discovery
 from circuits.tasks.task import _REGISTRY
 from tests.comparison.test_parts import TASK, make_models

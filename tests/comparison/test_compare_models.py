@@ -17,7 +17,7 @@ from circuits.metrics import accuracy
 from circuits.models.load import load_model, tokenizer_of
 from circuits.models.names import find_folder
 from circuits.report import headlines, report_html, warnings_of, write_results
-from circuits.results.comparison import load_comparison, save_comparison
+from circuits.results.comparison_file import load_comparison, save_comparison
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, get_task
 from tests.fake_comparison import make_comparison

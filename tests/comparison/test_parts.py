@@ -27,7 +27,7 @@ from circuits.gate.gate import add_gate
 from circuits.gate.top_k import add_top_k
 from circuits.prompts import PromptPair
 from circuits.report.tables import tables_of
-from circuits.results.comparison import load_comparison
+from circuits.results.comparison_file import load_comparison
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task
 from circuits.tasks.task import _REGISTRY

@@ -10,8 +10,8 @@ from circuits.comparison.robustness import COLUMNS, n_steps, robustness, verdict
 from circuits.discovery.find_circuits import discover
 from circuits.figures import robustness_figure
 from circuits.models.load import load_model
-from circuits.results.comparison import size_ratio
 from circuits.results.discovery import DiscoverConfig
+from circuits.results.pair import size_ratio
 from circuits.tasks import Task, get_task
 
 pytestmark = pytest.mark.slow

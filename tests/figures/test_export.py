@@ -21,7 +21,7 @@ from circuits.figures import (
     sizes_figure,
 )
 from circuits.figures.export import fits, one_browser
-from circuits.results.comparison import save_comparison
+from circuits.results.comparison_file import save_comparison
 from tests.fake_comparison import make_comparison
 
 BROWSERS = ("google-chrome", "chrome", "chromium", "chromium-browser")

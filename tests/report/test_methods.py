@@ -7,7 +7,7 @@ import pytest
 from circuits.cli import main
 from circuits.report import as_latex, bibtex, cited, latex_tables, methods_text
 from circuits.report.methods import REFERENCES
-from circuits.results.comparison import save_comparison
+from circuits.results.comparison_file import save_comparison
 from tests.fake_comparison import make_comparison
 
 

@@ -15,7 +15,7 @@ from circuits.report import (
     write_results,
 )
 from circuits.results.circuit import Circuit
-from circuits.results.comparison import load_comparison
+from circuits.results.comparison_file import load_comparison
 from circuits.results.discovery import Discovery
 from tests.fake_comparison import EDGES, make_comparison, make_found, make_study, pruned
 

@@ -5,7 +5,7 @@ import torch
 
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
-from circuits.results.comparison import circuit_shape
+from circuits.results.shape import circuit_shape
 
 GRAPH = Graph(2, 2)
 NAMES = ("input->a0.h1<v>", "input->a1.h0<q>", "a0.h1->a1.h0<k>", "a1.h0->logits", "a1.h0->m1",

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from circuits.graph import Graph
-from circuits.results.comparison import circuit_shape, load_comparison, save_comparison
+from circuits.results.comparison_file import load_comparison, save_comparison
+from circuits.results.shape import circuit_shape
 from tests.fake_comparison import make_circuit, make_comparison, make_found, pruned
 
 

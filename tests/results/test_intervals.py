@@ -9,7 +9,6 @@ from circuits.discovery.redraw import halves
 from circuits.discovery.resample import resample_prompts, resample_templates, resampled_sizes
 from circuits.discovery.search import Search
 from circuits.prompts import Prompts
-from circuits.results.comparison import size_ratio
 from circuits.results.intervals import (
     interval,
     p_value,
@@ -21,6 +20,7 @@ from circuits.results.intervals import (
     t_quantile,
     t_tails,
 )
+from circuits.results.pair import size_ratio
 from tests.fake_comparison import EDGES, make_circuit, make_found
 
 TARGET = 0.9
