@@ -2,8 +2,9 @@
 
 The number of open attention edges is pushed down while the cross-entropy on held-out text stays
 under a bound, the dense model's own. `config` is the recipe, `data` and `dataset_stream` the text,
-`loss` the Lagrangian and its multiplier, `run` one run with its steps and checkpoints, `train` the
-loop around it, `result` what comes of it: the sparsest state that kept the bound.
+`loss` the Lagrangian and its multiplier, `layer_start` what large models begin with, `run` one run
+with its steps and checkpoints, `run_files` what it writes beside them, `train` the loop around it,
+`result` what comes of it: the sparsest state that kept the bound.
 """
 
 import lazy_loader

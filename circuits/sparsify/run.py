@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,24 +15,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.files import write_json
-from circuits.gate.card import read_json
 from circuits.gate.density import Density, OpenEdges, record_open_edges
 from circuits.gate.fused import fused_attention
 from circuits.gate.gate import add_gate
 from circuits.models.load import copy_model, versions
-from circuits.recipe import RECIPE_FILE, write_recipe
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
-    CHECKPOINTS,
     Checkpoint,
     best_path,
-    cut_log,
     find_run,
     load_checkpoint,
     name_latest,
     prune_checkpoints,
-    resumable_write,
     save_checkpoint,
     step_path,
 )
@@ -49,6 +42,7 @@ from circuits.sparsify.plain_products import plain_products
 from circuits.sparsify.precision import choose_precision
 from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
+from circuits.sparsify.run_files import RunFiles
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
 from circuits.sparsify.stopping import StopRequest
 from circuits.sparsify.trained_weights import (
@@ -58,18 +52,12 @@ from circuits.sparsify.trained_weights import (
     tensors_of,
     trained_weights,
 )
-from circuits.sparsify.training_page import TRAINING_PAGE, write_training_page
-from circuits.sparsify.training_page.run_folder import LOG_FILE, RUN_FILE
 from circuits.sparsify.verdict import BoundWatch, check_readable
 from circuits.workers import Workers
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
     from circuits.models.save_adapter import LowRankUpdate
-
-SHOWN_EVERY = 60.0
-"""Seconds between two pages of a run that goes on, at least."""
-_OF_THE_END = ("result", "stopped")
 
 
 class Run:
@@ -130,14 +118,13 @@ class Run:
         self.step = 0
         self.best_step: int | None = None
         self.best_density = math.inf
-        self.checkpoints = out_dir / CHECKPOINTS
-        self.log_path = out_dir / LOG_FILE
+        self.files = RunFiles(out_dir, writes=workers.is_first)
+        self.checkpoints = self.files.checkpoints
         self._identity: dict[str, Any] | None = None
         self._source: Mapping[str, Any] = {}
         self._look_for_best = False
         self.starts_layers = config.gate and config.layer_steps > 0
         self._seconds_before, self._started = 0.0, time.perf_counter()
-        self._shown_at = time.monotonic()
 
     @classmethod
     def start(
@@ -192,20 +179,10 @@ class Run:
                 warnings.warn(note, stacklevel=3)
 
     def begin(self) -> None:
-        """Writes what a run begins or goes on with: identity, recipe, log up to the last step."""
-        if self.workers.is_first:
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            if self._identity is not None:
-                write_json(self.out_dir / RUN_FILE, self._identity | {"start": self._start()})
-            recipe = self.out_dir / RECIPE_FILE
-            with resumable_write(recipe, self.checkpoints):
-                write_recipe(recipe, {**self._source, **asdict(self.config)})
-            if self._identity is None:
-                # What the run had come to is no longer so until it ends again.
-                before = read_json(self.out_dir / RUN_FILE)
-                kept = {name: one for name, one in before.items() if name not in _OF_THE_END}
-                self._write_run_file(kept | {"start": self._start()})
-            cut_log(self.log_path, -1 if self.starts_layers else self.step)
+        """Writes what the run begins or goes on with: identity, recipe, log up to the last step."""
+        recipe = {**self._source, **asdict(self.config)}
+        last_step = -1 if self.starts_layers else self.step
+        self.files.begin(self._identity, self._start(), recipe, last_step)
         if self._look_for_best:
             self.evaluate()
             self.save()
@@ -240,7 +217,7 @@ class Run:
         }
         self.starts_layers = False
         record = {"step": 0, "lambda": self.multiplier.value, **layers, **self.evaluate()}
-        self.write_log(record | {"seconds": round(self._seconds(), 3)})
+        self.files.log(record | {"seconds": round(self._seconds(), 3)})
         self.save()
 
     def train_step(self) -> dict[str, Any]:
@@ -410,16 +387,6 @@ class Run:
         if self.workers.is_first:
             prune_checkpoints(self.checkpoints, self.step)
 
-    def write_log(self, record: dict[str, Any]) -> None:
-        """Appends one line to the log."""
-        if not self.workers.is_first:
-            return
-        with (
-            resumable_write(self.log_path, self.checkpoints),
-            self.log_path.open("a", encoding="utf-8") as log,
-        ):
-            log.write(json.dumps(record) + "\n")
-
     def result(self) -> TrainResult:
         """Returns the result with the best weights, or the last ones if there are no best."""
         self.workers.agree(None)  # The first process has written the best weights.
@@ -452,35 +419,6 @@ class Run:
             notes=(*self.notes, *self.lost),
             updates=updates,
         )
-
-    def write_summary(self, result: TrainResult) -> None:
-        """Writes what the run came to beside what it is, and its page."""
-        if self.workers.is_first:
-            before = read_json(self.out_dir / RUN_FILE)
-            self._write_run_file(before | {"result": result.summary()})
-            with resumable_write(self.out_dir / TRAINING_PAGE, self.checkpoints):
-                write_training_page(self.out_dir)
-
-    def show(self) -> None:
-        """Writes the run's page as it stands, unless that was done a short while ago."""
-        if self.workers.is_first and time.monotonic() - self._shown_at > SHOWN_EVERY:
-            # Where there is no room for it, what matters more will say so.
-            with suppress(OSError):
-                write_training_page(self.out_dir)
-            self._shown_at = time.monotonic()
-
-    def show_stop(self, why: str) -> None:
-        """Notes that the run stops before its end, and writes its page."""
-        path = self.out_dir / RUN_FILE
-        if self.workers.is_first and path.is_file():
-            with suppress(OSError):  # It may be what stops the run.
-                write_json(path, read_json(path) | {"stopped": {"step": self.step, "why": why}})
-                write_training_page(self.out_dir)
-
-    def _write_run_file(self, content: dict[str, Any]) -> None:
-        path = self.out_dir / RUN_FILE
-        with resumable_write(path, self.checkpoints):
-            write_json(path, content)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

@@ -150,9 +150,9 @@ def post_train(
             _train(run, shown=progress, tracker=tracker)
             result = run.result()
         except BaseException as error:
-            run.show_stop(_why_stopped(error))
+            run.files.stop(run.step, _why_stopped(error))
             raise
-        run.write_summary(result)
+        run.files.end(result.summary())
     return result
 
 
@@ -197,13 +197,13 @@ def _take_steps(run: Run, told: Shown, further: Tracker, asked: StopRequest) -> 
             record |= run.control()
         if run.step % config.evaluate_every == 0 or run.step == config.steps:
             record |= run.evaluate()
-        run.write_log(record)
+        run.files.log(record)
         further.log(record)
         told.show(run.step, record)
         stopped_by = workers.greatest(asked.signal)
         if run.step % config.checkpoint_every == 0 or run.step == config.steps or stopped_by:
             run.save()
-            run.show()
+            run.files.show()
         if stopped_by and run.step < config.steps:
             raise TrainingInterrupted(
                 f"stopped after step {run.step} of {config.steps}; the state is saved in "

@@ -62,7 +62,7 @@ def begin(out: Path, workers: Workers, sharding: Sharding | None = None) -> Run:
         run.begin()
         for _ in range(2):
             record = run.train_step()
-            run.write_log(record | (run.control() if run.step == 2 else {}))
+            run.files.log(record | (run.control() if run.step == 2 else {}))
     run.save()
     return run
 

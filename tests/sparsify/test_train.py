@@ -515,13 +515,14 @@ def test_a_full_disk_is_told_and_costs_no_bits(
     latest: str,
 ) -> None:
     out, options = tmp_path / "run", {"gate": gate, "slack": 10.0}
+    log = out / "log.jsonl"
     straight = run(tmp_path / "straight", **options)
     real = run_module.Run.train_step
 
     def filling(self: Any) -> dict[str, Any]:
         if self.step == step - 1:
             # The log still has room for a part of a line, or for the rest of the run.
-            stack.enter_context(written_files_limited(self.log_path.stat().st_size + room))
+            stack.enter_context(written_files_limited(log.stat().st_size + room))
         return real(self)
 
     message = (

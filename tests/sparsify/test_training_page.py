@@ -16,6 +16,7 @@ import pytest
 from circuits.cli import main
 from circuits.settings import settings_of
 from circuits.sparsify import run as run_module
+from circuits.sparsify import run_files
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import TrainingInterrupted, post_train
 from circuits.sparsify.training_page import training_html, write_training_page
@@ -368,7 +369,7 @@ def test_a_bound_that_is_never_kept_is_said_on_the_page(tmp_path):
 
 
 def test_a_run_that_goes_on_for_long_shows_itself_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "SHOWN_EVERY", 0.0)
+    monkeypatch.setattr(run_files, "SHOWN_EVERY", 0.0)
     seen = []
     real = run_module.Run.train_step
 
