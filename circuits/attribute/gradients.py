@@ -230,7 +230,7 @@ def attention_edge_scores(
     gradient = run.gradients[f"{block}.hook_z"]
     pattern = clean.acts[f"{block}.hook_pattern"]
     value = attended_value(experiment.model, clean.acts[f"{block}.hook_v"])
-    value = torch.cat([ablated.value[layer, rows, : part.window.first], value], dim=1)
+    value = torch.cat([ablated.value[layer, rows, : part.window.n_before], value], dim=1)
     kept = pattern * torch.einsum("bqhe,bkhe->bhqk", gradient, value)
     return kept - ablated.dot(layer, gradient, rows)
 

@@ -48,11 +48,9 @@ class Totals:
         """Adds `weight` times the attention edges of one run over a part's prompts, if wanted."""
         if not self._groups:
             return
-        window = part.window
         for layer in range(self._experiment.graph.n_layers) if layers is None else layers:
             scores = attention_edge_scores(part, run, clean, layer)
-            seen = self._attention[:, layer, :, window.first : window.end, : window.end]
-            seen.index_add_(0, self._group_of[window.index], scores, alpha=weight)
+            part.window.add_pairs(self._attention[:, layer], self._group_of, scores, weight)
 
     def scores(self, method: str) -> Scores:
         """Returns the means over the prompts of all processes.

@@ -447,7 +447,7 @@ def attention_hooks(part: Part, kept: Bool[Tensor, "batch layer head query_pos k
         part: A part of an experiment.
         kept: Attention edges of all prompts of the experiment.
     """
-    experiment, rows, first = part.experiment, part.rows, part.window.first
+    experiment, rows, n_before = part.experiment, part.rows, part.window.n_before
     terms, kept = experiment.ablated.attention, part.window.pairs(kept, 0)
     now: dict[str, Tensor] = {}
 
@@ -457,7 +457,7 @@ def attention_hooks(part: Part, kept: Bool[Tensor, "batch layer head query_pos k
     def set_z(z: Tensor, hook: object, *, layer: int) -> Tensor:
         mask = kept[:, layer].to(z.dtype)
         value = attended_value(experiment.model, now.pop("value"))
-        value = torch.cat([terms.value[layer, rows, :first], value], dim=1)
+        value = torch.cat([terms.value[layer, rows, :n_before], value], dim=1)
         live = torch.einsum("bhqk,bkhe->bqhe", mask * now.pop("pattern"), value)
         return live + terms.add_up(layer, 1 - mask, rows)
 

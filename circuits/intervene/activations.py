@@ -276,8 +276,9 @@ def record_activations(
         if behind is None:
             run_to_final(model, tokens, hooks)
         else:
+            everywhere = torch.arange(pos, device=tokens.device).expand(batch, pos)
             nothing = found.z[:, :, :0]
-            _, key = behind(tokens, nothing, nothing, hooks)
+            _, key = behind(tokens, everywhere, nothing, nothing, hooks)
             found = replace(found, attention=replace(found.attention, key=torch.stack(key)))
     found.embed.copy_(found.resid_pre[0])
     found.attention.value.copy_(attended_value(model, found.attention.value))

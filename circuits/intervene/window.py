@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,36 +44,71 @@ grows with the square of the width."""
 class Window:
     """Some prompts of an experiment, and the positions of them that are run.
 
+    Each prompt's window may begin elsewhere; all are equally wide. Before a window stand as many
+    positions as the latest has: those of other prompts begin with some that are not there.
+
     Attributes:
         index: The prompts.
-        first: The first position.
-        end: The position after the last.
-        tokens: The clean prompts up to there.
-        key: Keys of the positions before the first, before they are rotated; None where the window
-            is run from the beginning.
+        at: The positions that are run.
+        n_before: The number of positions before them.
+        tokens: The clean prompts.
+        key: Keys of the positions before, before they are rotated; None where windows are run from
+            the beginning.
         value: Values of these positions.
         gates: Which gates are open in the window, where they are held.
     """
 
     index: Int[Tensor, " some"]
-    first: int
-    end: int
+    at: Int[Tensor, "some window"]
+    n_before: int
     tokens: Int[Tensor, "some pos"]
     key: Float[Tensor, "layer some before head d_head"] | None = None
     value: Float[Tensor, "layer some before head d_head"] | None = None
-    gates: Bool[Tensor, "layer some head window key_pos"] | None = None
+    gates: Bool[Tensor, "layer some head window seen"] | None = None
 
-    def pairs(self, pairs: Shaped[Tensor, "*pairs"], batch_dim: int) -> Shaped[Tensor, "*some"]:
+    @cached_property
+    def seen(self) -> Int[Tensor, "some seen"]:
+        """The positions before the window and in it; negative where there is none."""
+        before = torch.arange(-self.n_before, 0, device=self.at.device)
+        return torch.cat([self.at[:, :1] + before, self.at], dim=1)
+
+    def positions(self, acts: Shaped[Tensor, "*batch_pos"], batch_dim: int) -> Tensor:
+        """Returns the prompts' activations in the window; positions follow the batch."""
+        return acts[(slice(None),) * batch_dim + (self.index[:, None], self.at)]
+
+    def keys(self, acts: Shaped[Tensor, "layer batch pos head d_head"]) -> Tensor:
+        """Returns the prompts' keys or values before the window and in it."""
+        there = (self.seen >= 0)[..., None, None]
+        return acts[:, self.index[:, None], self.seen.clamp(min=0)] * there
+
+    def pairs(self, pairs: Shaped[Tensor, "*batch_pairs"], batch_dim: int) -> Tensor:
         """Returns the prompts' pairs of positions whose query is in the window."""
-        some = pairs.index_select(batch_dim, self.index.to(pairs.device))
-        return some[..., self.first : self.end, : self.end]
+        index, query = self.index[:, None, None], self.at[:, :, None]
+        found = pairs.movedim(batch_dim, 0).movedim((-2, -1), (1, 2))
+        found = found[index, query, self.seen.clamp(min=0)[:, None]]  # [some, window, seen, ...]
+        there = (self.seen >= 0)[:, None].view(len(found), 1, -1, *(1,) * (found.ndim - 3))
+        return (found * there).movedim((1, 2), (-2, -1)).movedim(0, batch_dim).contiguous()
+
+    def add_pairs(
+        self,
+        total: Float[Tensor, "group head query_pos key_pos"],
+        group_of: Int[Tensor, " batch"],
+        found: Float[Tensor, "some head window seen"],
+        weight: float,
+    ) -> None:
+        """Adds `weight` times what was found for pairs of the window to each prompt's group."""
+        places = zip(group_of[self.index].tolist(), self.at[:, 0].tolist(), found, strict=True)
+        for group, first, one in places:
+            end = first + self.at.shape[1]
+            there = one[..., max(self.n_before - first, 0) :]
+            total[group, :, first:end, end - there.shape[-1] : end].add_(there, alpha=weight)
 
     def run(self, model: Model, hooks: Hooks) -> Float[Tensor, "some window d_model"]:
         """Returns the final residual stream of the window in a run of the clean prompts."""
         behind = backend_of(model).run_behind(model)
         if behind is None or self.key is None or self.value is None:
-            return run_to_final(model, self.tokens, hooks)
-        return behind(self.tokens, self.key, self.value, hooks)[0]
+            return run_to_final(model, self.tokens[:, : self.at.shape[1]], hooks)
+        return behind(self.tokens, self.at, self.key, self.value, hooks)[0]
 
 
 @dataclass(frozen=True)
@@ -96,61 +131,64 @@ def whole_part(experiment: Experiment, rows: slice) -> Part:
     """Returns prompts of an experiment that are run as wholes."""
     tokens = experiment.prompts.clean
     index = torch.arange(rows.start, rows.stop, device=tokens.device)
-    return Part(experiment, rows, Window(index, 0, tokens.shape[1], tokens[rows]))
+    at = torch.arange(tokens.shape[1], device=tokens.device).expand(len(index), -1)
+    return Part(experiment, rows, Window(index, at, 0, tokens[rows]))
 
 
 def cut_parts(experiment: Experiment) -> list[Part]:
     """Returns this process's share of an experiment's prompts, cut to their windows."""
-    prompts, attention = experiment.prompts, experiment.ablated.attention
+    attention = experiment.ablated.attention
     windows = divide(
         experiment.graph,
-        prompts,
+        experiment.prompts,
         experiment.model.cfg.d_model,
         n_parts=experiment.workers.count,
         goes_on=attention.key is not None,
     )
     held = experiment.clean_gates if experiment.holds_gates else None
     found = []
-    for _, (index, first, end) in experiment.workers.own(windows):
-        window = Window(index, first, end, prompts.clean[index, :end])
+    for _, window in experiment.workers.own(windows):
         if attention.key is not None:
-            before = (attention.key[:, index, :first], attention.value[:, index, :first])
-            window = replace(window, key=before[0], value=before[1])
+            past = [window.keys(acts)[:, :, : window.n_before]
+                    for acts in (attention.key, attention.value)]  # fmt: skip
+            window = replace(window, key=past[0], value=past[1])
         if held is not None:
             window = replace(window, gates=window.pairs(held, 1))
         cut = replace(
             experiment,
-            prompts=cut_prompts(prompts, index, first, end),
-            ablated=cut_activations(experiment.ablated, index, first, end),
+            prompts=_cut_prompts(experiment.prompts, window),
+            ablated=_cut_activations(experiment.ablated, window),
             window=window,
         )
-        found.append(Part(cut, slice(0, len(index)), window))
+        found.append(Part(cut, slice(0, len(window.index)), window))
     return found
 
 
 def divide(
     graph: Graph, prompts: Prompts, d_model: int, *, n_parts: int, goes_on: bool
-) -> list[tuple[Int[Tensor, " some"], int, int]]:
-    """Returns prompts that are run at once, with the first position and the end of each window.
+) -> list[Window]:
+    """Returns the windows of prompts that are run at once, without what stands before them.
 
     Args:
         graph: The graph.
         prompts: The prompts.
         d_model: Width of the residual stream.
         n_parts: The least number of parts, if there are as many prompts.
-        goes_on: Whether a run may begin where prompts change.
+        goes_on: Whether a run may begin where prompts change. Windows then end with the prompts;
+            else they begin with them.
     """
-    firsts = first_changes(prompts).tolist() if goes_on else [0] * len(prompts)
-    ends = prompts.lengths.tolist()
-    order = sorted(range(len(prompts)), key=lambda row: (firsts[row], ends[row]))
+    ends = prompts.lengths
+    needed = ends - first_changes(prompts) if goes_on else ends
     most = min(MOST_PROMPTS, -(-len(prompts) // n_parts))
+    rooms = ends.tolist() if goes_on else [prompts.clean.shape[1]] * len(prompts)
     found = []
-    for first, end, rows in _cheapest(order, firsts, ends, COST_OF_A_RUN / d_model**2):
-        per_prompt = graph.n_sources * (end - first) * d_model
-        size = min(most, max(1, MOST_NUMBERS // per_prompt))
+    for width, rows in _cheapest(needed.tolist(), rooms, COST_OF_A_RUN / d_model**2):
+        size = min(most, max(1, MOST_NUMBERS // (graph.n_sources * width * d_model)))
         for start in range(0, len(rows), size):
-            index = torch.tensor(sorted(rows[start : start + size]), device=prompts.clean.device)
-            found.append((index, first, end))
+            index = torch.tensor(sorted(rows[start : start + size]), device=ends.device)
+            first = ends[index] - width if goes_on else torch.zeros_like(index)
+            at = first[:, None] + torch.arange(width, device=ends.device)
+            found.append(Window(index, at, int(first.max()), prompts.clean[index]))
     return found
 
 
@@ -162,78 +200,79 @@ def first_changes(prompts: Prompts) -> Int[Tensor, " batch"]:
 
 
 def _cheapest(
-    order: Sequence[int], firsts: Sequence[int], ends: Sequence[int], cost_of_a_run: float
-) -> list[tuple[int, int, list[int]]]:
-    """Cuts prompts in order into groups, so that runs and positions together cost least."""
+    needed: Sequence[int], rooms: Sequence[int], cost_of_a_run: float
+) -> list[tuple[int, list[int]]]:
+    """Divides prompts so that runs and positions together cost least: widths and their prompts.
+
+    Args:
+        needed: How wide a window each prompt needs.
+        rooms: How wide one it has room for.
+        cost_of_a_run: In positions.
+    """
     kinds: dict[tuple[int, int], list[int]] = {}
-    for row in order:
-        kinds.setdefault((firsts[row], ends[row]), []).append(row)
+    for row in sorted(range(len(needed)), key=lambda row: (needed[row], rooms[row])):
+        kinds.setdefault((needed[row], rooms[row]), []).append(row)
     places = list(kinds)
-
-    @cache
-    def best(start: int) -> tuple[float, int]:
-        """The cost of what is from `start` on, and where its first group ends."""
-        if start == len(places):
-            return 0.0, start
-        found, n_rows, last = (float("inf"), start), 0, 0
+    best: dict[int, tuple[float, int]] = {len(places): (0.0, len(places))}
+    for start in reversed(range(len(places))):  # the least cost from there on, and the next group
+        n_rows, room = 0, rooms[kinds[places[start]][0]]
+        best[start] = (float("inf"), start)
         for stop in range(start + 1, len(places) + 1):
-            n_rows, last = n_rows + len(kinds[places[stop - 1]]), max(last, places[stop - 1][1])
-            cost = cost_of_a_run + n_rows * (last - places[start][0]) + best(stop)[0]
-            found = min(found, (cost, stop))
-        return found
-
-    for start in range(len(places), -1, -1):  # from behind, so that calls are not nested deeply
-        best(start)
+            width, n_rows = places[stop - 1][0], n_rows + len(kinds[places[stop - 1]])
+            room = min(room, places[stop - 1][1])
+            if width > room:
+                break
+            cost = cost_of_a_run + n_rows * width + best[stop][0]
+            best[start] = min(best[start], (cost, stop))
     found, start = [], 0
     while start < len(places):
-        _, stop = best(start)
-        group = places[start:stop]
-        rows = [row for place in group for row in kinds[place]]
-        found.append((places[start][0], max(end for _, end in group), rows))
+        _, stop = best[start]
+        rows = [row for place in places[start:stop] for row in kinds[place]]
+        found.append((places[stop - 1][0], rows))
         start = stop
     return found
 
 
-def cut_prompts(prompts: Prompts, index: Int[Tensor, " some"], first: int, end: int) -> Prompts:
-    """Returns some prompts as if they were no more than their window."""
-    some = prompts.subset(index.tolist())
+def _cut_prompts(prompts: Prompts, window: Window) -> Prompts:
+    """The prompts of a window as if they were no more than that."""
+    some = prompts.subset(window.index.tolist())
     return replace(
         some,
-        clean=some.clean[:, first:end],
-        corrupted=some.corrupted[:, first:end],
-        lengths=some.lengths - first,
+        clean=window.positions(prompts.clean, 0),
+        corrupted=window.positions(prompts.corrupted, 0),
+        lengths=some.lengths - window.at[:, 0],
+    )
+
+
+def _cut_activations(acts: Activations, window: Window) -> Activations:
+    """The activations in a window; its queries see all keys before."""
+    attention = acts.attention
+    return Activations(
+        embed=window.positions(acts.embed, 0),
+        z=window.positions(acts.z, 1),
+        mlp_out=window.positions(acts.mlp_out, 1),
+        resid_pre=window.positions(acts.resid_pre, 1),
+        resid_mid=window.positions(acts.resid_mid, 1),
+        resid_final=window.positions(acts.resid_final, 0),
+        attention=AttentionTerms(
+            pattern=window.pairs(attention.pattern, 1), value=window.keys(attention.value)
+        ),
     )
 
 
 def some_prompts(acts: Activations, index: Int[Tensor, " some"]) -> Activations:
     """Returns the activations of some prompts."""
-    found = cut_activations(acts, index, 0, acts.embed.shape[1])
-    key = acts.attention.key
-    return (
-        found
-        if key is None
-        else replace(found, attention=replace(found.attention, key=key[:, index]))
-    )
-
-
-def cut_activations(
-    acts: Activations, index: Int[Tensor, " some"], first: int, end: int
-) -> Activations:
-    """Returns the activations of some prompts in their window; its queries see all keys before."""
     attention = acts.attention
-
-    def cut(layers: Tensor) -> Tensor:
-        return layers[:, index, first:end]
-
     return Activations(
-        embed=acts.embed[index, first:end],
-        z=cut(acts.z),
-        mlp_out=cut(acts.mlp_out),
-        resid_pre=cut(acts.resid_pre),
-        resid_mid=cut(acts.resid_mid),
-        resid_final=acts.resid_final[index, first:end],
+        embed=acts.embed[index],
+        z=acts.z[:, index],
+        mlp_out=acts.mlp_out[:, index],
+        resid_pre=acts.resid_pre[:, index],
+        resid_mid=acts.resid_mid[:, index],
+        resid_final=acts.resid_final[index],
         attention=AttentionTerms(
-            pattern=attention.pattern[:, index, :, first:end, :end],
-            value=attention.value[:, index, :end],
+            pattern=attention.pattern[:, index],
+            value=attention.value[:, index],
+            key=None if attention.key is None else attention.key[:, index],
         ),
     )

@@ -36,11 +36,13 @@ Stream: TypeAlias = Float[Tensor, "batch pos d_model"]
 
 PastHeads: TypeAlias = Float[Tensor, "layer batch before head d_head"]
 RunBehind: TypeAlias = Callable[
-    [Int[Tensor, "batch pos"], PastHeads, PastHeads, Hooks],
+    [Int[Tensor, "batch pos"], Int[Tensor, "batch window"], PastHeads, PastHeads, Hooks],
     tuple[Float[Tensor, "batch window d_model"], list[Tensor]],
 ]
-"""Tokens of all positions, keys (before they are rotated) and values of the first, and hooks
--> the final residual stream of the other positions, and each layer's keys of all positions."""
+"""Tokens of all positions, which positions are run, keys (before they are rotated) and values of
+those just before, and hooks -> the final residual stream of the positions that are run, and each
+layer's keys of the others and of these. Positions before a prompt's first are not attended to.
+"""
 
 HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
 """Whether the installed TransformerLens has a HookedTransformer."""

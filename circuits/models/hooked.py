@@ -82,31 +82,37 @@ def run_from(
 def run_behind(model: HookedTransformer) -> RunBehind | None:
     """Goes on from a cache of keys and values, as generation does.
 
-    Not with positions that are added to attention scores or handed to each block, which need to be
-    told where a run begins, nor with layers on several devices.
+    Not with positions that are added to attention scores or handed to each block, nor with scales
+    that depend on them, since these need to be told where a run begins; nor on several devices.
     """
     cfg = model.cfg
-    knows = cfg.positional_embedding_type in ("standard", "rotary") and cfg.n_devices == 1
+    by_position = cfg.use_logn_attn or cfg.use_dynamic_ntk_rope or cfg.n_devices > 1
+    knows = cfg.positional_embedding_type in ("standard", "rotary") and not by_position
     return partial(_run_behind, model) if knows else None
 
 
 def _run_behind(
     model: HookedTransformer,
     tokens: Int[Tensor, "batch pos"],
+    at: Int[Tensor, "batch window"],
     key: PastHeads,
     value: PastHeads,
     hooks: Hooks,
 ) -> tuple[Float[Tensor, "batch window d_model"], list[Tensor]]:
     entries = [TransformerLensKeyValueCacheEntry(*past) for past in zip(key, value, strict=True)]
-    # A run that begins with a residual stream counts positions by the cache, and makes no mask of
-    # its tokens.
-    resid = model(tokens, stop_at_layer=0)[:, key.shape[2] :]
+    n_before = key.shape[2]
+    before = at[:, :1] - n_before + torch.arange(n_before, device=at.device)
+    is_there = torch.cat([before, at], dim=1) >= 0
+    # A run that begins with a residual stream counts positions by the cache, or by a mask in which
+    # what is not there stands to the left, and makes no mask of its tokens.
+    rows = torch.arange(len(at), device=at.device)[:, None]
     final = model.run_with_hooks(
-        resid,
+        model(tokens, stop_at_layer=0)[rows, at],
         fwd_hooks=hooks,
         start_at_layer=0,
         stop_at_layer=model.cfg.n_layers,
         past_kv_cache=TransformerLensKeyValueCache(entries, tokens[:, :0]),
+        attention_mask=None if is_there.all() else is_there.long(),
     )
     return final, [entry.past_keys for entry in entries]
 

@@ -1,7 +1,6 @@
 """Runs of a window of positions against runs of whole prompts, which compute every position."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -147,19 +146,38 @@ def test_a_circuit_is_run_at_the_positions_that_count_only(
 
 def test_prompts_are_divided_as_costs_least(tiny_model, monkeypatch):
     prompts = changed_early(tiny_model)
-    places = sorted(zip([1, 3, 4, 4, 6, 6, 2, 8], prompts.lengths.tolist(), strict=True))
+    lengths = prompts.lengths.tolist()
+    needed = [4, 2, 1, 1, 3, 3, 7, 1]  # from the change to the last, by hand
 
-    def cost(cuts: list[int], a_run: float) -> float:
-        groups = [places[i:j] for i, j in pairwise([0, *cuts, len(places)])]
-        return sum(a_run + len(one) * (max(end for _, end in one) - one[0][0]) for one in groups)
+    def cost(groups: list[list[int]], a_run: float) -> float:
+        widths = [max(needed[row] for row in rows) for rows in groups]
+        if any(
+            width > lengths[row] for width, rows in zip(widths, groups, strict=True) for row in rows
+        ):
+            return float("inf")
+        return sum(a_run + len(rows) * width for width, rows in zip(widths, groups, strict=True))
 
-    every = [[i for i in range(1, 8) if mask >> i & 1] for mask in range(0, 256, 2)]
     for a_run in (0.0, 1.5, 4.0, 10.0, 100.0):
         monkeypatch.setattr("circuits.intervene.window.COST_OF_A_RUN", a_run * 16**2)
-        found = divide(Graph(2, 2), prompts, 16, n_parts=1, goes_on=True)
-        assert sorted(row for index, _, _ in found for row in index.tolist()) == list(range(8))
-        taken = sum(a_run + len(index) * (end - first) for index, first, end in found)
-        assert taken == pytest.approx(min(cost(cuts, a_run) for cuts in every))
+        windows = divide(Graph(2, 2), prompts, 16, n_parts=1, goes_on=True)
+        found = [window.index.tolist() for window in windows]
+        assert sorted(row for rows in found for row in rows) == list(range(8))
+        for window in windows:
+            assert window.at[:, -1].tolist() == [lengths[row] - 1 for row in window.index.tolist()]
+        least = min(cost(groups, a_run) for groups in partitions(list(range(8))))
+        assert cost(found, a_run) == pytest.approx(least)
+        assert sum(a_run + window.at.numel() for window in windows) == pytest.approx(least)
+
+
+def partitions(rows):
+    """Every way to divide things into groups: each joins one of the others' groups, or none."""
+    if not rows:
+        yield []
+        return
+    for groups in partitions(rows[1:]):
+        yield [[rows[0]], *groups]
+        for number in range(len(groups)):
+            yield [*groups[:number], [rows[0], *groups[number]], *groups[number + 1 :]]
 
 
 class _Copied(TorchDispatchMode):
