@@ -31,15 +31,16 @@ def integrated_activations(
     if steps < 1:
         raise ValueError(f"integrated gradients need at least 1 step, got {steps}")
     check_differentiable(experiment.model)
-    graph, ablated = experiment.graph, experiment.ablated
+    graph = experiment.graph
     totals = Totals(experiment, attention_edges=attention_edges)
 
     def toward(act: Tensor, hook: object, *, gone: Tensor, fraction: float) -> Tensor:
         return torch.lerp(gone, act, fraction)
 
-    for rows in experiment.own_batches():
-        change, noting = noting_changes(experiment.model, graph, ablated, rows)
-        clean = run_backward(experiment, rows, noting)
+    for part in experiment.own_parts:
+        here, rows, ablated = part.experiment, part.rows, part.experiment.ablated
+        change, noting = noting_changes(here.model, graph, ablated, rows)
+        clean = run_backward(here, rows, noting)
         places: list[tuple[str, Tensor, slice, int | None]] = []
         places.append(("blocks.0.hook_resid_pre", ablated.embed[rows], slice(0, 1), None))
         for layer in range(graph.n_layers):
@@ -53,10 +54,8 @@ def integrated_activations(
                 run = clean
                 if step < steps:
                     hook = partial(toward, gone=gone, fraction=step / steps)
-                    run = run_backward(experiment, rows, [(name, hook)], clean.logits)
-                add_edge_scores(
-                    experiment, totals.edges, run, change, weight=1 / steps, sources=sources
-                )
+                    run = run_backward(here, rows, [(name, hook)], clean.logits)
+                add_edge_scores(here, totals.edges, run, change, weight=1 / steps, sources=sources)
                 if layer is not None:
-                    totals.add_attention_edges(run, clean, rows, 1 / steps, layers=[layer])
+                    totals.add_attention_edges(run, clean, part, 1 / steps, layers=[layer])
     return totals.scores("integrated_activations")

@@ -25,9 +25,9 @@ from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import (
     attended_value,
     logits_after,
-    run_to_final,
 )
 from circuits.intervene.behind_heads import linear_changes
+from circuits.intervene.window import Part
 from circuits.metrics import METRICS
 from circuits.models.anatomy import (
     has_whole_weights,
@@ -111,7 +111,7 @@ def run_backward(
         parameters_without_gradient(model),
     ):
         # The unembedding is by far the widest matrix: it is run at one position a prompt.
-        resid = run_to_final(model, batch.clean, before + noting + rules.hooks(model))
+        resid = experiment.run(rows, before + noting + rules.hooks(model))
         with model.hooks(fwd_hooks=rules.norm_hooks(model)):
             logits = logits_after(model, resid, batch.last)
         reference = logits.detach() if clean_logits is None else clean_logits
@@ -219,15 +219,20 @@ def _normalised(
 
 
 def attention_edge_scores(
-    experiment: Experiment, run: Run, clean: Run, rows: slice, layer: int
+    part: Part, run: Run, clean: Run, layer: int
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """Returns each attention edge's change, clean minus ablated, times the gradient at its z."""
-    block = f"blocks.{layer}.attn"
+    """Returns each attention edge's change, clean minus ablated, times the gradient at its z.
+
+    Queries are those of the part's window, keys all that they see.
+    """
+    experiment, rows, block = part.experiment, part.rows, f"blocks.{layer}.attn"
+    ablated = experiment.ablated.attention
     gradient = run.gradients[f"{block}.hook_z"]
     pattern = clean.acts[f"{block}.hook_pattern"]
     value = attended_value(experiment.model, clean.acts[f"{block}.hook_v"])
+    value = torch.cat([ablated.value[layer, rows, : part.window.n_before], value], dim=1)
     kept = pattern * torch.einsum("bqhe,bkhe->bhqk", gradient, value)
-    return kept - experiment.ablated.attention.dot(layer, gradient, rows)
+    return kept - ablated.dot(layer, gradient, rows)
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ from circuits.intervene.ablate import Experiment, attention_hooks
 from circuits.intervene.activations import (
     head_outputs,
     logits_after,
-    run_to_final,
 )
 from circuits.intervene.behind_heads import ablated_totals, norm_of, read_inputs, slopes_at_sources
+from circuits.intervene.window import Part
 from circuits.metrics import METRICS
 from circuits.models.backend import Hooks, component_hooks
 
@@ -43,31 +43,36 @@ def edge_effects_in(
         ValueError: an effect is not finite.
     """
     totals = Totals(experiment, attention_edges=False)
-    for rows in experiment.own_batches():
-        _add_edge_effects(experiment, edges, rows, totals.edges)
+    for part in experiment.own_parts:
+        clean_logits = experiment.clean_logits[part.window.index]
+        _add_edge_effects(part, edges, clean_logits, totals.edges)
     return totals.scores("in circuit").edges
 
 
 def attention_edge_effects_in(
     experiment: Experiment, kept: Bool[Tensor, "batch layer head query_pos key_pos"]
-) -> dict[str, Float[Tensor, "layer head query_pos key_pos"]]:
+) -> dict[str, Float[Tensor, "layer head _ _"]]:
     """Returns the effect of each attention edge in the circuit of those `kept`, by template.
 
     Raises:
         ValueError: an effect is not finite.
     """
     totals = Totals(experiment, attention_edges=True)
-    for rows in experiment.own_batches():
-        hooks = attention_hooks(experiment, kept[rows], rows)
-        run = run_backward(experiment, rows, hooks, experiment.clean_logits[rows])
-        totals.add_attention_edges(run, run, rows)
+    for part in experiment.own_parts:
+        clean_logits = experiment.clean_logits[part.window.index]
+        run = run_backward(part.experiment, part.rows, attention_hooks(part, kept), clean_logits)
+        totals.add_attention_edges(run, run, part)
     return totals.scores("in circuit").attention_edges
 
 
 def _add_edge_effects(
-    experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: slice, total: Tensor
+    part: Part,
+    edges: Bool[Tensor, "src dest"],
+    clean_logits: Float[Tensor, "batch d_vocab"],
+    total: Tensor,
 ) -> None:
     """Adds the effects in some prompts' run of the circuit, summed over them."""
+    experiment, rows = part.experiment, part.rows
     model, graph, ablated = experiment.model, experiment.graph, experiment.ablated
     weight = edges.to(device=total.device, dtype=ablated.embed.dtype)
     without = ablated_totals(model, ablated.z[:, rows])
@@ -147,8 +152,8 @@ def _add_edge_effects(
         torch.enable_grad(),
         parameters_without_gradient(model),
     ):
-        logits = logits_after(model, run_to_final(model, batch.clean, hooks), batch.last)
-        metric = METRICS[experiment.metric](logits, batch, experiment.clean_logits[rows]).sum()
+        logits = logits_after(model, experiment.run(rows, hooks), batch.last)
+        metric = METRICS[experiment.metric](logits, batch, clean_logits).sum()
         slopes = torch.autograd.grad(
             metric, [place for place, _ in inputs_of], allow_unused=True, materialize_grads=True
         )

@@ -66,20 +66,20 @@ def score_along_inputs(
     """
     check_differentiable(experiment.model)
     rules.check(experiment.model)
-    graph, ablated = experiment.graph, experiment.ablated
     totals = Totals(experiment, attention_edges=attention_edges)
     weight = 1 / len(fractions)
-    for rows in experiment.own_batches():
-        change, noting = noting_changes(experiment.model, graph, ablated, rows)
-        clean = run_backward(experiment, rows, noting, rules=rules)
+    for part in experiment.own_parts:
+        here, rows = part.experiment, part.rows
+        change, noting = noting_changes(here.model, here.graph, here.ablated, rows)
+        clean = run_backward(here, rows, noting, rules=rules)
         for fraction in sorted(fractions, reverse=True):
             run = clean
             if fraction != 1:
-                embed = ablated.embed[rows] + fraction * change[0]
+                embed = here.ablated.embed[rows] + fraction * change[0]
                 hooks: Hooks = [("blocks.0.hook_resid_pre", _replacing(embed))]
-                run = run_backward(experiment, rows, hooks, clean.logits, rules)
-            add_edge_scores(experiment, totals.edges, run, change, weight=weight, rules=rules)
-            totals.add_attention_edges(run, clean, rows, weight)
+                run = run_backward(here, rows, hooks, clean.logits, rules)
+            add_edge_scores(here, totals.edges, run, change, weight=weight, rules=rules)
+            totals.add_attention_edges(run, clean, part, weight)
     return totals.scores(method)
 
 

@@ -27,6 +27,7 @@ from circuits.graph import READS
 from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import logits_after, noting_changes
 from circuits.intervene.behind_heads import lone_changes
+from circuits.intervene.window import whole_part
 from circuits.metrics import METRICS
 from circuits.models.anatomy import norms_heads_together
 
@@ -56,7 +57,7 @@ def local_patching(experiment: Experiment, *, attention_edges: bool = True) -> S
             if graph.has_mlps:
                 _score_mlp(experiment, totals.edges, clean, rows, change, layer)
         totals.edges[:, -1] += logit_effects(experiment, clean, change, rows)
-        totals.add_attention_edges(clean, clean, rows)
+        totals.add_attention_edges(clean, clean, whole_part(experiment, rows))
     return totals.scores("local_patching")
 
 

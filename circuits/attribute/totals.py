@@ -11,6 +11,7 @@ from torch import Tensor
 from circuits.attribute.gradients import Run, attention_edge_scores
 from circuits.attribute.scores import Scores
 from circuits.intervene.ablate import Experiment
+from circuits.intervene.window import Part
 
 
 class Totals:
@@ -40,16 +41,16 @@ class Totals:
         self,
         run: Run,
         clean: Run,
-        rows: slice,
+        part: Part,
         weight: float = 1.0,
         layers: Iterable[int] | None = None,
     ) -> None:
-        """Adds `weight` times the attention edges of one run over the prompts `rows`, if wanted."""
+        """Adds `weight` times the attention edges of one run over a part's prompts, if wanted."""
         if not self._groups:
             return
         for layer in range(self._experiment.graph.n_layers) if layers is None else layers:
-            scores = attention_edge_scores(self._experiment, run, clean, rows, layer)
-            self._attention[:, layer].index_add_(0, self._group_of[rows], scores, alpha=weight)
+            scores = attention_edge_scores(part, run, clean, layer)
+            part.window.add_pairs(self._attention[:, layer], self._group_of, scores, weight)
 
     def scores(self, method: str) -> Scores:
         """Returns the means over the prompts of all processes.

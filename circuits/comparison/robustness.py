@@ -258,7 +258,7 @@ def _sizes_of(
 ) -> dict[tuple[str, float], _Sizes]:
     """Circuit sizes by granularity and target, on all prompts and on halves of them."""
 
-    def experiment_on(part: Prompts) -> Experiment:
+    def experiment_on(part: Prompts, *, is_checked: bool = False) -> Experiment:
         return prepare_experiment(
             model,
             part,
@@ -266,10 +266,11 @@ def _sizes_of(
             ablation=setting.ablation,
             gates=setting.gates,
             workers=workers,
+            is_checked=is_checked,
         )
 
-    def sizes_on(ranking: Prompts, sizing: Experiment, start: _SizeAt | None) -> _SizeAt:
-        scores = METHODS[setting.method](experiment_on(ranking), attention_edges=False)
+    def sizes_on(ranking: Experiment, sizing: Experiment, start: _SizeAt | None) -> _SizeAt:
+        scores = METHODS[setting.method](ranking, attention_edges=False)
         return {
             (granularity, target): size
             for granularity in granularities
@@ -278,12 +279,12 @@ def _sizes_of(
             ).items()
         }
 
-    ranking, sizing = prompts
-    experiment = experiment_on(sizing)
-    check_does_task(experiment)
-    whole = sizes_on(ranking, experiment, None)
+    sizing = experiment_on(prompts[1])
+    check_does_task(sizing)
+    ranking = experiment_on(prompts[0], is_checked=True)
+    whole = sizes_on(ranking, sizing, None)
     _, halves = halves_to_redraw(ranking, sizing, ablation=setting.ablation, n=redraws, seed=seed)
-    redrawn = [sizes_on(half, experiment_on(other), whole) for half, other in halves]
+    redrawn = [sizes_on(*pair, whole) for pair in halves]
     return {key: _Sizes(size, tuple(one[key] for one in redrawn)) for key, size in whole.items()}
 
 

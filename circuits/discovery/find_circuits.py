@@ -31,6 +31,7 @@ from circuits.discovery.resample import TemplateWeights
 from circuits.discovery.search import N_CURVE, Search, find_smallest
 from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
+from circuits.models.backend import backend_of
 from circuits.models.load import as_model, tokenizer_of
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery, Found
@@ -83,7 +84,21 @@ def discover(
             tokenizer_of(model), n_ranking=n, n_sizing=n, n_reporting=n, seed=config.seed
         )
 
-    def experiment_on(part: Prompts) -> Experiment:
+    with backend_of(model).weights_as_read(model):
+        return _discover(model, task, config, prompts, workers, on_step)
+
+
+def _discover(
+    model: Model,
+    task: Task,
+    config: DiscoverConfig,
+    prompts: TaskPrompts,
+    workers: Workers,
+    on_step: Callable[[str], None],
+) -> Discovery:
+    """What `discover` returns, for a model and prompts that are there."""
+
+    def experiment_on(part: Prompts, *, is_checked: bool = False) -> Experiment:
         return prepare_experiment(
             model,
             part,
@@ -91,12 +106,15 @@ def discover(
             ablation=config.ablation,
             gates=config.gates,
             workers=workers,
+            is_checked=is_checked,
         )
 
-    sizing, reporting = experiment_on(prompts.sizing), experiment_on(prompts.reporting)
+    sizing = experiment_on(prompts.sizing)
+    reporting = experiment_on(prompts.reporting, is_checked=True)
     for experiment in (sizing, reporting):
         check_does_task(experiment)
-    scores = _scores(experiment_on, prompts.ranking, prompts.sizing, config)
+    ranking = experiment_on(prompts.ranking, is_checked=True)
+    scores = _scores(ranking, sizing, config)
     on_step(f"{task.name}: scored")
     weights = TemplateWeights.of(prompts.sizing.templates, seed=config.seed)
     chosen: dict[str, _Chosen] = {}
@@ -104,9 +122,7 @@ def discover(
         ranked = _ranked(scores, prompts.sizing, granularity, config)
         step = partial(on_step, f"{task.name}: {granularity}")
         chosen[granularity] = _choose(ranked, sizing, config, step, weights=weights)
-    redrawn = _redraw(
-        experiment_on, prompts, config, chosen, partial(on_step, f"{task.name}: halves")
-    )
+    redrawn = _redraw(ranking, sizing, config, chosen, partial(on_step, f"{task.name}: halves"))
     found: dict[str, Found] = {}
     for granularity, (ranked, search, pruned) in chosen.items():
         found[granularity] = gather_evidence(
@@ -142,12 +158,7 @@ def steps_of(config: DiscoverConfig) -> int:
     )
 
 
-def _scores(
-    experiment_on: Callable[[Prompts], Experiment],
-    ranking: Prompts,
-    sizing: Prompts,
-    config: DiscoverConfig,
-) -> Scores:
+def _scores(ranking: Experiment, sizing: Experiment, config: DiscoverConfig) -> Scores:
     """Scores on the ranking prompts, and attention edges of every template to be sized.
 
     A template that the ranking prompts lack (each row of a file without templates) can only be
@@ -155,11 +166,11 @@ def _scores(
     """
     wanted = "attention_edge" in config.granularities
     method = method_of(config)
-    scores = method(experiment_on(ranking), attention_edges=wanted)
+    scores = method(ranking, attention_edges=wanted)
     lone = [i for i, name in enumerate(sizing.templates) if name not in scores.attention_edges]
     if not wanted or not lone:
         return scores
-    own = method(experiment_on(sizing.subset(lone)))
+    own = method(sizing.subset(lone))
     return replace(scores, attention_edges=scores.attention_edges | own.attention_edges)
 
 
@@ -227,28 +238,27 @@ def _choose(
 
 
 def _redraw(
-    experiment_on: Callable[[Prompts], Experiment],
-    prompts: TaskPrompts,
+    ranking: Experiment,
+    sizing: Experiment,
     config: DiscoverConfig,
     chosen: Mapping[str, _Chosen],
     on_step: Callable[[], None],
 ) -> dict[str, Redrawn]:
     """Finds every circuit again on halves of the prompts, and keeps their sizes."""
     drawn, halves = halves_to_redraw(
-        prompts.ranking,
-        prompts.sizing,
+        ranking,
+        sizing,
         ablation=config.ablation,
         n=config.redraws,
         seed=config.seed,
     )
     sizes: dict[str, list[tuple[float, float]]] = {granularity: [] for granularity in chosen}
-    for ranking, sizing_prompts in halves:
-        scores = _scores(experiment_on, ranking, sizing_prompts, config)
-        sizing = experiment_on(sizing_prompts)
+    for to_rank, to_size in halves:
+        scores = _scores(to_rank, to_size, config)
         for granularity, (_, found, _) in chosen.items():
-            ranked = _ranked(scores, sizing_prompts, granularity, config)
+            ranked = _ranked(scores, to_size.prompts, granularity, config)
             start = ABOVE * int(found.chosen.max())
-            _, search, pruned = _choose(ranked, sizing, config, on_step, start=start)
+            _, search, pruned = _choose(ranked, to_size, config, on_step, start=start)
             prefix = first_of(ranked.orders, search.chosen)
             left = prefix if pruned is None else pruned.chosen
             sizes[granularity].append((ranked.circuit(left).size, ranked.circuit(prefix).size))

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from circuits.discovery.resample import LEAST_PROMPTS, members_of, too_few
+from circuits.intervene.ablate import Experiment
 from circuits.prompts import Prompts
 
 ABOVE = 4
@@ -40,14 +42,18 @@ class Redrawn:
     prefixes: tuple[float, ...] = ()
 
 
+DrawableT = TypeVar("DrawableT", Prompts, Experiment)
+"""What halves are drawn of."""
+
+
 def halves_to_redraw(
-    ranking: Prompts, sizing: Prompts, *, ablation: str, n: int, seed: int
-) -> tuple[str, Iterable[tuple[Prompts, Prompts]]]:
+    ranking: DrawableT, sizing: DrawableT, *, ablation: str, n: int, seed: int
+) -> tuple[str, Iterable[tuple[DrawableT, DrawableT]]]:
     """Returns what is drawn for the interval of a size, and the halves of the prompts.
 
     Where there is no interval, there are no halves, and what is drawn is "none: " and why.
     """
-    n_prompts = min(len(ranking), len(sizing))
+    n_prompts = min(len(ranking.templates), len(sizing.templates))
     fewest = min(len(rows) for part in (ranking, sizing) for rows in members_of(part.templates))
     if n < 2:
         return "none: nothing was redrawn", ()
@@ -59,8 +65,8 @@ def halves_to_redraw(
 
 
 def halves(
-    ranking: Prompts, sizing: Prompts, *, n: int, seed: int
-) -> Iterator[tuple[Prompts, Prompts]]:
+    ranking: DrawableT, sizing: DrawableT, *, n: int, seed: int
+) -> Iterator[tuple[DrawableT, DrawableT]]:
     """Yields `n` times random halves of the prompts to rank on and of those to size on."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n):

@@ -22,9 +22,9 @@ This module is the referee: attribution predicts what `exact_*` measures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -36,18 +36,24 @@ from circuits.gate.gate import hold_gates, is_gated
 from circuits.graph import READS, Graph
 from circuits.intervene.activations import (
     Activations,
+    MeanTerms,
     ablated_activations,
     attended_value,
     logits_after,
-    noting_changes,
     record_gates,
     row_batches,
     run_to_final,
 )
-from circuits.intervene.behind_heads import ablated_totals, read_inputs
 from circuits.intervene.check_model import check_model
+from circuits.intervene.circuit_inputs import reader
+from circuits.intervene.window import Part, Window, cut_parts, some_prompts, whole_part
 from circuits.metrics import METRICS
-from circuits.models.anatomy import has_mlps, is_parallel, why_not_a_sum
+from circuits.models.anatomy import (
+    has_mlps,
+    is_parallel,
+    norms_heads_together,
+    why_not_a_sum,
+)
 from circuits.models.backend import Hooks, Model, component_hooks
 from circuits.prompts import Prompts
 from circuits.workers import ALONE, Workers
@@ -70,6 +76,7 @@ class Experiment:
             process.
         workers: The processes that share the prompts.
         gates: What the gates of a sparse model do while a circuit runs.
+        window: The prompts and positions of another experiment that this one is cut to, if it is.
     """
 
     model: Model
@@ -80,28 +87,77 @@ class Experiment:
     ablated: Activations
     workers: Workers = ALONE
     gates: Gates | str = "follow"
+    window: Window | None = None
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of each prompt."""
+        return self.prompts.templates
+
+    def subset(self, indices: Sequence[int]) -> Experiment:
+        """Returns the experiment on the prompts at `indices`.
+
+        What was run is not run again, but for means: these are of other prompts.
+        """
+        prompts = self.prompts.subset(indices)
+        if isinstance(self.ablated.attention, MeanTerms):
+            return prepare_experiment(
+                self.model,
+                prompts,
+                metric=self.metric,
+                ablation=self.ablation,
+                gates=self.gates,
+                workers=self.workers,
+                is_checked=True,
+            )
+        rows = torch.tensor(list(indices), device=prompts.clean.device)
+        found = replace(self, prompts=prompts, ablated=some_prompts(self.ablated, rows))
+        for name, dim in (("clean_logits", 0), ("full", 0), ("empty", 0), ("clean_gates", 1)):
+            if name in vars(self):  # where a cached_property keeps what it has
+                vars(found)[name] = vars(self)[name].index_select(dim, rows)
+        return found
+
+    @cached_property
+    def own_parts(self) -> list[Part]:
+        """The parts of the prompts that this process runs, cut to the positions that count."""
+        if isinstance(self.ablated.attention, MeanTerms):  # which are of whole templates
+            return [whole_part(self, rows) for rows in self.own_batches()]
+        return cut_parts(self)
 
     def own_batches(self) -> list[slice]:
-        """Returns the batches of prompts that this process runs."""
+        """Returns the batches of whole prompts that this process runs."""
         batches = row_batches(self.graph, self.prompts, self.model.cfg.d_model, self.workers.count)
         return [rows for _, rows in self.workers.own(batches)]
 
     @cached_property
     def clean_gates(self) -> Bool[Tensor, "layer batch head query_pos key_pos"]:
         """Which gates of a sparse model are open in the whole model's run."""
+        if self.window is not None and self.window.gates is not None:
+            return self.window.gates
         return record_gates(self.model, self.graph, self.prompts)
+
+    @property
+    def holds_gates(self) -> bool:
+        """Whether there are gates, and they are held."""
+        return self.gates != "follow" and is_gated(self.model)
 
     def hold_gates(self, rows: slice) -> AbstractContextManager[None]:
         """Returns a context for runs of some prompts, in which gates that are to be held are."""
-        if self.gates == "follow" or not is_gated(self.model):
+        if not self.holds_gates:
             return nullcontext()
         return hold_gates(self.model, self.clean_gates[:, rows])
+
+    def run(self, rows: slice, hooks: Hooks) -> Float[Tensor, "some pos d_model"]:
+        """Returns the final residual stream in a run of some clean prompts, or of their window."""
+        if self.window is not None:
+            return self.window.run(self.model, hooks)
+        return run_to_final(self.model, self.prompts.clean[rows], hooks)
 
     @cached_property
     def clean_logits(self) -> Float[Tensor, "batch d_vocab"]:
         """The whole model's logits at the answer position."""
-        with torch.no_grad():
-            return _logits(self, lambda _rows: [])
+        with component_hooks(self.model, split_heads=False), torch.no_grad():
+            return _logits(self, lambda _part: [])
 
     @cached_property
     def full(self) -> Float[Tensor, " batch"]:
@@ -167,6 +223,7 @@ def prepare_experiment(
     ablation: Ablation | str = "corrupted",
     gates: Gates | str = "follow",
     workers: Workers = ALONE,
+    is_checked: bool = False,
 ) -> Experiment:
     """Returns an experiment with the clean and the ablated run, made once.
 
@@ -177,6 +234,7 @@ def prepare_experiment(
         ablation: What components outside a circuit write.
         gates: What the gates of a sparse model do while a circuit runs; a dense model has none.
         workers: The processes that share the prompts, from `circuits.workers.join_workers`.
+        is_checked: Whether `check_model` has passed the model already, which takes two runs.
 
     Raises:
         ValueError: an unknown name, prompts longer than the model's context, or a model whose edges
@@ -193,7 +251,8 @@ def prepare_experiment(
     graph = graph_of(model)
     prompts = prompts.to(model.W_E.device)
     model.eval()
-    check_model(model, graph, prompts)
+    if not is_checked:
+        check_model(model, graph, prompts)
     ablated = ablated_activations(model, graph, prompts, ablation)
     return Experiment(model, graph, prompts, metric, ablation, ablated, workers, gates)
 
@@ -245,10 +304,13 @@ def run_edges(experiment: Experiment, edges: Bool[Tensor, "src dest"]) -> Float[
     Raises:
         ValueError: the metric is not one finite number for each prompt.
     """
-    edges, mask = edges & experiment.graph.mask, experiment.graph.mask
+    graph = experiment.graph
+    edges, mask = edges & graph.mask, graph.mask
     if torch.equal(edges, mask & edges.any(dim=1, keepdim=True)):
         return run_nodes(experiment, edges.any(dim=1))
-    return _measure(experiment, lambda rows: _edge_hooks(experiment, edges, rows), split_heads=True)
+    if _is_ablated_where_unreached(experiment):
+        edges = graph.connected(edges)
+    return _measure(experiment, lambda part: _edge_hooks(part, edges), split_heads=True)
 
 
 @torch.no_grad()
@@ -261,7 +323,7 @@ def run_nodes(experiment: Experiment, nodes: Bool[Tensor, " src"]) -> Float[Tens
     Raises:
         ValueError: the metric is not one finite number for each prompt.
     """
-    return _measure(experiment, lambda rows: _node_hooks(experiment, nodes, rows))
+    return _measure(experiment, lambda part: _node_hooks(part, nodes))
 
 
 @torch.no_grad()
@@ -276,11 +338,11 @@ def run_attention_edges(
     Raises:
         ValueError: the metric is not one finite number for each prompt.
     """
-    return _measure(experiment, lambda rows: attention_hooks(experiment, kept[rows], rows))
+    return _measure(experiment, lambda part: attention_hooks(part, kept))
 
 
 def _measure(
-    experiment: Experiment, hooks_of: Callable[[slice], Hooks], *, split_heads: bool = False
+    experiment: Experiment, hooks_of: Callable[[Part], Hooks], *, split_heads: bool = False
 ) -> Float[Tensor, " batch"]:
     with component_hooks(experiment.model, split_heads=split_heads):
         values = experiment.score(_logits(experiment, hooks_of))
@@ -288,66 +350,74 @@ def _measure(
 
 
 def _logits(
-    experiment: Experiment, hooks_of: Callable[[slice], Hooks]
+    experiment: Experiment, hooks_of: Callable[[Part], Hooks]
 ) -> Float[Tensor, "batch d_vocab"]:
-    """The logits at the answer position of all prompts, run a batch at a time with hooks."""
-    model, prompts = experiment.model, experiment.prompts
-    found = model.W_U.new_zeros(len(prompts), model.W_U.shape[-1])
-    for rows in experiment.own_batches():
-        with experiment.hold_gates(rows):
-            resid = run_to_final(model, prompts.clean[rows], hooks_of(rows))
-        found[rows] = logits_after(model, resid, prompts.last[rows])
+    """The logits at the answer position of all prompts, run a part at a time with hooks."""
+    model = experiment.model
+    found = model.W_U.new_zeros(len(experiment.prompts), model.W_U.shape[-1])
+    for part in experiment.own_parts:
+        here, rows = part.experiment, part.rows
+        with here.hold_gates(rows):
+            resid = here.run(rows, hooks_of(part))
+        found[part.window.index] = logits_after(model, resid, here.prompts.last[rows])
     experiment.workers.add_up([found])
     return found
 
 
-def _edge_hooks(experiment: Experiment, edges: Bool[Tensor, "src dest"], rows: slice) -> Hooks:
+def _is_ablated_where_unreached(experiment: Experiment) -> bool:
+    """Whether what no clean input reaches writes what it writes ablated, and can be left out.
+
+    Not where that is no run's, nor that of a run with gates of its own; nor where one norm spans
+    all heads, so that each answers to what the others read.
+    """
+    model = experiment.model
+    together = norms_heads_together(model.cfg, model.blocks[0].attn)
+    return experiment.ablation == "corrupted" and not experiment.holds_gates and not together
+
+
+def _edge_hooks(part: Part, edges: Bool[Tensor, "src dest"]) -> Hooks:
+    """The hooks of a part's run with only `edges` intact."""
+    experiment, rows = part.experiment, part.rows
     graph, ablated = experiment.graph, experiment.ablated
-    change, noting = noting_changes(experiment.model, graph, ablated, rows)
-    weight = edges.to(device=change.device, dtype=change.dtype)
-    without = ablated_totals(experiment.model, ablated.z[:, rows])
-
-    def inputs(base: Tensor, n_upstream: int, columns: slice) -> Float[Tensor, "dest batch pos d"]:
-        return read_inputs(
-            experiment.model,
-            graph,
-            weight[:n_upstream, columns],
-            change[:n_upstream],
-            base,
-            without,
-        )
-
+    read = reader(part, edges)
     made: dict[int, dict[str, Tensor]] = {}
+    begun: dict[int, Tensor] = {}  # of what a layer's MLP reads: what its heads read as well
 
-    def set_head_inputs(act: Tensor, hook: object, *, layer: int, read: str) -> Tensor:
-        if layer not in made:  # one product for all three, so that changes are read once
-            base, columns = ablated.resid_pre[layer, rows], graph.head_destinations(layer)
-            every = inputs(base, graph.n_upstream_of_heads(layer), columns).permute(1, 2, 0, 3)
+    def set_head_inputs(act: Tensor, hook: object, *, layer: int, read_as: str) -> Tensor:
+        if layer not in made:  # one product for all, since it takes longest to go through changes
+            columns, n_upstream = graph.head_destinations(layer), graph.n_upstream_of_heads(layer)
+            with_mlp = slice(columns.start, columns.stop + graph.has_mlps)
+            found = read.changes(0, n_upstream, with_mlp)
+            every = found[: len(READS) * graph.n_heads].add_(ablated.resid_pre[layer, rows])
+            begun[layer] = found[len(READS) * graph.n_heads :]
+            every = every.permute(1, 2, 0, 3)
             made[layer] = dict(zip(READS, every.chunk(len(READS), dim=2), strict=True))
-        return made[layer].pop(read)
+        return made[layer].pop(read_as)
 
     def set_mlp_input(act: Tensor, hook: object, *, layer: int) -> Tensor:
         resid = ablated.resid_pre if graph.parallel_attn_mlp else ablated.resid_mid
-        column = graph.mlp_destination(layer)
-        columns = slice(column, column + 1)
-        return inputs(resid[layer, rows], graph.n_upstream_of_mlp(layer), columns)[0]
+        column, end = graph.mlp_destination(layer), graph.n_upstream_of_mlp(layer)
+        first = graph.n_upstream_of_heads(layer) if layer in begun else 0
+        found = read.changes(first, end, slice(column, column + 1))
+        return found.add_(resid[layer, rows]).add_(begun.pop(layer, 0))[0]
 
     def set_final(act: Tensor, hook: object) -> Tensor:
         last = slice(graph.n_destinations - 1, graph.n_destinations)
-        return inputs(ablated.resid_final[rows], graph.n_sources, last)[0]
+        return read.changes(0, graph.n_sources, last)[0].add_(ablated.resid_final[rows])
 
-    hooks: Hooks = [*noting]
+    hooks: Hooks = [*read.noting]
     for layer in range(graph.n_layers):
         block = f"blocks.{layer}"
-        for read in READS:
-            bound = partial(set_head_inputs, layer=layer, read=read)
-            hooks.append((f"{block}.hook_{read}_input", bound))
+        for name in READS:
+            bound = partial(set_head_inputs, layer=layer, read_as=name)
+            hooks.append((f"{block}.hook_{name}_input", bound))
         if graph.has_mlps:
             hooks.append((f"{block}.hook_mlp_in", partial(set_mlp_input, layer=layer)))
     return [*hooks, (f"blocks.{graph.n_layers - 1}.hook_resid_post", set_final)]
 
 
-def _node_hooks(experiment: Experiment, nodes: Bool[Tensor, " src"], rows: slice) -> Hooks:
+def _node_hooks(part: Part, nodes: Bool[Tensor, " src"]) -> Hooks:
+    experiment, rows = part.experiment, part.rows
     graph, ablated = experiment.graph, experiment.ablated
 
     def put_in(act: Tensor, hook: object, *, place: Tensor) -> Tensor:
@@ -370,11 +440,15 @@ def _node_hooks(experiment: Experiment, nodes: Bool[Tensor, " src"], rows: slice
     return hooks
 
 
-def attention_hooks(
-    experiment: Experiment, kept: Bool[Tensor, "batch layer head query_pos key_pos"], rows: slice
-) -> Hooks:
-    """Returns the hooks of a run in which only the `kept` attention edges of `rows` are intact."""
-    terms = experiment.ablated.attention
+def attention_hooks(part: Part, kept: Bool[Tensor, "batch layer head query_pos key_pos"]) -> Hooks:
+    """Returns the hooks of a part's run in which only the `kept` attention edges are intact.
+
+    Args:
+        part: A part of an experiment.
+        kept: Attention edges of all prompts of the experiment.
+    """
+    experiment, rows, n_before = part.experiment, part.rows, part.window.n_before
+    terms, kept = experiment.ablated.attention, part.window.pairs(kept, 0)
     now: dict[str, Tensor] = {}
 
     def note(act: Tensor, hook: object, *, name: str) -> None:
@@ -383,6 +457,7 @@ def attention_hooks(
     def set_z(z: Tensor, hook: object, *, layer: int) -> Tensor:
         mask = kept[:, layer].to(z.dtype)
         value = attended_value(experiment.model, now.pop("value"))
+        value = torch.cat([terms.value[layer, rows, :n_before], value], dim=1)
         live = torch.einsum("bhqk,bkhe->bqhe", mask * now.pop("pattern"), value)
         return live + terms.add_up(layer, 1 - mask, rows)
 

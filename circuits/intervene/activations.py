@@ -13,7 +13,7 @@ heads, their outputs here are what they make before it (circuits/intervene/behin
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,7 +24,7 @@ from circuits.choices import ABLATIONS, Ablation, check_choice
 from circuits.graph import Graph
 from circuits.intervene.behind_heads import attention_out, norm_of
 from circuits.models.anatomy import logit_cap, value_limit
-from circuits.models.backend import Hooks, Model, component_hooks
+from circuits.models.backend import Hooks, Model, backend_of, component_hooks
 from circuits.prompts import Prompts, TooFewPrompts
 
 MOST_PROMPTS = 64
@@ -40,10 +40,13 @@ class AttentionTerms:
     Attributes:
         pattern: Attention after the gate, A_ij P_ij.
         value: Value vectors, one for each query head.
+        key: Keys before they are rotated, one for each query head, where a run of the model can
+            begin behind positions whose keys are known.
     """
 
     pattern: Float[Tensor, "layer batch head query_pos key_pos"]
     value: Float[Tensor, "layer batch key_pos head d_head"]
+    key: Float[Tensor, "layer batch key_pos head d_head"] | None = field(default=None, kw_only=True)
 
     def add_up(
         self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
@@ -160,14 +163,18 @@ def attended_value(model: Model, value: Tensor) -> Tensor:
 
 
 def head_outputs(
-    model: Model, layer: int, z: Float[Tensor, "batch pos head d_head"]
+    model: Model,
+    layer: int,
+    z: Float[Tensor, "batch pos head d_head"],
+    heads: Int[Tensor, " head"] | None = None,
 ) -> Float[Tensor, "head batch pos d_model"]:
     """Returns what each head adds to the residual stream, without the shared bias b_O.
 
-    Where a norm stands behind the heads: to the input of that norm.
+    Where a norm stands behind the heads: to the input of that norm. `z` may be of some `heads`.
     """
     batch, pos = z.shape[:2]
     w_o = model.blocks[layer].attn.W_O
+    w_o = w_o if heads is None or len(heads) == len(w_o) else w_o[heads]
     return torch.bmm(z.permute(2, 0, 1, 3).flatten(1, 2), w_o).unflatten(1, (batch, pos))
 
 
@@ -183,37 +190,52 @@ def source_outputs(
 
 
 def noting_changes(
-    model: Model, graph: Graph, ablated: Activations, rows: slice
-) -> tuple[Float[Tensor, "src batch pos d_model"], Hooks]:
+    model: Model,
+    graph: Graph,
+    ablated: Activations,
+    rows: slice,
+    live: Bool[Tensor, " src"] | None = None,
+) -> tuple[Float[Tensor, "live batch pos d_model"], Hooks]:
     """Returns a tensor, and the hooks that fill it as a run goes on.
 
     It holds what each source writes in that run minus what it writes ablated, heads before the norm
-    behind them if there is one.
+    behind them if there is one; of the `live` sources only, if they are given.
     """
     embed = ablated.embed[rows]
-    change = embed.new_empty(graph.n_sources, *embed.shape)
+    live = torch.ones(graph.n_sources, dtype=torch.bool) if live is None else live.cpu()
+    places = [0, *live.cumsum(dim=0).tolist()]  # the place of a source, and how many are before it
+    change = embed.new_empty(places[-1], *embed.shape)
 
     def note_input(act: Tensor, hook: object) -> None:
         change[0] = act.detach() - embed
 
-    def note_heads(z: Tensor, hook: object, *, layer: int) -> None:
-        gone = ablated.z[layer, rows]
-        change[graph.head_sources(layer)] = head_outputs(model, layer, z.detach() - gone)
+    def note_heads(z: Tensor, hook: object, *, layer: int, heads: Tensor) -> None:
+        first = places[graph.head_sources(layer).start]
+        changed = (z.detach() - ablated.z[layer, rows])[:, :, heads]
+        change[first : first + len(heads)] = head_outputs(model, layer, changed, heads)
 
     def note_mlp(act: Tensor, hook: object, *, layer: int) -> None:
-        change[graph.mlp_source(layer)] = act.detach() - ablated.mlp_out[layer, rows]
+        place = places[graph.mlp_source(layer)]
+        change[place] = act.detach() - ablated.mlp_out[layer, rows]
 
-    hooks: Hooks = [("blocks.0.hook_resid_pre", note_input)]
+    hooks: Hooks = [("blocks.0.hook_resid_pre", note_input)] if live[0] else []
     for layer in range(graph.n_layers):
-        block = f"blocks.{layer}"
-        hooks.append((f"{block}.attn.hook_z", partial(note_heads, layer=layer)))
-        if graph.has_mlps:
+        block, heads = f"blocks.{layer}", live[graph.head_sources(layer)].nonzero()[:, 0]
+        if len(heads):
+            note = partial(note_heads, layer=layer, heads=heads.to(embed.device))
+            hooks.append((f"{block}.attn.hook_z", note))
+        if graph.has_mlps and live[graph.mlp_source(layer)]:
             hooks.append((f"{block}.hook_mlp_out", partial(note_mlp, layer=layer)))
     return change, hooks
 
 
-def record_activations(model: Model, graph: Graph, tokens: Int[Tensor, "batch pos"]) -> Activations:
-    """Returns what every source wrote and every destination read on `tokens`."""
+def record_activations(
+    model: Model, graph: Graph, tokens: Int[Tensor, "batch pos"], *, keys: bool = False
+) -> Activations:
+    """Returns what every source wrote and every destination read on `tokens`.
+
+    With `keys`, the keys of attention are kept as well, if the model can go on from them.
+    """
     batch, pos = tokens.shape
     cfg = model.cfg
 
@@ -249,8 +271,15 @@ def record_activations(model: Model, graph: Graph, tokens: Int[Tensor, "batch po
         place.copy_(act)
 
     hooks: Hooks = [(name, partial(keep, place=place)) for name, place in places.items()]
+    behind = backend_of(model).run_behind(model) if keys else None
     with component_hooks(model, split_heads=False), torch.no_grad():
-        run_to_final(model, tokens, hooks)
+        if behind is None:
+            run_to_final(model, tokens, hooks)
+        else:
+            everywhere = torch.arange(pos, device=tokens.device).expand(batch, pos)
+            nothing = found.z[:, :, :0]
+            _, key = behind(tokens, everywhere, nothing, nothing, hooks)
+            found = replace(found, attention=replace(found.attention, key=torch.stack(key)))
     found.embed.copy_(found.resid_pre[0])
     found.attention.value.copy_(attended_value(model, found.attention.value))
     return found
@@ -332,7 +361,7 @@ def ablated_activations(
     tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
     found = _joined(
         [
-            record_activations(model, graph, tokens[rows])
+            record_activations(model, graph, tokens[rows], keys=ablation == "corrupted")
             for rows in row_batches(graph, prompts, model.cfg.d_model)
         ]
     )
@@ -350,6 +379,8 @@ def _joined(parts: list[Activations]) -> Activations:
     def join(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=1)
 
+    keys = [part.attention.key for part in parts if part.attention.key is not None]
+
     return Activations(
         embed=torch.cat([part.embed for part in parts]),
         z=join("z"),
@@ -360,6 +391,7 @@ def _joined(parts: list[Activations]) -> Activations:
         attention=AttentionTerms(
             pattern=torch.cat([part.attention.pattern for part in parts], dim=1),
             value=torch.cat([part.attention.value for part in parts], dim=1),
+            key=torch.cat(keys, dim=1) if keys else None,
         ),
     )
 

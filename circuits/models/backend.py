@@ -34,6 +34,16 @@ Hooks: TypeAlias = list[tuple[Any, Any]]
 
 Stream: TypeAlias = Float[Tensor, "batch pos d_model"]
 
+PastHeads: TypeAlias = Float[Tensor, "layer batch before head d_head"]
+RunBehind: TypeAlias = Callable[
+    [Int[Tensor, "batch pos"], Int[Tensor, "batch window"], PastHeads, PastHeads, Hooks],
+    tuple[Float[Tensor, "batch window d_model"], list[Tensor]],
+]
+"""Tokens of all positions, which positions are run, keys (before they are rotated) and values of
+those just before, and hooks -> the final residual stream of the positions that are run, and each
+layer's keys of the others and of these. Positions before a prompt's first are not attended to.
+"""
+
 HAS_HOOKED_TRANSFORMER = int(importlib.metadata.version("transformer_lens").partition(".")[0]) < 4
 """Whether the installed TransformerLens has a HookedTransformer."""
 
@@ -85,10 +95,24 @@ class Backend(Protocol):
         """Returns the final residual stream of a run with `resid` before a layer."""
         ...
 
+    def run_behind(self, model: Any) -> RunBehind | None:
+        """Returns what runs positions behind others whose keys and values are given.
+
+        None where the model cannot.
+        """
+        ...
+
     def own_keys_and_values(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Gives every head keys and values of its own, copies of those that it shares.
 
         Afterwards the model is as it was. Weights may get no gradient inside.
+        """
+        ...
+
+    def weights_as_read(self, model: Any) -> contextlib.AbstractContextManager[None]:
+        """Lays weights out in memory as a run reads them, so that no run copies them first.
+
+        Afterwards they lie as before. Their values and shapes are the same throughout.
         """
         ...
 

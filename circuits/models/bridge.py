@@ -110,6 +110,10 @@ def _run(
     return after[0]
 
 
+def run_behind(model: TransformerBridge) -> None:
+    """Returns None: each architecture of Hugging Face keeps keys and values in its own way."""
+
+
 @contextlib.contextmanager
 def own_keys_and_values(model: TransformerBridge) -> Iterator[None]:
     """Gives every head keys and values of its own, copies of those that it shares.
@@ -144,6 +148,11 @@ def own_keys_and_values(model: TransformerBridge) -> Iterator[None]:
             back.callback(setattr, cfg, "n_key_value_heads", n_kept)
             cfg.n_key_value_heads = cfg.n_heads
         yield
+
+
+def weights_as_read(model: TransformerBridge) -> contextlib.AbstractContextManager[None]:
+    """Changes nothing: Hugging Face models read their weights as they lie."""
+    return contextlib.nullcontext()
 
 
 def fused_norms(model: TransformerBridge) -> contextlib.AbstractContextManager[None]:

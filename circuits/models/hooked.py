@@ -16,6 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.components.layer_norm import LayerNorm
 from transformer_lens.components.layer_norm_pre import LayerNormPre
 from transformer_lens.components.rms_norm import RMSNorm
@@ -30,7 +32,7 @@ from circuits.models.anatomy import (
     norms_heads_together,
     shares_keys,
 )
-from circuits.models.backend import Hooks, Stream
+from circuits.models.backend import Hooks, PastHeads, RunBehind, Stream
 from circuits.models.build_hooked import converted
 from circuits.models.hf_weights import Rearrangement, learn_rearrangement
 
@@ -96,6 +98,44 @@ def run_from(
     )
 
 
+def run_behind(model: HookedTransformer) -> RunBehind | None:
+    """Goes on from a cache of keys and values, as generation does.
+
+    Not with positions that are added to attention scores or handed to each block, nor with scales
+    that depend on them, since these need to be told where a run begins; nor on several devices.
+    """
+    cfg = model.cfg
+    by_position = cfg.use_logn_attn or cfg.use_dynamic_ntk_rope or cfg.n_devices > 1
+    knows = cfg.positional_embedding_type in ("standard", "rotary") and not by_position
+    return partial(_run_behind, model) if knows else None
+
+
+def _run_behind(
+    model: HookedTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    at: Int[Tensor, "batch window"],
+    key: PastHeads,
+    value: PastHeads,
+    hooks: Hooks,
+) -> tuple[Float[Tensor, "batch window d_model"], list[Tensor]]:
+    entries = [TransformerLensKeyValueCacheEntry(*past) for past in zip(key, value, strict=True)]
+    n_before = key.shape[2]
+    before = at[:, :1] - n_before + torch.arange(n_before, device=at.device)
+    is_there = torch.cat([before, at], dim=1) >= 0
+    # A run that begins with a residual stream counts positions by the cache, or by a mask in which
+    # what is not there stands to the left, and makes no mask of its tokens.
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    final = model.run_with_hooks(
+        model(tokens, stop_at_layer=0)[rows, at],
+        fwd_hooks=hooks,
+        start_at_layer=0,
+        stop_at_layer=model.cfg.n_layers,
+        past_kv_cache=TransformerLensKeyValueCache(entries, tokens[:, :0]),
+        attention_mask=None if is_there.all() else is_there.long(),
+    )
+    return final, [entry.past_keys for entry in entries]
+
+
 @contextlib.contextmanager
 def own_keys_and_values(model: HookedTransformer) -> Iterator[None]:
     """Has TransformerLens repeat shared keys and values, which it does by a flag.
@@ -116,6 +156,32 @@ def own_keys_and_values(model: HookedTransformer) -> Iterator[None]:
         model.set_ungroup_grouped_query_attention(before)
 
 
+@contextlib.contextmanager
+def weights_as_read(model: HookedTransformer) -> Iterator[None]:
+    """Transposes in memory what TransformerLens transposes whenever it is read.
+
+    Queries, keys and values are read with heads and their numbers as rows, and what heads write,
+    gated MLPs and the unembedding with outputs as rows. In a run of few tokens the copies take
+    about as long as the products.
+    """
+    orders: dict[str, tuple[int, ...]] = {name: (0, 2, 1) for name in _PROJECTIONS}
+    orders |= {"W_O": (2, 0, 1), "W_U": (1, 0)} | dict.fromkeys(MLP_WEIGHTS, (1, 0))
+    laid = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            order = orders.get(name, ())
+            if parameter.is_contiguous() and parameter.ndim == len(order):
+                as_read = parameter.data.permute(order).contiguous()
+                parameter.data = as_read.permute(tuple(torch.tensor(order).argsort().tolist()))
+                laid.append(parameter)
+    try:
+        yield
+    finally:
+        for parameter in laid:
+            parameter.data = parameter.data.contiguous()
+
+
+_PROJECTIONS = [name for name in ATTENTION_WEIGHTS if name != "W_O"]
 _FUSED = (LayerNorm, LayerNormPre, RMSNorm, RMSNormPre)
 
 
