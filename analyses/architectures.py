@@ -46,14 +46,10 @@ from circuits.attribute import (
 from circuits.files import write_text
 from circuits.gate.density import measure_density
 from circuits.gate.gate import add_gate, is_gated
-from circuits.intervene.ablate import (
-    Experiment,
-    prepare_experiment,
-    run_attention_edges,
-    run_edges,
-)
+from circuits.intervene.ablate import run_attention_edges, run_edges
 from circuits.intervene.activations import Activations
 from circuits.intervene.behind_heads import attention_out
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.backend import Model
 from circuits.models.load import copy_model, from_hf, load_model, versions
 from circuits.models.saving import frozen_parameters, save_model

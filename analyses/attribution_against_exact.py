@@ -31,7 +31,8 @@ from circuits.discovery.rank import rank_components, select_edges
 from circuits.discovery.search import find_smallest
 from circuits.files import write_text
 from circuits.gate.gate import gate_gradient, is_gated
-from circuits.intervene.ablate import Experiment, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.load import load_model
 from circuits.tasks import get_task
 

@@ -19,7 +19,7 @@ from circuits.attribute import attribution_patching
 from circuits.discovery.prune import prune
 from circuits.discovery.ranked import RankedComponents, first_of
 from circuits.discovery.search import find_smallest
-from circuits.intervene.ablate import Experiment, faithfulness, prepare_experiment
+from circuits.intervene.experiment import Experiment, faithfulness, prepare_experiment
 from circuits.models.load import new_model
 from circuits.prompts import Prompts
 

@@ -26,7 +26,8 @@ from rich.progress import track
 
 from circuits.attribute import attribution_patching, integrated_gradients
 from circuits.discovery.search import curve_sizes
-from circuits.intervene.ablate import Experiment, graph_of, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, graph_of, prepare_experiment
 from circuits.metrics import logit_diff
 from circuits.models.load import new_model
 from circuits.prompts import Prompts

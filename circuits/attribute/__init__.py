@@ -16,7 +16,7 @@ from circuits.attribute.local_patching import local_patching
 from circuits.attribute.relp import relevance_patching
 from circuits.attribute.scores import Scores
 from circuits.choices import ATTRIBUTION_METHODS, AttributionMethod
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 
 
 @runtime_checkable

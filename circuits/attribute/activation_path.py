@@ -10,8 +10,8 @@ from torch import Tensor
 from circuits.attribute.gradients import add_edge_scores, check_differentiable, run_backward
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
-from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import noting_changes
+from circuits.intervene.experiment import Experiment
 
 
 def integrated_activations(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from circuits.attribute.input_path import score_along_inputs
 from circuits.attribute.scores import Scores
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 
 
 def attribution_patching(experiment: Experiment, *, attention_edges: bool = True) -> Scores:

@@ -31,13 +31,14 @@ from circuits.attribute.scores import Scores
 from circuits.attribute.totals import of_length, sums_like
 from circuits.files import write_bytes
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment, run_attention_edges, run_edges
+from circuits.intervene.ablate import run_attention_edges, run_edges
 from circuits.intervene.activations import (
     attended_value,
     logits_after,
     noting_changes,
 )
 from circuits.intervene.behind_heads import lone_changes
+from circuits.intervene.experiment import Experiment
 from circuits.metrics import METRICS
 from circuits.models.anatomy import norms_heads_together
 from circuits.models.backend import Hooks, component_hooks

@@ -20,7 +20,7 @@ from __future__ import annotations
 from circuits.attribute.backward_rules import BackwardRules
 from circuits.attribute.input_path import score_along_inputs
 from circuits.attribute.scores import Scores
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 
 RULES = BackwardRules(
     constant_scales=True,

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from circuits.attribute.backward_rules import PLAIN, BackwardRules
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import (
     attended_value,
     logits_after,
 )
 from circuits.intervene.behind_heads import linear_changes
+from circuits.intervene.experiment import Experiment
 from circuits.intervene.window import Part
 from circuits.metrics import METRICS
 from circuits.models.anatomy import (

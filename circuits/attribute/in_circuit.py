@@ -21,12 +21,13 @@ from torch.utils.checkpoint import checkpoint
 from circuits.attribute.gradients import parameters_without_gradient, run_backward
 from circuits.attribute.totals import Totals
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment, attention_hooks
+from circuits.intervene.ablate import attention_hooks
 from circuits.intervene.activations import (
     head_outputs,
     logits_after,
 )
 from circuits.intervene.behind_heads import ablated_totals, norm_of, read_inputs, slopes_at_sources
+from circuits.intervene.experiment import Experiment
 from circuits.intervene.window import Part
 from circuits.metrics import METRICS
 from circuits.models.backend import Hooks, component_hooks

@@ -24,9 +24,9 @@ from circuits.attribute.responses import (
 from circuits.attribute.scores import Scores
 from circuits.attribute.totals import Totals
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment
 from circuits.intervene.activations import logits_after, noting_changes
 from circuits.intervene.behind_heads import lone_changes
+from circuits.intervene.experiment import Experiment
 from circuits.intervene.window import whole_part
 from circuits.metrics import METRICS
 from circuits.models.anatomy import norms_heads_together

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.attribute.gradients import Run
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 from circuits.models.anatomy import positions_handed_in
 from circuits.models.backend import Hooks, backend_of
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits.attribute.gradients import Run, attention_edge_scores
 from circuits.attribute.scores import Scores
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 from circuits.intervene.window import Part
 
 

@@ -98,7 +98,7 @@ def mib_command(
             measure_mib,
         )
         from circuits.files import check_folder, write_text
-        from circuits.intervene.ablate import graph_of, prepare_experiment
+        from circuits.intervene.experiment import graph_of, prepare_experiment
         from circuits.models.load import load_model, tokenizer_of
         from circuits.results.circuit import Circuit
         from circuits.results.mib import submission, why_not_handed_in, write_submission

@@ -22,7 +22,12 @@ from circuits.comparison.transfer import transfer
 from circuits.gate.density import dense_density, measure_density
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import is_top_k
-from circuits.intervene.ablate import CannotDoTask, check_does_task, graph_of, prepare_experiment
+from circuits.intervene.experiment import (
+    CannotDoTask,
+    check_does_task,
+    graph_of,
+    prepare_experiment,
+)
 from circuits.models.hf_files import quantization_of
 from circuits.models.load import tokenizer_of, versions
 from circuits.models.tokenization import tokenizer_fingerprint

@@ -22,12 +22,12 @@ from circuits.choices import ABLATIONS, GATES
 from circuits.discovery.rank import build_circuit, rank_components, select_edges
 from circuits.discovery.redraw import ABOVE, halves_to_redraw
 from circuits.discovery.search import find_smallest
-from circuits.intervene.ablate import (
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import (
     CannotDoTask,
     Experiment,
     check_does_task,
     prepare_experiment,
-    run_edges,
 )
 from circuits.metrics import METRICS
 from circuits.models.load import tokenizer_of

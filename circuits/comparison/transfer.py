@@ -14,7 +14,8 @@ from torch import Tensor
 
 from circuits.discovery.evidence import N_RANDOM
 from circuits.discovery.rank import components_of, select_edges
-from circuits.intervene.ablate import Experiment, faithfulness, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, faithfulness, prepare_experiment
 from circuits.prompts import Prompts
 from circuits.results.discovery import Discovery
 from circuits.results.transfer import Transfer

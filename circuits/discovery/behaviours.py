@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from circuits.intervene.ablate import CannotDoTask, check_does_task, prepare_experiment
+from circuits.intervene.experiment import CannotDoTask, check_does_task, prepare_experiment
 from circuits.metrics import accuracy, beats_wrong
 from circuits.models.load import tokenizer_of
 from circuits.prompts import TooFewPrompts

@@ -30,7 +30,7 @@ from circuits.discovery.resample import (
     resampled_sizes,
 )
 from circuits.discovery.search import Search, curve_sizes, sorted_trials
-from circuits.intervene.ablate import Experiment, faithfulness
+from circuits.intervene.experiment import Experiment, faithfulness
 from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
 from circuits.results.intervals import interval, spread_interval
 

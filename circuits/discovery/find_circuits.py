@@ -29,7 +29,7 @@ from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedCompon
 from circuits.discovery.redraw import ABOVE, Redrawn, halves_to_redraw
 from circuits.discovery.resample import TemplateWeights
 from circuits.discovery.search import N_CURVE, Search, find_smallest
-from circuits.intervene.ablate import Experiment, check_does_task, prepare_experiment
+from circuits.intervene.experiment import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.models.backend import backend_of
 from circuits.models.load import as_model, tokenizer_of

@@ -21,7 +21,8 @@ from circuits.discovery.agreement import auroc
 from circuits.discovery.rank import Ranking, by_strength, rank_components, select_edges
 from circuits.discovery.resample import resample_prompts, resampled_faithfulness
 from circuits.graph import Graph
-from circuits.intervene.ablate import Experiment, check_does_task, faithfulness, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, check_does_task, faithfulness
 from circuits.results.circuit import Circuit
 from circuits.results.exchange import check_fits
 from circuits.results.intervals import interval

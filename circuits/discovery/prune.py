@@ -35,7 +35,7 @@ from torch import Tensor
 
 from circuits.discovery.ranked import Ranked, first_of
 from circuits.discovery.search import Search, candidate_sizes, group_faithfulness
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 
 BUDGET = 3
 """The most that pruning costs, in trials for each size that a search may try."""

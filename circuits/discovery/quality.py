@@ -13,7 +13,8 @@ from rich.progress import track
 from torch import Tensor
 
 from circuits.discovery.rank import rest_of
-from circuits.intervene.ablate import Experiment, check_does_task, faithfulness, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, check_does_task, faithfulness
 from circuits.results.circuit import Circuit
 from circuits.results.exchange import check_fits
 

@@ -27,7 +27,8 @@ from circuits.discovery.rank import (
     rest_of,
     select_edges,
 )
-from circuits.intervene.ablate import Experiment, run_attention_edges, run_edges
+from circuits.intervene.ablate import run_attention_edges, run_edges
+from circuits.intervene.experiment import Experiment
 from circuits.prompts import Prompts
 from circuits.results.circuit import Circuit
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 
 from circuits.discovery.resample import LEAST_PROMPTS, members_of, too_few
-from circuits.intervene.ablate import Experiment
+from circuits.intervene.experiment import Experiment
 from circuits.prompts import Prompts
 
 ABOVE = 4

@@ -1,9 +1,7 @@
-"""Activations of a run, and what stands in for them when a component is ablated.
+"""Activations of a run.
 
 `record_activations` runs a model once and keeps, for every source, what it wrote to the residual
 stream, for every destination, what it read, and for every head its attention terms A_ij P_ij v_j.
-`ablated_activations` gives the same for the three kinds of ablation: the corrupted run, the mean
-over the clean prompts of the same template per position, or zero.
 
 What a head writes is kept as `z`, before `W_O`: its output is `d_model / d_head` times as large,
 and is computed only where a difference between two runs is needed. Where a norm stands behind the
@@ -12,125 +10,23 @@ heads, their outputs here are what they make before it (circuits/intervene/behin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.choices import ABLATIONS, Ablation, check_choice
 from circuits.graph import Graph
-from circuits.intervene.behind_heads import attention_out, norm_of
+from circuits.intervene.attention_terms import AttentionTerms
 from circuits.models.anatomy import logit_cap, value_limit
 from circuits.models.backend import Hooks, Model, backend_of, component_hooks
-from circuits.prompts import Prompts, TooFewPrompts
+from circuits.prompts import Prompts
 
 MOST_PROMPTS = 64
 """Prompts run at once at most."""
 MOST_NUMBERS = 2**27
 """Numbers held at once for the changes of all sources; half a gigabyte in float32."""
-
-
-@dataclass(frozen=True)
-class AttentionTerms:
-    """The terms A_ij P_ij v_j of every attention edge, as pattern times value.
-
-    Attributes:
-        pattern: Attention after the gate, A_ij P_ij.
-        value: Value vectors, one for each query head.
-        key: Keys before they are rotated, one for each query head, where a run of the model can
-            begin behind positions whose keys are known.
-    """
-
-    pattern: Float[Tensor, "layer batch head query_pos key_pos"]
-    value: Float[Tensor, "layer batch key_pos head d_head"]
-    key: Float[Tensor, "layer batch key_pos head d_head"] | None = field(default=None, kw_only=True)
-
-    def add_up(
-        self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
-    ) -> Float[Tensor, "batch query_pos head d_head"]:
-        """Returns the weighted sum over keys of a layer's terms, for some prompts."""
-        weighted = weight * self.pattern[layer, rows]
-        return torch.einsum("bhqk,bkhe->bqhe", weighted, self.value[layer, rows])
-
-    def dot(
-        self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
-    ) -> Float[Tensor, "batch head query_pos key_pos"]:
-        """Returns each term's dot product with the `direction` of its query and head."""
-        value = self.value[layer, rows]
-        return self.pattern[layer, rows] * torch.einsum("bqhe,bkhe->bhqk", direction, value)
-
-    def terms(
-        self, layer: int, head: int, query: int, keys: slice, rows: slice
-    ) -> Float[Tensor, "batch key_pos d_head"]:
-        """Returns the terms of one head and query position, for some prompts."""
-        value = self.value[layer, rows, keys, head]
-        return self.pattern[layer, rows, head, query, keys, None] * value
-
-
-@dataclass(frozen=True)
-class MeanTerms(AttentionTerms):
-    """The terms of every attention edge, each the mean over the prompts of the same template.
-
-    The mean of a product is not the product of the means, so a mean term is a vector for each query
-    and key. They are never held for more than one template and layer at a time, but made of the
-    clean runs (`pattern`, `value`) where they are asked for.
-
-    Attributes:
-        templates: The prompts of each template.
-    """
-
-    templates: tuple[Int[Tensor, " _"], ...]  # of as many prompts as each template has
-
-    def add_up(
-        self, layer: int, weight: Float[Tensor, "batch head query_pos key_pos"], rows: slice
-    ) -> Float[Tensor, "batch query_pos head d_head"]:
-        """Returns the weighted sum over keys of a layer's terms, for some prompts."""
-        batch, n_heads, pos, _ = weight.shape
-        found = weight.new_empty(batch, pos, n_heads, self.value.shape[-1])
-        for inside, members in self._present(rows):
-            means = self._means(layer, members)
-            found[inside] = torch.einsum("bhqk,qkhe->bqhe", weight[inside], means)
-        return found
-
-    def dot(
-        self, layer: int, direction: Float[Tensor, "batch query_pos head d_head"], rows: slice
-    ) -> Float[Tensor, "batch head query_pos key_pos"]:
-        """Returns each term's dot product with the `direction` of its query and head."""
-        batch, pos, n_heads, _ = direction.shape
-        found = direction.new_empty(batch, n_heads, pos, pos)
-        for inside, members in self._present(rows):
-            means = self._means(layer, members)
-            found[inside] = torch.einsum("bqhe,qkhe->bhqk", direction[inside], means)
-        return found
-
-    def terms(
-        self, layer: int, head: int, query: int, keys: slice, rows: slice
-    ) -> Float[Tensor, "batch key_pos d_head"]:
-        """Returns the terms of one head and query position, for some prompts."""
-        every = super().terms(layer, head, query, keys, slice(None))
-        found = every.new_empty(every[rows].shape)
-        for inside, members in self._present(rows):
-            found[inside] = every[members].mean(dim=0)
-        return found
-
-    def _means(
-        self, layer: int, members: Int[Tensor, " member"]
-    ) -> Float[Tensor, "query_pos key_pos head d_head"]:
-        pattern, value = self.pattern[layer, members], self.value[layer, members]
-        return torch.einsum("bhqk,bkhe->qkhe", pattern, value) / len(members)
-
-    def _present(
-        self, rows: slice
-    ) -> Iterator[tuple[Int[Tensor, " some"], Int[Tensor, " member"]]]:
-        """Yields which of `rows` are of a template, counted from the first, and its prompts."""
-        first, end, _ = rows.indices(self.pattern.shape[1])
-        for members in self.templates:
-            inside = members[(members >= first) & (members < end)] - first
-            if len(inside):
-                yield inside, members
 
 
 @dataclass(frozen=True)
@@ -346,116 +242,3 @@ def row_batches(graph: Graph, prompts: Prompts, d_model: int, n_workers: int = 1
     per_prompt = graph.n_sources * prompts.clean.shape[1] * d_model
     size = min(MOST_PROMPTS, max(1, MOST_NUMBERS // per_prompt), -(-len(prompts) // n_workers))
     return [slice(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-
-
-def ablated_activations(
-    model: Model, graph: Graph, prompts: Prompts, ablation: Ablation | str
-) -> Activations:
-    """Returns what components outside a circuit write, for every prompt.
-
-    Raises:
-        TooFewPrompts: a mean over templates that have one prompt only.
-        ValueError: an unknown ablation.
-    """
-    check_choice("ablation", ablation, ABLATIONS)
-    tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
-    found = _joined(
-        [
-            record_activations(model, graph, tokens[rows], keys=ablation == "corrupted")
-            for rows in row_batches(graph, prompts, model.cfg.d_model)
-        ]
-    )
-    if ablation == "corrupted":
-        return found
-    if ablation == "mean":
-        return _averaged(model, graph, found, prompts)
-    return _zeroed(model, graph, found)
-
-
-def _joined(parts: list[Activations]) -> Activations:
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts], dim=1)
-
-    keys = [part.attention.key for part in parts if part.attention.key is not None]
-
-    return Activations(
-        embed=torch.cat([part.embed for part in parts]),
-        z=join("z"),
-        mlp_out=join("mlp_out"),
-        resid_pre=join("resid_pre"),
-        resid_mid=join("resid_mid"),
-        resid_final=torch.cat([part.resid_final for part in parts]),
-        attention=AttentionTerms(
-            pattern=torch.cat([part.attention.pattern for part in parts], dim=1),
-            value=torch.cat([part.attention.value for part in parts], dim=1),
-            key=torch.cat(keys, dim=1) if keys else None,
-        ),
-    )
-
-
-def _averaged(model: Model, graph: Graph, clean: Activations, prompts: Prompts) -> Activations:
-    """What sources write replaced by the mean over each template, per position.
-
-    What destinations read is the mean, too, where the stream is the sum of what sources write. A
-    norm behind heads makes of their mean another thing than the mean of what it makes of them.
-    """
-    groups = prompts.groups()
-    alone = [template for template, rows in groups.items() if len(rows) < 2]
-    if alone:
-        raise TooFewPrompts(
-            f"mean ablation needs at least 2 prompts of each template, {alone[0]!r} has one; "
-            "ask for more prompts, give aligned prompts the same template, or choose the "
-            "ablation 'corrupted'"
-        )
-
-    members = tuple(torch.tensor(rows, device=clean.embed.device) for rows in groups.values())
-
-    def mean(acts: Tensor, dim: int) -> Tensor:
-        result = torch.empty_like(acts)
-        for index in members:
-            average = acts.index_select(dim, index).mean(dim=dim, keepdim=True)
-            result.index_copy_(dim, index, average.expand_as(acts.index_select(dim, index)))
-        return result
-
-    z = mean(clean.z, 1)
-    resid_pre, resid_mid = mean(clean.resid_pre, 1), mean(clean.resid_mid, 1)
-    resid_final = mean(clean.resid_final, 0)
-    for layer in range(graph.n_layers) if norm_of(model, 0) is not None else ():
-        added = mean(attention_out(model, layer, clean.z[layer]), 0)
-        correction = attention_out(model, layer, z[layer]) - added
-        resid_pre[layer + 1 :] += correction
-        resid_mid[layer:] += correction
-        resid_final += correction
-    return Activations(
-        embed=mean(clean.embed, 0),
-        z=z,
-        mlp_out=mean(clean.mlp_out, 1),
-        resid_pre=resid_pre,
-        resid_mid=resid_mid,
-        resid_final=resid_final,
-        attention=MeanTerms(clean.attention.pattern, clean.attention.value, members),
-    )
-
-
-def _zeroed(model: Model, graph: Graph, clean: Activations) -> Activations:
-    """No source writes; destinations read what is left: the constants of the residual stream."""
-    written = clean.embed.clone()
-    resid_pre, resid_mid = [], []
-    for layer in range(graph.n_layers):
-        resid_pre.append(clean.resid_pre[layer] - written)
-        heads = attention_out(model, layer, clean.z[layer])
-        written += heads - attention_out(model, layer, torch.zeros_like(clean.z[layer]))
-        resid_mid.append(clean.resid_mid[layer] - written)
-        written += clean.mlp_out[layer]
-    return Activations(
-        embed=torch.zeros_like(clean.embed),
-        z=torch.zeros_like(clean.z),
-        mlp_out=torch.zeros_like(clean.mlp_out),
-        resid_pre=torch.stack(resid_pre),
-        resid_mid=torch.stack(resid_mid),
-        resid_final=clean.resid_final - written,
-        attention=replace(clean.attention, pattern=torch.zeros_like(clean.attention.pattern)),
-    )

@@ -22,18 +22,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from circuits.graph import Graph
-from circuits.intervene.activations import (
-    MOST_NUMBERS,
-    MOST_PROMPTS,
-    Activations,
-    AttentionTerms,
-    run_to_final,
-)
+from circuits.intervene.activations import MOST_NUMBERS, MOST_PROMPTS, Activations, run_to_final
+from circuits.intervene.attention_terms import AttentionTerms
 from circuits.models.backend import Hooks, Model, backend_of
 from circuits.prompts import Prompts
 
 if TYPE_CHECKING:
-    from circuits.intervene.ablate import Experiment
+    from circuits.intervene.experiment import Experiment
 
 COST_OF_A_RUN = 1.3e7
 """What a run costs besides its positions, in positions of a model of width 1; a position's cost

@@ -17,8 +17,8 @@ from circuits.attribute import (
     local_patching,
 )
 from circuits.gate.gate import add_gate, gate_gradient
-from circuits.intervene.ablate import prepare_experiment
 from circuits.intervene.activations import source_outputs
+from circuits.intervene.experiment import prepare_experiment
 from tests.helpers import make_prompts, make_tiny_model
 
 

@@ -24,7 +24,7 @@ from circuits.attribute.input_path import score_along_inputs
 from circuits.attribute.relp import RULES as RELP
 from circuits.attribute.relp import relevance_patching
 from circuits.gate.gate import add_gate, gate_gradient
-from circuits.intervene.ablate import Experiment, prepare_experiment
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.backend import backend_of
 from tests.helpers import make_prompts, make_tiny_model, needs_hooked_transformer
 from tests.models import slow_reference as slow

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from circuits.comparison.compare_models import compare
 from circuits.comparison.examples import _shown_rows
 from circuits.gate.card import GateCard
-from circuits.intervene.ablate import CannotDoTask, prepare_experiment
+from circuits.intervene.experiment import CannotDoTask, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.models.load import load_model, tokenizer_of
 from circuits.models.names import find_folder

@@ -5,7 +5,7 @@ import pytest
 from circuits.comparison.compare_models import compare
 from circuits.comparison.study_model import study
 from circuits.discovery.find_circuits import discover
-from circuits.intervene.ablate import CannotDoTask
+from circuits.intervene.experiment import CannotDoTask
 from circuits.tasks import Task
 from tests.comparison.test_parts import CONFIG, TASK, make_models
 

@@ -8,7 +8,7 @@ import torch
 from circuits.cli import main
 from circuits.discovery import behaviours as module
 from circuits.discovery.behaviours import behaviours, behaviours_table
-from circuits.intervene.ablate import prepare_experiment
+from circuits.intervene.experiment import prepare_experiment
 from circuits.models import load_model
 from circuits.tasks import Task, get_task
 

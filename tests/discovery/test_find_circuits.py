@@ -17,7 +17,8 @@ from circuits.discovery.find_circuits import discover, steps_of
 from circuits.discovery.hand_built import induction
 from circuits.discovery.redraw import halves
 from circuits.gate.gate import add_gate
-from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import faithfulness, prepare_experiment
 from circuits.metrics import METRICS, register_metric
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig, Discovery

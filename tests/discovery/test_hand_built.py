@@ -11,8 +11,8 @@ from circuits.discovery.find_circuits import discover
 from circuits.discovery.hand_built import HAND_BUILT
 from circuits.discovery.quality import completeness_of, faithfulness_of, minimality_of
 from circuits.graph import node_kind
-from circuits.intervene.ablate import faithfulness, prepare_experiment
 from circuits.intervene.activations import record_activations, source_outputs
+from circuits.intervene.experiment import faithfulness, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.results.discovery import DiscoverConfig
 from tests.helpers import skip_file_without_hooked_transformer

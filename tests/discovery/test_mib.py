@@ -11,7 +11,7 @@ from circuits.discovery.hand_built import gated_copy
 from circuits.discovery.mib import find_known, measure_mib, mib_circuit, mib_ranking
 from circuits.discovery.resample import resample_prompts
 from circuits.graph import Graph
-from circuits.intervene.ablate import CannotDoTask, prepare_experiment
+from circuits.intervene.experiment import CannotDoTask, prepare_experiment
 from circuits.results.circuit import Circuit
 from tests.helpers import make_prompts, make_tiny_model, needs_hooked_transformer
 from tests.models.slow_reference import run_circuit

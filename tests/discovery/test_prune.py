@@ -16,7 +16,7 @@ from circuits.discovery.prune import Pruned, prune
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
 from circuits.discovery.search import Search, find_smallest, group_faithfulness
 from circuits.gate.gate import add_gate
-from circuits.intervene.ablate import Experiment, prepare_experiment
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from tests.helpers import (
     make_prompts,
     make_tiny_model,

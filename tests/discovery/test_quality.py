@@ -7,7 +7,8 @@ from circuits.attribute import attribution_patching
 from circuits.discovery.find_circuits import discover
 from circuits.discovery.quality import completeness_of, faithfulness_of, minimality_of
 from circuits.discovery.rank import build_circuit, rank_components
-from circuits.intervene.ablate import faithfulness, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import faithfulness, prepare_experiment
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, TaskPrompts
 from tests.helpers import make_prompts, make_tiny_model

@@ -7,7 +7,7 @@ from circuits.attribute import attribution_patching
 from circuits.gate.density import measure_density, record_open_edges
 from circuits.gate.gate import add_gate
 from circuits.gate.top_k import add_top_k, is_top_k
-from circuits.intervene.ablate import prepare_experiment
+from circuits.intervene.experiment import prepare_experiment
 from circuits.models.load import copy_model, load_model
 from circuits.models.saving import save_model
 from tests.helpers import HAS_HOOKED_TRANSFORMER, make_prompts, make_tiny_model

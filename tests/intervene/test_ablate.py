@@ -9,13 +9,12 @@ from circuits.attribute import exact_edge_effects
 from circuits.gate.gate import add_gate
 from circuits.graph import Graph
 from circuits.intervene import activations
-from circuits.intervene.ablate import (
+from circuits.intervene.ablate import run_attention_edges, run_edges
+from circuits.intervene.experiment import (
     check_does_task,
     faithfulness,
     graph_of,
     prepare_experiment,
-    run_attention_edges,
-    run_edges,
 )
 from circuits.workers import Workers
 from tests.helpers import make_prompts, make_tiny_model, pad_together

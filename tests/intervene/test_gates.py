@@ -10,7 +10,8 @@ import torch
 from circuits.attribute import attribution_patching, exact_patching
 from circuits.attribute.exact_patching import exact_edge_effects
 from circuits.gate.gate import add_gate, gate_gradient, hold_gates
-from circuits.intervene.ablate import prepare_experiment, run_attention_edges, run_edges
+from circuits.intervene.ablate import run_attention_edges, run_edges
+from circuits.intervene.experiment import prepare_experiment
 from tests.helpers import (
     make_prompts,
     make_tiny_model,

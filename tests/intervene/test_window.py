@@ -10,12 +10,8 @@ from circuits.attribute import METHODS
 from circuits.attribute.in_circuit import attention_edge_effects_in, edge_effects_in
 from circuits.gate.gate import add_gate
 from circuits.graph import Graph
-from circuits.intervene.ablate import (
-    prepare_experiment,
-    run_attention_edges,
-    run_edges,
-    run_nodes,
-)
+from circuits.intervene.ablate import run_attention_edges, run_edges, run_nodes
+from circuits.intervene.experiment import prepare_experiment
 from circuits.intervene.window import divide, whole_part
 from circuits.models.backend import backend_of
 from tests.helpers import make_prompts, make_tiny_model, needs_hooked_transformer, pad_together

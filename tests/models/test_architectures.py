@@ -24,7 +24,8 @@ from circuits.attribute import (
 )
 from circuits.gate.gate import add_gate
 from circuits.graph import Graph
-from circuits.intervene.ablate import prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import prepare_experiment
 from circuits.prompts import Prompts
 from tests.helpers import (
     make_prompts,

@@ -23,7 +23,8 @@ from circuits.attribute import (
     exact_patching,
     local_patching,
 )
-from circuits.intervene.ablate import Experiment, prepare_experiment, run_edges
+from circuits.intervene.ablate import run_edges
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.backend import component_hooks
 from tests.helpers import make_prompts, make_tiny_model
 from tests.models.test_bridge_architectures import LLAMA, random_bridge

@@ -27,7 +27,8 @@ from circuits.attribute import METHODS, attribution_patching
 from circuits.discovery.find_circuits import discover
 from circuits.gate.density import measure_density
 from circuits.gate.gate import add_gate, gates, is_gated
-from circuits.intervene.ablate import prepare_experiment, run_attention_edges, run_edges
+from circuits.intervene.ablate import run_attention_edges, run_edges
+from circuits.intervene.experiment import prepare_experiment
 from circuits.models.load import copy_model, load_bridge, load_model
 from circuits.models.saving import frozen_parameters, save_model
 from circuits.results.discovery import DiscoverConfig

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from circuits.attribute import attribution_patching
 from circuits.graph import READS
-from circuits.intervene.ablate import Experiment, prepare_experiment, run_attention_edges
+from circuits.intervene.ablate import run_attention_edges
 from circuits.intervene.activations import (
     logits_after,
     record_activations,
     run_to_final,
     source_outputs,
 )
+from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.metrics import METRICS
 from circuits.models import anatomy
 from circuits.models.backend import component_hooks
