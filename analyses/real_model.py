@@ -35,6 +35,7 @@ from real_model_page import TABLES, fill_page
 from real_model_text import write_texts
 from torch import Tensor
 
+from circuits.choices import GRANULARITIES
 from circuits.cli import main as circuits
 from circuits.cli.console import say
 from circuits.discovery.behaviours import behaviours, behaviours_table
@@ -42,7 +43,8 @@ from circuits.files import write_text
 from circuits.gate.density import density_of, record_open_edges
 from circuits.gate.gate import is_gated
 from circuits.gate.top_k import add_top_k, is_top_k
-from circuits.models.load import copy_model, load_model, versions
+from circuits.models.load import checked_device, copy_model, load_model, versions
+from circuits.models.names import find_folder
 from circuits.sparsify.data import separator_of, token_ids_of
 from circuits.sparsify.loss import cross_entropy, distillation_loss
 from circuits.tasks import get_task, task_names
@@ -107,7 +109,8 @@ def measured(models: dict[str, Any], tokens: Int[Tensor, "row pos"]) -> pd.DataF
     Means over the sequences, and their standard errors; that of a difference is of the differences.
     """
     numbers: dict[str, list[list[float]]] = {name: [] for name in models}
-    for row in tokens.split(1):
+    device = next(next(iter(models.values())).parameters()).device
+    for row in tokens.to(device).split(1):
         first: Any = None
         for name, model in models.items():
             is_sparse = is_gated(model) or is_top_k(model)
@@ -195,7 +198,9 @@ def with_shares(table: pd.DataFrame) -> pd.DataFrame:
 _MARGIN = ("margin", "margin_error")
 
 
-def compare(out: Path, sources: dict[str, str], granularities: list[str], prompts: int) -> None:
+def compare(
+    out: Path, sources: dict[str, str], granularities: list[str], prompts: int, device: str
+) -> None:
     """Compares the circuits of the behaviours that the dense model does, unless that is there."""
     folder = out / "compare"
     if folder.is_dir():
@@ -206,8 +211,9 @@ def compare(out: Path, sources: dict[str, str], granularities: list[str], prompt
     control = ["--model", f"control={sources['control']}", "--prompts", str(prompts)]
     kinds = [part for kind in granularities for part in ("--granularity", kind)]
     tasks = [part for task in done for part in ("--task", task)]
+    place = ["--device", device, "--out", str(folder)]
     resume = ["--resume"] if folder.with_name("compare.parts").exists() else []
-    run_command(["compare", *pair, *control, *kinds, *tasks, "--out", str(folder), *resume])
+    run_command(["compare", *pair, *control, *kinds, *tasks, *place, *resume])
 
 
 def put_into_docs(out: Path, docs: Path) -> None:
@@ -224,12 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--embedded", action="store_true", help="take the embedded pair; no run")
-    parser.add_argument("--device", default="cpu", help="where both are trained, such as cuda")
+    parser.add_argument("--device", default="cpu", help="where all this is done, such as cuda")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of each new cell of text")
     parser.add_argument("--behaviour-prompts", type=int, default=BEHAVIOUR_PROMPTS)
     parser.add_argument(
         "--granularities",
         nargs="*",
+        choices=list(GRANULARITIES),
         default=["head", "edge"],
         help="what circuits are compared of; none after the option: no comparison",
     )
@@ -239,7 +246,13 @@ def main() -> None:
     )
     parser.add_argument("--docs", type=Path, help="folder of the docs to put the tables into")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # Sums are added in another order with more.
+    if arguments.tokens < 2 * max(CONTEXTS):
+        parser.error(f"--tokens is {arguments.tokens}; a cell needs at least {2 * max(CONTEXTS)}")
+    try:
+        checked_device(arguments.device)
+        find_folder(DENSE)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "text" / "sources.md").is_file():  # which is written last
@@ -248,11 +261,14 @@ def main() -> None:
     for name in RECIPES:
         trained = None if arguments.embedded else train(name, out, arguments.device)
         sources[name] = f"{DENSE}-{name}" if trained is None else str(trained)
+    torch.set_num_threads(1)  # Sums are added in another order with more.
     loaded: dict[str, Any] = {}
 
     def models() -> dict[str, Any]:
         if not loaded:
-            loaded.update({name: load_model(source) for name, source in sources.items()})
+            loaded.update(
+                {n: load_model(one, device=arguments.device) for n, one in sources.items()}
+            )
         return dict(loaded)
 
     measure_text(out / "text.csv", models, out / "text", arguments.tokens)
@@ -264,8 +280,9 @@ def main() -> None:
         write_text(out / "run.csv", table.to_csv(index=False))
     if arguments.docs is not None:
         put_into_docs(out, arguments.docs)
+    loaded.clear()  # The comparison loads them anew.
     if arguments.granularities:
-        compare(out, sources, arguments.granularities, arguments.prompts)
+        compare(out, sources, arguments.granularities, arguments.prompts, device=arguments.device)
 
 
 if __name__ == "__main__":

