@@ -93,7 +93,8 @@ def test_both_load_on_the_fetched_base():
             model = load_model(name)
             logits = model(tokens).log_softmax(dim=-1)
             kl = (reference.exp() * (reference - logits)).sum(dim=-1).mean()
-            assert 0.001 < kl < 1
+            # Nothing holds the control to the dense model.
+            assert 0.001 < kl < (0.5 if name == "smollm2-sparse" else 4)
             assert model.tokenizer.decode(logits[0, -1].argmax()) == " Mary"
             if name == "smollm2-sparse":
                 assert 0 < measure_density(model, tokens).overall < 0.9
