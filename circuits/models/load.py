@@ -105,7 +105,8 @@ def load_model(
     - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
       `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
       `./dense` for a folder of that name);
-    - `smollm2`, once `circuits models get smollm2` has fetched it;
+    - `smollm2`, once `circuits models get smollm2` has fetched it; and then `smollm2-sparse` and
+      `smollm2-control`, its embedded sparse twin and control, which are adapters of it;
     - a GGUF file, `x.gguf`, of an architecture that transformers reads: dequantised;
     - a Hugging Face folder: read without any network;
     - the folder of an adapter (`adapter_config.json`), as `peft` and `circuits train --lora-rank`

@@ -19,7 +19,7 @@ from circuits.models.config_file import CONFIG_FILE, check_sizes, hf_config, rea
 from circuits.models.gguf_file import find_gguf, open_gguf, read_gguf_model, read_gguf_tokenizer
 from circuits.models.hf_files import read_weights
 from circuits.models.hf_weights import to_hf_model
-from circuits.models.names import CHECKPOINT_FILE, find_folder, is_adapter
+from circuits.models.names import CHECKPOINT_FILE, FETCHED, find_folder, is_adapter
 from circuits.models.tokenizer_files import read_tokenizer
 from circuits.models.weight_files import held_by, read_headers
 from circuits.reading import is_there, refused_as
@@ -97,6 +97,8 @@ def adapter_base(folder: Path, base: str | Path | None) -> Iterator[str | Path]:
         _check_base(named)
         yield named
     except (FileNotFoundError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and named in FETCHED:  # which says what to do
+            raise FileNotFoundError(f"{folder} is an adapter, and {error}") from error
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(
             f"{folder} is an adapter of the model {str(named)[:300]!r}, which cannot be loaded "

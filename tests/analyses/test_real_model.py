@@ -1,0 +1,131 @@
+"""The tables of a real model: what is measured, and that the page says what the tables say."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from circuits.cli import main
+from circuits.gate.gate import add_gate
+from circuits.gate.top_k import add_top_k
+from circuits.models.load import copy_model
+from tests.helpers import make_tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def real(monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "analyses"))
+    return importlib.import_module("real_model")
+
+
+@pytest.fixture
+def page(monkeypatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "analyses"))
+    return importlib.import_module("real_model_page")
+
+
+def test_the_page_in_the_docs_is_made_of_the_tables_beside_it(page):
+    text = (ROOT / "docs" / "real_model.md").read_text()
+    assert page.filled(text, ROOT / "docs" / "real_model") == text
+    assert text.count("<!-- table: ") == len(page.BLOCKS)
+
+
+@pytest.mark.parametrize("name", ["sparse", "control"])
+def test_the_recipe_is_one_that_train_takes(real, name, tmp_path, capsys):
+    given = ["--data", "x.jsonl", "--device", "tpu", "--out", str(tmp_path / "run")]
+    assert main(["train", *real.RECIPES[name].split(), *given]) == 2
+    assert "device 'tpu' is not available" in capsys.readouterr().err
+
+
+def test_means_and_errors_are_those_of_loops_over_sequences(real):
+    dense = make_tiny_model()
+    other = copy_model(dense)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    models = {"dense": dense, "sparse": add_gate(other), "top": add_top_k(copy_model(dense), 2)}
+    tokens = torch.randint(0, dense.cfg.d_vocab, (5, 7))
+    table = real.measured(models, tokens).set_index("model")
+    for name, model in models.items():
+        ces, differences, kls = [], [], []
+        for row in tokens:
+            with torch.no_grad():
+                p, q = (m(row[None])[0].double().softmax(dim=-1) for m in (dense, model))
+            own, base = (sum(-x[i, row[i + 1]].log().item() for i in range(6)) / 6 for x in (q, p))
+            ces.append(own)
+            differences.append(own - base)
+            kls.append(sum((p[i] * (p[i] / q[i]).log()).sum().item() for i in range(7)) / 7)
+        for what, values in (("ce", ces), ("difference", differences), ("kl", kls)):
+            mean = sum(values) / 5
+            error = (sum((value - mean) ** 2 for value in values) / 4 / 5) ** 0.5
+            assert table.loc[name, what] == pytest.approx(mean, abs=2e-5)
+            assert table.loc[name, f"{what}_error"] == pytest.approx(error, abs=2e-5)
+    assert table.loc["dense", "density"] == 1
+    assert 0 < table.loc["sparse", "density"] < 1
+    assert table.loc["top", "density"] == pytest.approx((1 + 2 * 6) / 28)
+
+
+def test_the_share_that_is_kept_has_the_error_of_a_ratio(real):
+    table = pd.DataFrame(
+        {
+            "task": ["a", "b", "b", "a"],
+            "model": ["dense", "dense", "sparse", "sparse"],
+            "margin": [2.0, 4.0, 3.0, 2.0],
+            "margin_error": [0.1, 0.2, 0.3, 0.0],
+        }
+    )
+    shares = real.with_shares(table).set_index(["model", "task"])
+    draws = torch.randn(2, 200_000, generator=torch.Generator().manual_seed(0)).double()
+    ratio = (3 + 0.3 * draws[0]) / (4 + 0.2 * draws[1])
+    assert shares.loc[("sparse", "b"), "kept"] == 0.75
+    assert shares.loc[("sparse", "b"), "kept_error"] == pytest.approx(ratio.std().item(), rel=0.02)
+    assert shares.loc[("sparse", "a"), "kept"] == 1
+    assert shares.loc[("sparse", "a"), "kept_error"] == pytest.approx(0.05)
+
+
+def test_only_cells_that_are_missing_are_measured(real, tmp_path, monkeypatch):
+    for name in ("heldout_a", "speeches"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "x"}\n')
+    seen = []
+
+    def cell(models, tokens):
+        seen.append((sorted(models), list(tokens.shape)))
+        return pd.DataFrame({"model": ["dense"], "ce": [1.0]})
+
+    monkeypatch.setattr(real, "measured", cell)
+    monkeypatch.setattr(
+        real, "rows_of", lambda _texts, _, context, n: torch.zeros(n, context, dtype=torch.long)
+    )
+    path = tmp_path / "text.csv"
+    models = {"dense": make_tiny_model()}
+    real.measure_text(path, lambda: dict(models), tmp_path, 512)
+    names = ["dense", "dense, top 32", "dense, top 8"]
+    assert seen == 2 * [(names, [4, 128]), (names, [2, 256])]
+    whole = pd.read_csv(path)
+    whole[whole["text"] != "speeches"].to_csv(path, index=False)
+    real.measure_text(path, lambda: dict(models), tmp_path, 512)
+    assert len(seen) == 6
+    pd.testing.assert_frame_equal(pd.read_csv(path), whole)
+    real.measure_text(path, pytest.fail, tmp_path, 512)
+
+
+def test_rows_come_from_all_over_the_documents(real):
+    class Tokenizer:
+        bos_token_id = eos_token_id = 0
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+    documents = [" ".join(str(10 * i + j) for j in range(1, 8)) for i in range(1, 6)]
+    rows = real.rows_of(documents, Tokenizer(), 4, 3)
+    assert rows[0].tolist() == [0, 11, 12, 13]
+    assert rows[-1].tolist() == [54, 55, 56, 57]
+    assert rows.shape == (3, 4)
+    assert len(real.rows_of(documents, Tokenizer(), 4, 99)) == 10
