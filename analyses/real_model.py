@@ -218,10 +218,9 @@ def compare(
 
 def put_into_docs(out: Path, docs: Path) -> None:
     """Puts the tables that there are into the docs, and fills the page."""
-    for name in TABLES:
-        made = out / "text" / "sources.md" if name == "sources.txt" else out / name
-        if made.is_file():
-            write_text(docs / "real_model" / name, made.read_text("utf-8"))
+    for name, made in TABLES.items():
+        if (out / made).is_file():
+            write_text(docs / "real_model" / name, (out / made).read_text("utf-8"))
     fill_page(docs)
 
 
@@ -278,11 +277,11 @@ def main() -> None:
         parts = (one.partition("=") for one in runs)
         table = pd.concat([states(name, Path(run)) for name, _, run in parts])
         write_text(out / "run.csv", table.to_csv(index=False))
-    if arguments.docs is not None:
-        put_into_docs(out, arguments.docs)
     loaded.clear()  # The comparison loads them anew.
     if arguments.granularities:
         compare(out, sources, arguments.granularities, arguments.prompts, device=arguments.device)
+    if arguments.docs is not None:
+        put_into_docs(out, arguments.docs)
 
 
 if __name__ == "__main__":

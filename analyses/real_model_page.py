@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from results_page import markdown
+from results_page import UNITS, markdown, number, with_interval
 
 from circuits.files import write_text
 
-TABLES = ("text.csv", "behaviours.csv", "run.csv", "sources.txt")
+TABLES = {
+    "text.csv": "text.csv",
+    "behaviours.csv": "behaviours.csv",
+    "run.csv": "run.csv",
+    "sources.txt": "text/sources.md",
+    "circuits.csv": "compare/summary.csv",
+}
+"""The tables of the page, and what `real_model.py` writes them as."""
+
 SPEECHES = "speeches"
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -124,11 +132,32 @@ def behaviour_rows(folder: Path) -> str:
     return markdown(pd.DataFrame(rows))
 
 
+def circuit_rows(folder: Path) -> str:
+    """Returns how big the circuits of the pair are, by intervention and by attribution."""
+    rows = []
+    for row in rows_of(pd.read_csv(folder / "circuits.csv")):
+        both = ("dense", "sparse")
+        rows.append(
+            {
+                "behaviour": f"`{row['task']}`",
+                "components": UNITS[row["granularity"]],
+                **{side: number(row[side]) for side in both},
+                "dense / sparse [95 %]": with_interval(row),
+                "by attribution": ", ".join(number(row[f"attribution_{side}"]) for side in both),
+                "dense / sparse by attribution": f"{row['attribution_ratio']:.2f}",
+                "faithfulness": ", ".join(f"{row[f'faithfulness_{side}']:.2f}" for side in both),
+                "prompts": row["prompts"],
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "sources": sources,
     "runs": runs,
     "text": text,
     "behaviours": behaviour_rows,
+    "circuits": circuit_rows,
 }
 
 

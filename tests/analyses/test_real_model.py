@@ -129,3 +129,15 @@ def test_rows_come_from_all_over_the_documents(real):
     assert rows[-1].tolist() == [54, 55, 56, 57]
     assert rows.shape == (3, 4)
     assert len(real.rows_of(documents, Tokenizer(), 4, 99)) == 10
+
+
+def test_the_table_of_circuits_says_both_counts(page, tmp_path):
+    row = {"task": "ioi", "granularity": "edge", "prompts": 40}
+    row |= {"dense": 9000.0, "sparse": 4500.0, "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 2.5}
+    row |= {"attribution_dense": 800.0, "attribution_sparse": 100.0, "attribution_ratio": 8.0}
+    row |= {"faithfulness_dense": 0.91, "faithfulness_sparse": 0.9}
+    pd.DataFrame([row]).to_csv(tmp_path / "circuits.csv", index=False)
+    last = page.circuit_rows(tmp_path).splitlines()[-1]
+    cells = [cell.strip() for cell in last.strip("|").split("|")]
+    wanted = ["`ioi`", "edges", "9000", "4500", "2.00 [1.50, 2.50]", "800, 100", "8.00"]
+    assert cells == [*wanted, "0.91, 0.90", "40"]
