@@ -21,7 +21,12 @@ from circuits.sparsify import layer_start as module
 from circuits.sparsify.layer_start import LayerStart, LayerText, fisher_information
 from circuits.sparsify.train import TrainConfig, TrainingInterrupted, TrainResult, post_train
 from circuits.sparsify.trained_weights import choose_trained
-from tests.helpers import CountingStream, make_taught_model, make_tiny_model
+from tests.helpers import (
+    CountingStream,
+    make_taught_model,
+    make_tiny_model,
+    needs_hooked_transformer,
+)
 
 STREAM = CountingStream()
 CONFIG: dict[str, Any] = {
@@ -116,6 +121,7 @@ def test_fisher_information_tells_the_divergence_of_a_small_error(frozen: bool) 
             assert total / tokens.numel() == pytest.approx(expected.item(), rel=0.1)
 
 
+@needs_hooked_transformer
 def test_the_loss_is_that_of_a_loop() -> None:
     dense, tokens = taught(), STREAM.batch(1, 3)
     config = TrainConfig(**CONFIG | {"batch_size": 3})
