@@ -134,22 +134,29 @@ def behaviour_rows(folder: Path) -> str:
 
 def circuit_rows(folder: Path) -> str:
     """Returns how big the circuits of the pair are, by intervention and by attribution."""
-    rows = []
-    for row in rows_of(pd.read_csv(folder / "circuits.csv")):
-        both = ("dense", "sparse")
-        rows.append(
-            {
-                "behaviour": f"`{row['task']}`",
-                "components": UNITS[row["granularity"]],
-                **{side: number(row[side]) for side in both},
-                "dense / sparse [95 %]": with_interval(row),
-                "by attribution": ", ".join(number(row[f"attribution_{side}"]) for side in both),
-                "dense / sparse by attribution": f"{row['attribution_ratio']:.2f}",
-                "faithfulness": ", ".join(f"{row[f'faithfulness_{side}']:.2f}" for side in both),
-                "prompts": row["prompts"],
-            }
-        )
-    return markdown(pd.DataFrame(rows))
+    both = ("dense", "sparse")
+    table = rows_of(pd.read_csv(folder / "circuits.csv"))
+    rows = [
+        {
+            "behaviour": f"`{row['task']}`",
+            "components": UNITS[row["granularity"]],
+            **{side: number(row[side]) for side in both},
+            "dense / sparse [95 %]": with_interval(row),
+            "by attribution": ", ".join(number(row[f"attribution_{side}"]) for side in both),
+            "dense / sparse by attribution": f"{row['attribution_ratio']:.2f}",
+            "faithfulness": ", ".join(f"{row[f'faithfulness_{side}']:.2f}" for side in both),
+            "prompts": row["prompts"],
+        }
+        for row in table
+    ]
+    fewer = [one for one, row in zip(rows, table, strict=True) if row["ratio_low"] > 1]
+    more = [one for one, row in zip(rows, table, strict=True) if row["ratio_high"] < 1]
+    said = f"Clearly fewer in the twin: {_named(fewer)}. Clearly more: {_named(more)}."
+    return f"{said}\n\n{markdown(pd.DataFrame(rows))}"
+
+
+def _named(rows: list[Any]) -> str:
+    return ", ".join(f"{row['components']} of {row['behaviour']}" for row in rows) or "none"
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

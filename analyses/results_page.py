@@ -508,7 +508,7 @@ def between(low: float, high: float) -> str:
 
 def number(value: float) -> str:
     """Returns a size without needless digits."""
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
 
 
 def listed(names: list[str]) -> str:

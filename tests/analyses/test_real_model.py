@@ -137,7 +137,8 @@ def test_the_table_of_circuits_says_both_counts(page, tmp_path):
     row |= {"attribution_dense": 800.0, "attribution_sparse": 100.0, "attribution_ratio": 8.0}
     row |= {"faithfulness_dense": 0.91, "faithfulness_sparse": 0.9}
     pd.DataFrame([row]).to_csv(tmp_path / "circuits.csv", index=False)
-    last = page.circuit_rows(tmp_path).splitlines()[-1]
+    said, *_, last = page.circuit_rows(tmp_path).splitlines()
+    assert said == "Clearly fewer in the twin: edges of `ioi`. Clearly more: none."
     cells = [cell.strip() for cell in last.strip("|").split("|")]
     wanted = ["`ioi`", "edges", "9000", "4500", "2.00 [1.50, 2.50]", "800, 100", "8.00"]
     assert cells == [*wanted, "0.91, 0.90", "40"]
