@@ -33,7 +33,12 @@ DISCOVER = {
     "prune": True,
 }
 FIELDS = list(settings_of(TrainConfig))
-NEEDED = {"epsilon": {"bound": "kl"}, "accumulate": {"batch_size": 32}, "tau": {"slack": 0.0}}
+NEEDED = {
+    "epsilon": {"bound": "kl"},
+    "accumulate": {"batch_size": 32},
+    "tau": {"slack": 0.0},
+    "layer_steps": {"lora_rank": 2},
+}
 
 
 def make_app(seen: list[Any]) -> typer.Typer:

@@ -55,7 +55,8 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 def test_the_divergence_is_that_of_a_plain_loop(
     monkeypatch: pytest.MonkeyPatch, rows: int, context: int, d_vocab: int, logits: int
 ) -> None:
-    monkeypatch.setattr(evaluation, "_LOGITS", logits)  # that are held at once
+    # That are held at once.
+    monkeypatch.setattr(evaluation, "_LOGITS", {True: logits, False: logits})
     dense, sparse = make_tiny_model(d_vocab=d_vocab), add_gate(make_tiny_model(d_vocab=d_vocab))
     sparse.train()
     tokens = torch.randint(0, d_vocab, (rows, context))
