@@ -212,7 +212,8 @@ def part_of_weight(name: str, weight: Tensor) -> Literal["attention", "mlp"] | N
     if weight.ndim != 2 or _is_spare(name):
         return None
     modules = name.split(".")
-    if "attn" in modules:
+    # The path to a weight may be the Hugging Face model's own.
+    if not _ATTENTION.isdisjoint(modules):
         return "attention"
     return "mlp" if "mlp" in modules else None
 
@@ -249,6 +250,9 @@ def drop_hook_point(attn: Any, name: str) -> None:
     """Takes the hook point off, also off the module's own list."""
     delattr(attn, name)
     attn._hook_registry.pop(name, None)
+
+
+_ATTENTION = {"attn", "self_attn", "attention", "self_attention"}
 
 
 def _is_spare(path: str) -> bool:
