@@ -34,6 +34,19 @@ needs_hooked_transformer = pytest.mark.skipif(
 END, PAD = "<|endoftext|>", "<|pad|>"
 
 
+GROUPED: dict[str, Any] = {
+    "positional_embedding_type": "rotary",
+    "rotary_dim": 8,
+    "n_heads": 4,
+    "d_head": 8,
+    "n_key_value_heads": 2,
+    "normalization_type": "RMS",
+    "gated_mlp": True,
+    "act_fn": "silu",
+}
+"""What `make_tiny_model` takes for a model like Llama, in which two heads share keys and values."""
+
+
 def make_tiny_model(
     *, tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, **overrides: Any
 ) -> HookedTransformer:

@@ -180,7 +180,8 @@ class LayerStart:
         optimizer = torch.optim.AdamW(
             weights, lr=config.layer_learning_rate, betas=_BETAS, weight_decay=0.0
         )
-        goal = _Goal(self._stream, self._targets(), self._text.fisher[layer])
+        target = self._of_dense(backend_of(self._dense).run_attention)
+        goal = _Goal(self._stream, target, self._text.fisher[layer])
         gate, steps = gates(self._model)[layer], config.layer_steps
         try:
             for step in range(steps):
@@ -209,16 +210,9 @@ class LayerStart:
             for weight in weights:
                 weight.grad = None
 
-    @torch.no_grad()
     def go_on(self) -> None:
         """Takes the dense model's stream to the next layer."""
-        layer, run = self._layer, backend_of(self._dense).run_layer
-        self._stream = torch.cat(
-            [
-                run(self._dense, tokens, layer, read)
-                for tokens, read in self._parts(self._text.tokens, self._stream)
-            ]
-        )
+        self._stream = self._of_dense(backend_of(self._dense).run_layer)
         self._layer += 1
 
     @torch.no_grad()
@@ -235,15 +229,10 @@ class LayerStart:
         return torch.cat(kept)
 
     @torch.no_grad()
-    def _targets(self) -> Float[Tensor, "sequence pos d_model"]:
-        """What the dense layer's attention writes."""
-        run = backend_of(self._dense).run_attention
-        return torch.cat(
-            [
-                run(self._dense, tokens, self._layer, read)
-                for tokens, read in self._parts(self._text.tokens, self._stream)
-            ]
-        )
+    def _of_dense(self, run: Callable[..., Tensor]) -> Float[Tensor, "sequence pos d_model"]:
+        """What a part of the dense model makes of the stream before the layer."""
+        parts = self._parts(self._text.tokens, self._stream)
+        return torch.cat([run(self._dense, tokens, self._layer, read) for tokens, read in parts])
 
     def _run(self, rows: Tensor) -> tuple[Float[Tensor, " head"], Int[Tensor, "2 head"], Tensor]:
         """Expected open edges, counts of open and allowed ones, and what is written."""

@@ -17,7 +17,7 @@ from circuits.intervene.experiment import (
     prepare_experiment,
 )
 from circuits.workers import Workers
-from tests.helpers import make_prompts, make_tiny_model, pad_together
+from tests.helpers import GROUPED, make_prompts, make_tiny_model, pad_together
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
 
@@ -27,16 +27,7 @@ MODELS = {
     "attention only": {"attn_only": True},
     "parallel attention": {"parallel_attn_mlp": True},
     "norms behind heads": {"normalization_type": "RMS", "use_normalization_before_and_after": True},
-    "rotary, grouped queries": {
-        "positional_embedding_type": "rotary",
-        "rotary_dim": 8,
-        "n_heads": 4,
-        "d_head": 8,
-        "n_key_value_heads": 2,
-        "normalization_type": "RMS",
-        "gated_mlp": True,
-        "act_fn": "silu",
-    },
+    "rotary, grouped queries": GROUPED,
 }
 
 

@@ -14,20 +14,16 @@ from circuits.intervene.ablate import run_attention_edges, run_edges, run_nodes
 from circuits.intervene.experiment import prepare_experiment
 from circuits.intervene.window import divide, whole_part
 from circuits.models.backend import backend_of
-from tests.helpers import make_prompts, make_tiny_model, needs_hooked_transformer, pad_together
+from tests.helpers import (
+    GROUPED,
+    make_prompts,
+    make_tiny_model,
+    needs_hooked_transformer,
+    pad_together,
+)
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-LLAMA = {
-    "positional_embedding_type": "rotary",
-    "rotary_dim": 8,
-    "n_heads": 4,
-    "d_head": 8,
-    "n_key_value_heads": 2,
-    "normalization_type": "RMS",
-    "gated_mlp": True,
-    "act_fn": "silu",
-    "n_layers": 3,
-}
+LLAMA = {**GROUPED, "n_layers": 3}
 MODELS = {
     "gpt": ({}, "follow"),
     "llama": (LLAMA, "follow"),
