@@ -219,6 +219,12 @@ class TrainConfig:
         "MLPs and norms through torch.compile: faster after a first step of tens of seconds.",
         TRUE_OR_FALSE,
     )
+    cuda_graph: bool = setting(
+        False,
+        COST,
+        "Record a step on a CUDA GPU once and replay it: far faster where steps wait for Python.",
+        TRUE_OR_FALSE,
+    )
     recompute: bool = setting(
         False,
         COST,
