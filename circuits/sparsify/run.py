@@ -348,8 +348,13 @@ class Run:
         self._check_finite(f"control {'KL' if self._by_kl else 'CE'}", above)
         self.watch = self.watch.after(self.step, above > 0)
         if self.step > self.config.lambda_warm_up * self.config.steps:
+            violation = above + self.margin
+            if self._by_kl:
+                # A KL is never further below its bound than epsilon; nor shall it count further
+                # above, or lambda would rise in one check to where it takes many to come down from.
+                violation = min(violation / self.limit, 1.0)
             self.multiplier = self.multiplier.updated(
-                above + self.margin,
+                violation,
                 rate=self.config.lambda_rate,
                 decay=self.config.lambda_decay,
                 low=self.config.lambda_min,
