@@ -4,7 +4,7 @@
     python analyses/real_model.py --out real_model --device cuda
     python analyses/real_model.py --out real_model --embedded --docs docs
 
-The first makes the text (`real_model_text`) and trains both as low-rank updates: some 6 minutes of
+The first makes the text (`real_model_text`) and trains both as low-rank updates: some 12 minutes of
 an H100 GPU, a day or more on two cores of a CPU. The second takes the embedded pair instead, which
 was made so but for what docs/real_model.md tells. Then are written
 
@@ -54,9 +54,9 @@ CONTEXTS = (128, 256)
 TOP_K = (8, 32)
 BEHAVIOUR_PROMPTS = 100
 TRAINING = (
-    "--model smollm2 --context 256 --batch-size 32 --steps 350 --lora-rank 24 --beta2 0.99 "
+    "--model smollm2 --context 256 --batch-size 32 --steps 1000 --lora-rank 24 --beta2 0.99 "
     "--learning-rate 1.5e-3 --precision auto --attention hooks --save adapter-bfloat16 "
-    "--evaluate-every 50"
+    "--evaluate-every 100"
 )
 RECIPES = {
     "sparse": TRAINING + " --bound kl --epsilon 0.08 --penalty mean --lambda-start 8 "
@@ -76,10 +76,11 @@ def run_command(arguments: list[str]) -> None:
 def train(name: str, out: Path, device: str) -> Path:
     """Trains the twin or the control, from where it was stopped, and returns its folder."""
     run = out / f"{name}.run"
+    graph = ["--cuda-graph"] if torch.device(device).type == "cuda" else []
     if not (run / "model").is_dir():
         data = ["--data", str(out / "text" / "train.jsonl"), "--device", device, "--out", str(run)]
         resume = ["--resume"] if run.is_dir() else []
-        run_command(["train", *RECIPES[name].split(), *data, *resume])
+        run_command(["train", *RECIPES[name].split(), *graph, *data, *resume])
     return run / "model"
 
 

@@ -12,6 +12,7 @@ while sampling would be another estimator.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _MASKED = -1e30  # scores at or below this are masked
-_CHUNK = 2**18  # elements: few enough to stay in the cache, enough to outweigh each call's cost
+# Elements worked on at once: on a CPU few enough to stay in the cache, and enough to outweigh each
+# call's cost; elsewhere what memory allows, since a GPU waits for each call.
+_CHUNK = {True: 2**18, False: 2**28}
 
 
 class OpenGates(torch.autograd.Function):
@@ -42,8 +45,9 @@ class OpenGates(torch.autograd.Function):
         gate = torch.empty(logits.shape, dtype=dtype, device=logits.device)
         spread = torch.empty_like(gate)  # p(1-p)
         soft = torch.empty_like(gate) if sample and not frozen else None  # s
-        noise, sums = Noise(logits.device) if sample else None, []
-        step = max(1, _CHUNK // max(1, logits[:1].numel()))
+        noise, sums = _uniform_numbers(logits.device) if sample else None, []
+        at_once = _CHUNK[logits.device.type == "cpu"]
+        step = min(len(logits), max(1, at_once // max(1, logits[:1].numel())))
         work = torch.empty(logits[:step].shape, dtype=dtype, device=logits.device)
         for start in range(0, logits.shape[0], step):
             rows = slice(start, start + step)
@@ -53,7 +57,7 @@ class OpenGates(torch.autograd.Function):
             p = torch.sigmoid(chunk)
             torch.addcmul(p, p, p, value=-1, out=spread[rows])
             expected = p.sum(dim=(0, 2, 3))
-            u = noise.uniform(p.shape).to(dtype) if noise else None
+            u = noise(p.shape).to(dtype) if noise else None
             if u is None:
                 torch.gt(chunk, 0, out=open_)
             else:
@@ -128,6 +132,16 @@ class Noise:
         words = self._words.random_raw(-(-count // 4)).view(np.int16)[:count]
         noise = torch.from_numpy(words).to(torch.float32)
         return noise.add_(self._offset).mul_(2**-16).view(shape)
+
+
+def _uniform_numbers(device: torch.device) -> Callable[[torch.Size], Tensor]:
+    """Returns what draws numbers that are not needed a second time.
+
+    Off the CPU they come from the device's own generator, which a CUDA graph can replay.
+    """
+    if device.type == "cpu":
+        return Noise(device).uniform
+    return lambda shape: torch.rand(shape, device=device).clamp_(2**-24, 1 - 2**-24)
 
 
 def masked_below(dtype: torch.dtype) -> float:

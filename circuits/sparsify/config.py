@@ -154,7 +154,10 @@ class TrainConfig:
     lambda_min: float = setting(0.01, BOUND, "Smallest lambda.", POSITIVE)
     lambda_max: float = setting(10.0, BOUND, "Greatest lambda.", POSITIVE)
     lambda_rate: float = setting(
-        2.0, BOUND, "Growth of log lambda per nat of violation and update.", FROM_0
+        2.0,
+        BOUND,
+        "Growth of log lambda per update and nat of violation; per epsilon where a KL is bounded.",
+        FROM_0,
     )
     lambda_decay: float = setting(
         0.9,
@@ -217,6 +220,12 @@ class TrainConfig:
         False,
         COST,
         "MLPs and norms through torch.compile: faster after a first step of tens of seconds.",
+        TRUE_OR_FALSE,
+    )
+    cuda_graph: bool = setting(
+        False,
+        COST,
+        "Record a step on a CUDA GPU once and replay it: far faster where steps wait for Python.",
         TRUE_OR_FALSE,
     )
     recompute: bool = setting(

@@ -29,7 +29,7 @@ def attention_path(
     Raises:
         ValueError: the way that the config asks for does not work; see `circuits.gate.fused`.
     """
-    if not config.gate:
+    if not config.gate or config.cuda_graph:
         return "hooks"
     return choose_path(
         dense,

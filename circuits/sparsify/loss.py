@@ -11,7 +11,8 @@ begins anew whenever CE crosses the bound: a mean that still held what was measu
 side would go on lowering lambda for long after the bound was broken.
 
 Where KL(dense || sparse) <= epsilon is the constraint, KL stands for CE and epsilon for tau in both
-formulas, and lambda is the price of a nat of KL.
+formulas, and lambda is the price of a nat of KL. What moves it is then a share of epsilon, at most
+1: a KL within its bound is at most epsilon below it, so that in nats lambda would hardly fall.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ class Multiplier:
         what CE is off on average, as without the rule. So it is with the KL.
 
         Args:
-            violation: CE - tau or KL - epsilon in nats; positive where the constraint is broken.
-            rate: eta, the growth of log lambda per nat and update.
+            violation: CE - tau in nats, or KL / epsilon - 1; positive where the bound is broken.
+            rate: eta, the growth of log lambda per update and unit of violation.
             decay: weight of the past in the running mean, 0 for none.
             low: smallest lambda.
             high: greatest lambda.

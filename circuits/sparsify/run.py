@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from circuits.sparsify.checkpoint import (
 )
 from circuits.sparsify.compiled import compile_parts, compiled
 from circuits.sparsify.config import TrainConfig
+from circuits.sparsify.cuda_graph import GradientGraph
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
 from circuits.sparsify.identity import attention_path, identify
@@ -112,6 +114,8 @@ class Run:
         # A margin as wide as epsilon would ask for a divergence below 0.
         self.margin = min(config.margin, config.epsilon / 10) if self._by_kl else config.margin
         self.multiplier = Multiplier(config.lambda_start)
+        self._price = torch.tensor(config.lambda_start, device=self.device)
+        self._graph: GradientGraph | None = None
         self.watch = BoundWatch()
         self.notes: list[str] = []
         self.lost: list[str] = []
@@ -230,17 +234,20 @@ class Run:
         self.model.train()
         self.optimizer.zero_grad()
         parts = list(tokens.chunk(config.accumulate * self.workers.count))
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._price.fill_(self.multiplier.value)
         with self._fast(), compiled(self._compiled):
             for number, rows in self.workers.own(parts):
+                backward = self._part_of_step(rows, len(parts))
                 torch.manual_seed(self._noise_seed(number))
-                sums += self._backward(rows, len(parts))
+                sums += backward(rows)
         self.workers.add_up([sums])
         if self.sharding is None:  # a sharded model's gradients are sums already
             self.workers.add_up(p.grad for p in self.weights.values() if p.grad is not None)
-        ce, expected, allowed = sums.tolist()
+        loss, ce, expected, allowed = sums.tolist()
+        self._check_finite("loss", loss)
         norm = clip_gradients(self.weights.values(), config.grad_clip)
-        self._check_finite("gradient norm", norm)
+        self._check_finite("gradient norm", norm.item())
         self.optimizer.step()
         self.step += 1
         gate = (
@@ -263,8 +270,22 @@ class Run:
         folded = (self.config.seed << 40) + (self.step << 12) + part
         return sub_seed(folded, f"{self.config.seed}/noise/{self.step}/{part}")
 
-    def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 3]:
-        """Adds the gradient of a part of the batch; returns its CE, expected and allowed edges."""
+    def _part_of_step(
+        self, tokens: Int[Tensor, "batch pos"], n_parts: int
+    ) -> Callable[[Int[Tensor, "batch pos"]], Float[Tensor, 4]]:
+        """What adds the gradient of a part of the batch, as `_backward` does."""
+        compute = partial(self._backward, n_parts=n_parts)
+        if not self.config.cuda_graph:
+            return compute
+        if self._graph is None:
+            self._graph = GradientGraph(compute, self.weights.values(), tokens)
+        return self._graph
+
+    def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 4]:
+        """Adds the gradient of a part of the batch.
+
+        Returns its loss, CE, and expected and allowed edges.
+        """
         config = self.config
         recorded = record_open_edges(self.model) if config.gate else nullcontext()
         with (
@@ -283,17 +304,16 @@ class Run:
             divergence = distillation_loss(logits, teacher_logits)
             fidelity = divergence if self._by_kl else fidelity + config.distillation * divergence
         loss = self._loss(fidelity, edges)
-        self._check_finite("loss", loss)
         (loss / n_parts).backward()
         counts = (edges.expected.sum(), edges.allowed.sum()) if edges else ce.new_zeros(2)
-        return torch.stack([one.double() for one in (ce, *counts)]).detach()
+        return torch.stack([number.double() for number in (loss, ce, *counts)]).detach()
 
     def _loss(self, fidelity: Float[Tensor, ""], edges: OpenEdges | None) -> Float[Tensor, ""]:
         """What a step descends: under a gate edges and lambda, for a control the fidelity alone."""
         if edges is None:
             return fidelity
         penalty = edge_penalty(edges.expected, edges.allowed, self.config.penalty)
-        return self.config.edge_weight * penalty + self.multiplier.value * (fidelity - self.limit)
+        return self.config.edge_weight * penalty + self._price * (fidelity - self.limit)
 
     @contextmanager
     def _fast(self) -> Iterator[None]:
@@ -325,11 +345,16 @@ class Run:
                 ce = self.workers.agree(evaluate_ce(self.model, self.control_set))
                 measured = {"control_ce": ce, "control_tau": self.control_tau}
                 above = ce - self.control_tau
-        self._check_finite(f"control {'KL' if self._by_kl else 'CE'}", torch.tensor(above))
+        self._check_finite(f"control {'KL' if self._by_kl else 'CE'}", above)
         self.watch = self.watch.after(self.step, above > 0)
         if self.step > self.config.lambda_warm_up * self.config.steps:
+            violation = above + self.margin
+            if self._by_kl:
+                # A KL is never further below its bound than epsilon; nor shall it count further
+                # above, or lambda would rise in one check to where it takes many to come down from.
+                violation = min(violation / self.limit, 1.0)
             self.multiplier = self.multiplier.updated(
-                above + self.margin,
+                violation,
                 rate=self.config.lambda_rate,
                 decay=self.config.lambda_decay,
                 low=self.config.lambda_min,
@@ -344,7 +369,7 @@ class Run:
         """
         ce, kl, density = self.workers.agree(self._measured())
         bounded = ce if kl is None else kl
-        self._check_finite("CE" if kl is None else "KL", torch.tensor(bounded))
+        self._check_finite("CE" if kl is None else "KL", bounded)
         if not self.config.gate:
             return {"ce": ce}
         if bounded <= self.limit and density.overall < self.best_density:
@@ -450,11 +475,11 @@ class Run:
             weight.copy_(whole(self.weights[name]))
         return add_gate(model, self.config.bias) if self.config.gate else model
 
-    def _check_finite(self, what: str, value: Tensor) -> None:
-        if torch.isfinite(value):
+    def _check_finite(self, what: str, value: float) -> None:
+        if math.isfinite(value):
             return
         raise FloatingPointError(
-            f"the {what} is {value.item()} at step {self.step + 1}; "
+            f"the {what} is {value} at step {self.step + 1}; "
             f"{name_latest(self.checkpoints)}; lower learning_rate "
             f"(now {self.config.learning_rate}) or look for bad values in the model and its data"
         )

@@ -227,6 +227,8 @@ def _check_arguments(
         wrong.append(reason)
     if sharding and config.compile:
         wrong.append("what is sharded cannot be compiled; leave one of the two away")
+    if config.cuda_graph and (reason := _why_no_graph(config, model.W_E.device, workers)):
+        wrong.append(f"no CUDA graph of a step can be made {reason}; leave cuda_graph away")
     if updates is not None and not config.lora_rank:
         wrong.append("there are updates to begin with, but lora_rank is 0; give their rank")
     if updates is not None and sharding:
@@ -261,6 +263,22 @@ def _check_arguments(
         )
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def _why_no_graph(config: TrainConfig, device: torch.device, workers: Workers) -> str | None:
+    """Why a step's gradients cannot be recorded, or None."""
+    if device.type != "cuda":
+        return f"on {device}, only on a CUDA GPU"
+    if workers.count > 1:
+        return "in several processes"
+    if config.accumulate > 1:
+        return f"with accumulate = {config.accumulate}"
+    if config.compile or config.recompute:
+        return "of blocks that are compiled or recomputed"
+    # Other ways draw the seeds of their noise in Python, which a recorded step does not run.
+    if config.gate and config.attention not in ("auto", "hooks"):
+        return f"with attention {config.attention!r}, only with hooks"
+    return None
 
 
 def _checked_frozen(

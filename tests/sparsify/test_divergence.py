@@ -125,7 +125,7 @@ def test_lambda_follows_the_divergence(tmp_path: Path, epsilon: float, margin: f
         assert line["lambda"] == pytest.approx(price)  # the one that the step was taken with
         if "control_kl" not in line:
             continue
-        off = line["control_kl"] - epsilon + margin
+        off = min((line["control_kl"] - epsilon + margin) / epsilon, 1.0)
         turned = mean is not None and (mean > 0) != (off > 0)
         mean = off if mean is None or turned else 0.9 * mean + 0.1 * off
         price = min(max(price * math.exp(2.0 * mean), 0.01), 10.0)
