@@ -250,12 +250,12 @@ def spare_parameters(model: HookedTransformer) -> set[nn.Parameter]:
     return set()
 
 
-def part_of_weight(name: str, weight: Tensor) -> Literal["attention", "mlp"] | None:
-    """Reads the part off the last word of the name."""
-    leaf = name.rpartition(".")[2]
-    if leaf in ATTENTION_WEIGHTS:
-        return "attention"
-    return "mlp" if leaf in MLP_WEIGHTS else None
+def parts_of_weights(model: HookedTransformer) -> dict[nn.Parameter, Literal["attention", "mlp"]]:
+    """Goes by the parameters' names, which are TransformerLens' own."""
+    parts: dict[str, Literal["attention", "mlp"]] = {}
+    parts |= dict.fromkeys(ATTENTION_WEIGHTS, "attention") | dict.fromkeys(MLP_WEIGHTS, "mlp")
+    weights = [(name.rpartition(".")[2], held) for name, held in model.blocks.named_parameters()]
+    return {weight: parts[name] for name, weight in weights if name in parts}
 
 
 def saved_parameters(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
@@ -34,8 +34,8 @@ from circuits.sparsify.low_rank import (
     set_updates,
     updated_weights,
 )
-from tests.helpers import needs_hooked_transformer
-from tests.models.test_models import TOKENS, hf_folder, logits
+from tests.helpers import needs_hooked_transformer, word_tokenizer
+from tests.models.test_models import TOKENS, hf_folder, logits, random_hf_model
 
 MODULES: dict[str, list[str]] = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
@@ -325,6 +325,18 @@ def test_the_updates_of_a_saved_adapter_can_be_read_again(kind, load, tmp_path) 
     set_updates(again, found)
     merge_low_rank(again)
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_an_mlp_that_its_model_gives_no_name_is_updated_too(tmp_path: Path) -> None:
+    random_hf_model(
+        OPTConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
+            max_position_embeddings=32, word_embed_proj_dim=16,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    word_tokenizer(f"w{n}" for n in range(28)).save_pretrained(tmp_path)
+    model = load_bridge(tmp_path)
+    assert [len(updated_weights(model, part)) for part in ("attention", "mlp")] == [2 * 4, 2 * 2]
 
 
 def test_an_adapter_of_peft_can_be_begun_with(llama: Path) -> None:
