@@ -252,8 +252,10 @@ def spare_parameters(model: HookedTransformer) -> set[nn.Parameter]:
 
 def parts_of_weights(model: HookedTransformer) -> dict[nn.Parameter, Literal["attention", "mlp"]]:
     """Goes by the parameters' names, which are TransformerLens' own."""
-    parts: dict[str, Literal["attention", "mlp"]] = {}
-    parts |= dict.fromkeys(ATTENTION_WEIGHTS, "attention") | dict.fromkeys(MLP_WEIGHTS, "mlp")
+    parts: dict[str, Literal["attention", "mlp"]] = {
+        name: "attention" for name in ATTENTION_WEIGHTS
+    }
+    parts |= {name: "mlp" for name in MLP_WEIGHTS}
     weights = [(name.rpartition(".")[2], held) for name, held in model.blocks.named_parameters()]
     return {weight: parts[name] for name, weight in weights if name in parts}
 
