@@ -51,25 +51,27 @@ def _usual_template(found: Mapping[str, Discovery]) -> str | None:
 
     None where attention edges were not looked for, or no template needs some in every model.
     """
-    if any("attention_edge" not in discovery.found for discovery in found.values()):
+    if any("attention_edge" not in discovery.circuits for discovery in found.values()):
         return None
-    edges = [discovery.found["attention_edge"] for discovery in found.values()]
+    edges = [discovery.circuits["attention_edge"] for discovery in found.values()]
     templates = [
         template
         for template in edges[0].template_sizes
-        if all(one.template_sizes.get(template, 0) > 0 for one in edges)
+        if all(evidence.template_sizes.get(template, 0) > 0 for evidence in edges)
     ]
-    if not templates or any(one.size <= 0 for one in edges):
+    if not templates or any(evidence.size <= 0 for evidence in edges):
         return None
 
     def compared(sizes: Sequence[float]) -> float:
         """The logarithm of the size, or of the first size over the second."""
         return math.log(sizes[0]) - sum(map(math.log, sizes[1:]))
 
-    mean = compared([one.size for one in edges])
+    mean = compared([evidence.size for evidence in edges])
     return min(
         templates,
-        key=lambda name: abs(compared([one.template_sizes[name] for one in edges]) - mean),
+        key=lambda name: abs(
+            compared([evidence.template_sizes[name] for evidence in edges]) - mean
+        ),
     )
 
 

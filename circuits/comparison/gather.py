@@ -171,7 +171,7 @@ def _same_graph(pair: Mapping[str, Model]) -> bool:
 
 def _heads(found: Discovery) -> list[str]:
     """The heads of the circuit of heads, or of edges where no heads were looked for."""
-    circuits = found.found
+    circuits = found.circuits
     first = circuits.get("head") or circuits.get("edge") or next(iter(circuits.values()))
     return first.circuit.heads
 

@@ -131,7 +131,7 @@ def write_part(
     found: Discovery,
     seconds: float,
 ) -> None:
-    """Writes what was found for a task in a model, in so long, beside and renamed."""
+    """Writes what was found for a task in a model, and the time, to a file that is renamed last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps(found.to_json(), allow_nan=False)

@@ -55,7 +55,7 @@ def processes_for(models: Collection[Model], workers: Workers, processes: int | 
     else:
         why = ""
     if processes is None:
-        sizes = [sum(one.numel() for one in model.parameters()) for model in models]
+        sizes = [sum(weight.numel() for weight in model.parameters()) for model in models]
         return 1 if why or max(sizes) > SMALL else torch.get_num_threads()
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")

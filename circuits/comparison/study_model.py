@@ -1,4 +1,4 @@
-"""One model on several tasks: what `compare` says of two, said of one.
+"""One model on several tasks: what `compare` says about two models, for one alone.
 
 The circuits, what the model's heads attend to, prompts with its attention, its cross-entropy and
 density: everything that the report of one model shows.

@@ -61,7 +61,7 @@ def transfer(
             values = run_edges(experiment, edges)
             return float(faithfulness(values, experiment.full, experiment.empty))
 
-        for granularity, circuit_of in found[name].found.items():
+        for granularity, circuit_of in found[name].circuits.items():
             if granularity == "attention_edge":
                 continue
             generator = torch.Generator().manual_seed(config.seed)
@@ -79,7 +79,7 @@ def transfer(
                     run_in=other,
                     faithfulness=measure(circuit_of.circuit.edges),
                     random=sum(random_values) / N_RANDOM,
-                    own=found[other].found[granularity].faithfulness,
+                    own=found[other].circuits[granularity].faithfulness,
                 )
             )
     return rows

@@ -255,7 +255,7 @@ def drop_hook_point(attn: Any, name: str) -> None:
 
 
 def _is_spare(path: str) -> bool:
-    """Whether a weight of this name is a joint one of queries, keys and values, beside the three.
+    """Whether a weight of this name is a joint one of queries, keys and values.
 
     The three that it was split into are used in its place.
     """

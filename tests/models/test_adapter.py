@@ -77,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llama(made: Path, tmp_path: Path) -> Path:
-    """An adapter for a Llama of two key-value heads, on its attention; the base lies beside it."""
+    """An adapter for a Llama of two key-value heads, on its attention; the base lies next to it."""
     folder = shutil.copytree(made, tmp_path, dirs_exist_ok=True) / "adapter"
     edit(folder, base_model_name_or_path=str(tmp_path / "base"))
     return folder
@@ -155,7 +155,7 @@ def test_a_base_can_be_given(llama: Path) -> None:
     with pytest.raises(ValueError, match=r"names no base model; .* base=\.\.\."):
         load_model(llama)
     for ask in (load_model, model_info):
-        with pytest.raises(ValueError, match="is no adapter, so it has no base"):
+        with pytest.raises(ValueError, match="is not an adapter, so it has no base"):
             ask(moved, base=moved)
 
 
