@@ -115,8 +115,8 @@ def _kind(hint: Any) -> type:
         return _kind(next(part for part in get_args(hint) if part is not NoneType))
     if origin is Literal:
         return str
-    found = origin or hint
-    return found if found in (bool, int, float, str, tuple) else dict
+    kind = origin or hint
+    return kind if kind in (bool, int, float, str, tuple) else dict
 
 
 def complaints(config: Any) -> Iterator[str]:

@@ -121,14 +121,14 @@ def search_all(
         on_step=on_step,
         on_result=keep,
     )
-    found = dict(kept.discoveries)
-    found |= {
+    discoveries = dict(kept.discoveries)
+    discoveries |= {
         (task.name, side): discovery
         for (task, side), (discovery, _) in zip(left, results, strict=True)
     }
     by_task: dict[str, dict[str, Discovery]] = {}
     for task, side in wanted:
-        by_task.setdefault(task.name, {})[side] = found[task.name, side]
+        by_task.setdefault(task.name, {})[side] = discoveries[task.name, side]
     return by_task, kept
 
 
@@ -148,10 +148,10 @@ def _search(
 
     started = time.perf_counter()
     try:
-        found = discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
+        discovery = discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
     except ValueError as error:
         raise ValueError(f"{who(side)}task {task.name}: {error}") from error
-    return found, time.perf_counter() - started
+    return discovery, time.perf_counter() - started
 
 
 def who(side: str) -> str:

@@ -73,12 +73,12 @@ def study(
     """
     config = replace(config or DiscoverConfig(), **settings)
     method_of(config)  # An option that the method lacks is refused before anything is loaded.
-    found = find_tasks(tasks)
+    chosen = find_tasks(tasks)
     models: Mapping[str, Model] = {ONLY: as_model(model)}
     shown = name or (str(model) if isinstance(model, str | Path) else ONLY)
     return gather(
         models,
-        found,
+        chosen,
         config,
         names={ONLY: shown},
         text=text,

@@ -296,7 +296,7 @@ def _repeated(linear: nn.Linear, n_heads: int, times: int) -> nn.Linear:
 
 def _leaves(result: Tensor) -> set[int]:
     """The ids of the parameters that a result was computed from."""
-    found: set[int] = set()
+    leaves: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [result.grad_fn]
     while waiting:
@@ -305,6 +305,6 @@ def _leaves(result: Tensor) -> set[int]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaves.add(id(node.variable))
         waiting += [below for below, _ in node.next_functions]
-    return found
+    return leaves

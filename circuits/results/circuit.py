@@ -221,21 +221,21 @@ class Circuit:
         Nodes carry `kind` and `layer`; edges are keyed by their name and carry `score` and
         `read` ("q", "k", "v" or "").
         """
-        found = nx.MultiDiGraph()
+        graph = nx.MultiDiGraph()
         for row, name in enumerate(self.graph.sources):
             if self.nodes[row]:
-                found.add_node(name, kind=node_kind(name), layer=node_layer(name))
-        found.add_node(LOGITS, kind=LOGITS, layer=self.graph.n_layers)
+                graph.add_node(name, kind=node_kind(name), layer=node_layer(name))
+        graph.add_node(LOGITS, kind=LOGITS, layer=self.graph.n_layers)
         for src, dest in self.edges.nonzero().tolist():
             node, _, read = self.graph.destinations[dest].partition("<")
-            found.add_edge(
+            graph.add_edge(
                 self.graph.sources[src],
                 node,
                 key=self.graph.edge_name(src, dest),
                 score=float(self.scores[src, dest]),
                 read=read.rstrip(">"),
             )
-        return found
+        return graph
 
     def to_json(self) -> dict[str, Any]:
         """Returns the circuit as EAP-IG writes it, with our own keys added."""

@@ -161,8 +161,8 @@ class Comparison:
                     "context": self.models[side].context,
                     "tokenizer": self.models[side].tokenizer,
                 }
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
             ]
         )
 
@@ -184,8 +184,8 @@ class Comparison:
         favours gated models by construction.
         """
         rows = []
-        for task, found in self._compared().items():
-            dense, sparse = (found[side] for side in SIDES)
+        for task, discoveries in self._compared().items():
+            dense, sparse = (discoveries[side] for side in SIDES)
             for granularity in dense.circuits:
                 pair = (dense.circuits[granularity], sparse.circuits[granularity])
                 ratio, low, high = size_ratio(*pair)
@@ -284,8 +284,8 @@ class Comparison:
                     "cmd": evidence.cmd,
                     **(_edge_counts(evidence.circuit) if granularity == "edge" else {}),
                 }
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
                 for granularity, evidence in discovery.circuits.items()
             ]
         )
@@ -297,17 +297,17 @@ class Comparison:
         no size, and `note` says why.
         """
         rows = []
-        for task, found in self._compared().items():
-            for granularity, dense in found["dense"].circuits.items():
+        for task, discoveries in self._compared().items():
+            for granularity, dense in discoveries["dense"].circuits.items():
                 for name, facts in self.models.items():
                     if name == "dense":
                         continue
                     row = {"task": task, "granularity": granularity, "model": name}
                     row |= {"ce": facts.ce, "density": facts.density}
-                    if name in found:
-                        evidence = found[name].circuits[granularity]
+                    if name in discoveries:
+                        evidence = discoveries[name].circuits[granularity]
                         ratio, low, high = size_ratio(dense, evidence)
-                        row |= {"accuracy": found[name].accuracy, "dense": dense.size}
+                        row |= {"accuracy": discoveries[name].accuracy, "dense": dense.size}
                         row |= {"size": evidence.size, "ratio": ratio, "ratio_low": low}
                         row |= {"ratio_high": high, "note": ""}
                         row |= {"attribution": evidence.n_attribution}
@@ -327,9 +327,9 @@ class Comparison:
         model and the prompts are the same. Empty without twins.
         """
         rows = []
-        for task, found in self.discoveries.items() if self.twins else ():
-            sparse = [found[name] for name in ("sparse", *self.twins) if name in found]
-            for granularity, dense in found["dense"].circuits.items():
+        for task, discoveries in self.discoveries.items() if self.twins else ():
+            sparse = [discoveries[name] for name in ("sparse", *self.twins) if name in discoveries]
+            for granularity, dense in discoveries["dense"].circuits.items():
                 ratios = [
                     size_ratio(dense, discovery.circuits[granularity])[0] for discovery in sparse
                 ]
@@ -371,12 +371,12 @@ class Comparison:
         """
         rows = []
         same_positions = "sparse" not in self.of_other_tokenizer()
-        for task, found in self._compared().items():
-            for granularity in found["dense"].circuits:
+        for task, discoveries in self._compared().items():
+            for granularity in discoveries["dense"].circuits:
                 if granularity == "attention_edge" and not same_positions:
                     continue
                 dense, sparse = (
-                    _members(found[side].circuits[granularity].circuit) for side in SIDES
+                    _members(discoveries[side].circuits[granularity].circuit) for side in SIDES
                 )
                 union = dense | sparse
                 rows.append(
@@ -396,8 +396,8 @@ class Comparison:
         return pd.DataFrame(
             [
                 {"task": task, "model": side, **circuit_shape(discovery.circuits["edge"].circuit)}
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
                 if "edge" in discovery.circuits
             ]
         )
@@ -407,18 +407,18 @@ def _edge_counts(circuit: Circuit) -> dict[str, int]:
     return {f"edges_{kind}": count for kind, count in circuit.edges_by_kind().items()}
 
 
-def _note(*found: Evidence) -> str:
+def _note(*circuits: Evidence) -> str:
     """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
-    if not all(evidence.is_in_every_half for evidence in found):
+    if not all(evidence.is_in_every_half for evidence in circuits):
         return ""
-    return "all halves have this size" if len(found) == 1 else "all halves have these sizes"
+    return "all halves have this size" if len(circuits) == 1 else "all halves have these sizes"
 
 
-def _all_minimal(*found: Evidence) -> bool | None:
+def _all_minimal(*circuits: Evidence) -> bool | None:
     """Whether no single component can go from any of them; None where they were not pruned."""
-    if any(evidence.is_minimal is None for evidence in found):
+    if any(evidence.is_minimal is None for evidence in circuits):
         return None
-    return all(evidence.is_minimal for evidence in found)
+    return all(evidence.is_minimal for evidence in circuits)
 
 
 def _members(circuit: Circuit) -> set[object]:
