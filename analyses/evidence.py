@@ -2,10 +2,10 @@
 
     python analyses/evidence.py --out docs/results
 
-Runs `circuits compare` on five behaviours with controls beside the pair (the dense model trained on
+Runs `circuits compare` on five behaviours with the pair and controls (the dense model trained on
 without a gate; the dense model with the 4 highest scores of each query only, untrained), two sparse
 twins from other seeds, `circuits compare --prune` and `circuits robustness` on
-two of them, copies their tables into OUT, and writes the page beside it that is made of them
+two of them, copies their tables into OUT, and writes the page that is made of them next to it
 (analyses/results_page.py). Takes some hours on two cores; a part that is in `--work` already
 is not run again.
 """

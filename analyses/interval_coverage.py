@@ -23,7 +23,7 @@ from circuits.discovery.find_circuits import discover
 from circuits.files import write_text
 from circuits.models.load import load_model
 from circuits.results.comparison import SIDES
-from circuits.results.discovery import DiscoverConfig, Found
+from circuits.results.discovery import DiscoverConfig, Evidence
 from circuits.results.intervals import ratio_interval, spread_interval, t_quantile, t_tails
 
 TASKS = ("ioi", "greater_than")
@@ -34,17 +34,19 @@ def main(out: Path, n_draws: int, n_prompts: int) -> None:
     """Writes the table anew after each draw, and prints it at the end."""
     config = DiscoverConfig(granularities=GRANULARITIES, n_prompts=n_prompts)
     models = {side: load_model(side) for side in SIDES}
-    found: dict[tuple[str, str, str], list[Found]] = {}
+    found: dict[tuple[str, str, str], list[Evidence]] = {}
     for seed, task in track(list(itertools.product(range(n_draws), TASKS))):
         for side, model in models.items():
-            for granularity, one in discover(model, task, config, seed=seed).found.items():
+            for granularity, one in discover(model, task, config, seed=seed).circuits.items():
                 found.setdefault((task, granularity, side), []).append(one)
         table = _table(found, config)
         write_text(out, table.to_csv(index=False))
     print(table.to_string(index=False))
 
 
-def _table(found: dict[tuple[str, str, str], list[Found]], config: DiscoverConfig) -> pd.DataFrame:
+def _table(
+    found: dict[tuple[str, str, str], list[Evidence]], config: DiscoverConfig
+) -> pd.DataFrame:
     freedom = config.redraws - 1
     expected = 1 - t_tails(t_quantile(freedom) / math.sqrt(2), freedom)
     rows = []

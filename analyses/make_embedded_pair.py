@@ -2,14 +2,14 @@
 
     python analyses/make_embedded_pair.py --out pair
 
-Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and beside them
-twins from other seeds (`sparse-seed1`, `sparse-seed2`) and the dense model trained on for as long
-without a gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic
-corpus of `circuits.tasks.corpus` at a context of 128 tokens. Whole heads are dropped from
-training sequences, so that no head can be the only one to do a thing and the work spreads, as it
-does in large language models. The dense model is judged by its accuracy and by how many heads and
-edges its circuits have, before any sparse training is looked at. The twins and the control then
-come from `circuits train`, the command that users have.
+Writes `pair/dense` and `pair/sparse`, which are shipped in `circuits/assets`, and next to them
+twins from other seeds (`sparse-seed1`, `sparse-seed2`) and the dense model trained on for as many
+steps without a gate (`dense-finetuned`). A GPT-2 of 6 layers with 8 heads each learns the synthetic
+corpus of `circuits.tasks.corpus` at a context of 128 tokens. Whole heads are dropped from training
+sequences, so that no head can be the only one to do a thing and the work spreads, as it does in
+large language models. The dense model is judged by its accuracy and by how many heads and edges its
+circuits have, before any sparse training is looked at. The twins and the control then come from
+`circuits train`, the command that users have.
 
 Each cycle of the training is kept in a folder of its own, and so is each run; a second call goes on
 from there.
@@ -287,7 +287,7 @@ def check_dense(folder: Path) -> None:
         for ablation in ("corrupted", "mean"):
             config = DiscoverConfig(granularities=("head", "edge"), ablation=ablation)
             found = discover(model, get_task(name), config)
-            heads, edges = found.found["head"].size, found.found["edge"].size
+            heads, edges = found.circuits["head"].size, found.circuits["edge"].size
             Console().print(
                 f"{name}, {ablation} ablation: accuracy {found.accuracy:.1%}, {found.metric} "
                 f"{found.metric_full:.3f}, {heads:.0f} heads, {edges:.0f} edges"

@@ -63,7 +63,7 @@ RECIPES = {
     "--lambda-max 200 --layer-steps 200 --layer-sequences 256 --selection-sequences 96",
     "control": TRAINING + " --control",
 }
-"""What `circuits train` is given for each model beside the text."""
+"""What `circuits train` is given for each model in addition to the text."""
 
 
 def run_command(arguments: list[str]) -> None:

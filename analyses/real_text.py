@@ -13,7 +13,7 @@ that post-training passed through, on those that they are chosen by.
 
 Then the circuits of all three are compared on a behaviour that code has: an opening bracket must be
 closed by its own kind. Every part that is done is kept, so an interrupted call goes on, and several
-calls with `--only` can share the training of what stands beside the dense model.
+calls with `--only` can share the training of what is compared with the dense model.
 `--embed circuits/assets` puts the pair among the embedded models, as `code-dense` and
 `code-sparse`.
 """

@@ -34,7 +34,7 @@ from circuits.prompts import Prompts
 from measure import Job, report, resident_bytes, seconds_of
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 IG_STEPS = 5
 FLOOR_OF = {
@@ -47,7 +47,7 @@ FLOOR_OF = {
 }
 
 
-def random_model(n_layers: int) -> HookedTransformer:
+def random_model(n_layers: int) -> Model:
     """Returns a model of GPT-2 small's widths with random weights."""
     torch.manual_seed(0)
     return new_model(
@@ -66,7 +66,7 @@ def random_model(n_layers: int) -> HookedTransformer:
     )
 
 
-def random_prompts(model: HookedTransformer, batch: int, pos: int) -> Prompts:
+def random_prompts(model: Model, batch: int, pos: int) -> Prompts:
     """Returns prompts of random tokens, corrupted in one place."""
     device = model.W_E.device
     clean = torch.randint(0, model.cfg.d_vocab, (batch, pos), device=device)
@@ -82,7 +82,7 @@ def random_prompts(model: HookedTransformer, batch: int, pos: int) -> Prompts:
     )
 
 
-def jobs(model: HookedTransformer, prompts: Prompts) -> dict[str, Job]:
+def jobs(model: Model, prompts: Prompts) -> dict[str, Job]:
     """Returns what is timed, by name; floors among them."""
 
     def experiment() -> Experiment:

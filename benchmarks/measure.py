@@ -37,7 +37,7 @@ def resident_bytes(what: str) -> int:
 
 
 def report(rows: list[dict[str, object]], out: Path | None) -> None:
-    """Prints the rows; writes them to `out` as CSV, with the machine and the versions beside."""
+    """Prints the rows; writes them to `out` as CSV, the machine and versions in each row."""
     table = pd.DataFrame(rows)
     print(table.to_string(index=False))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()

@@ -15,7 +15,7 @@ import argparse
 import tempfile
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -30,7 +30,7 @@ from circuits.workers import Workers
 from measure import Job, report, resident_bytes, seconds_of
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 SMALL = {"n_layers": 6, "n_heads": 8, "d_model": 128, "d_vocab": 400}
 SHAPES = {
@@ -67,16 +67,16 @@ class RandomTokens:
         generator = torch.Generator().manual_seed(step)
         return torch.randint(0, self._d_vocab, (batch_size, self.context), generator=generator)
 
-    def held_out(self, purpose: str, n_sequences: int) -> Int[Tensor, "batch pos"]:
+    def held_out(self, part: str, n_sequences: int) -> Int[Tensor, "batch pos"]:
         """Returns sequences that are in no batch of the first steps."""
-        return self.batch(10**9 + len(purpose), n_sequences)
+        return self.batch(10**9 + len(part), n_sequences)
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Returns what the data is."""
         return {"data": "random tokens"}
 
 
-def random_model(shape: str) -> HookedTransformer:
+def random_model(shape: str) -> Model:
     """Returns a model with random weights."""
     sizes = {name: value for name, value in SHAPES[shape].items() if name != "batch"}
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def random_model(shape: str) -> HookedTransformer:
     )
 
 
-def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
+def gated_step(model: Model, shape: str, **changes: object) -> Job:
     """Returns a step of post-training, as `circuits train` takes it."""
     config = TrainConfig(
         batch_size=SHAPES[shape]["batch"], control_sequences=1, selection_sequences=1,
@@ -104,7 +104,7 @@ def gated_step(model: HookedTransformer, shape: str, **changes: object) -> Job:
     return run.train_step
 
 
-def dense_step(model: HookedTransformer, shape: str) -> Job:
+def dense_step(model: Model, shape: str) -> Job:
     """Returns a step of the same training without a gate."""
     trained = copy_model(model).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=0.01)

@@ -161,7 +161,7 @@ _NONE: Mapping[str, str] = {}
 def spelled(value: str, choices: Iterable[str], aliases: Mapping[str, str] = _NONE) -> str:
     """Returns a choice as it is written here: `attention-edges` is `attention_edge`.
 
-    Hyphens stand for underscores, a plural for the singular, an alias for its choice. What is no
+    Hyphens stand for underscores, a plural for the singular, an alias for its choice. What is not a
     choice in any of these ways comes back as it was given, for `check_choice` to refuse.
     """
     known = tuple(choices)

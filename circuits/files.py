@@ -68,7 +68,7 @@ def file_name_of(name: str) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to a temporary file beside `path`, then renames it to `path`.
+    """Writes `content` to a temporary file next to `path`, then renames it to `path`.
 
     Raises:
         OSError: see `check_file`, or the disk is full.
@@ -89,12 +89,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes `content` as UTF-8, beside and renamed."""
+    """Writes `content` as UTF-8, to a temporary file that is then renamed."""
     write_bytes(path, content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as JSON, beside and renamed; NaN is refused."""
+    """Writes `content` as JSON, to a temporary file that is then renamed; NaN is refused."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -103,13 +103,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """Gives an empty folder to write into, which takes the place of `folder` at the end.
 
     What was written is flushed to the disk, then renamed, then the rename is flushed too. If
-    anything of this fails, `folder` is what it was, and nothing is left beside it. The folder that
+    anything of this fails, `folder` is what it was, and nothing is left next to it. The folder that
     it stands in is made where there is none.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    new, old = beside / "new", beside / "old"
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    new, old = temporary / "new", temporary / "old"
     try:
         new.mkdir()
         yield new
@@ -127,7 +127,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

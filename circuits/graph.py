@@ -156,14 +156,14 @@ class Graph:
         """
         src, arrow, dest = name.partition("->")
         if not arrow:
-            raise ValueError(f"{name!r} is no edge; an edge is written like 'a0.h1->a3.h2<q>'")
+            raise ValueError(f"{name!r} is not an edge; an edge is written like 'a0.h1->a3.h2<q>'")
         row = self._rows.get(src)
         column = self._columns.get(dest)
         if row is None or column is None:
             kind, unknown = ("source", src) if row is None else ("destination", dest)
             raise ValueError(
-                f"edge {name!r}: {unknown!r} is no {kind} of a graph with {self.n_layers} layers "
-                f"of {self.n_heads} heads; sources are like {', '.join(self.sources[:3])}, "
+                f"edge {name!r}: {unknown!r} is not a {kind} of a graph with {self.n_layers} "
+                f"layers of {self.n_heads} heads; sources are like {', '.join(self.sources[:3])}, "
                 f"destinations like {self.destinations[0]}, {self.destinations[-1]}"
             )
         if not self.mask[row, column]:
@@ -212,7 +212,8 @@ def node_kind(name: str) -> NodeKind:
     match = _NODE.fullmatch(name)
     if match is None:
         raise ValueError(
-            f"{name!r} is no node; nodes are 'input', 'logits', heads like 'a3.h7', MLPs like 'm3'"
+            f"{name!r} is not a node; nodes are 'input', 'logits', heads like 'a3.h7' and "
+            "MLPs like 'm3'"
         )
     return "mlp" if match["mlp"] is not None else "head"
 

@@ -138,7 +138,7 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     if not first or not str(first[0]).startswith(_SPACES):
         return ids
     for before in _TEXTS_BEFORE:
-        ids_before, both = (token_ids(tokenizer, one) for one in (before, before + text))
+        ids_before, both = (token_ids(tokenizer, part) for part in (before, before + text))
         if both[: len(ids_before)] == ids_before:
             return both[len(ids_before) :]
     return ids

@@ -41,7 +41,7 @@ def read_recipe(path: str | Path, *config_classes: type) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not TOML, a key is no field, or a value is of another kind than the field;
+        ValueError: it is not TOML, a key is not a field, or a value is not of its field's kind;
             the text names file and field.
     """
     path = Path(path)
@@ -67,7 +67,7 @@ def _checked(path: Path, name: str, value: Any, kinds: Mapping[str, type]) -> An
     kind = kinds[name]
     if kind is float:
         return number(value, f"{path}: {name}")
-    is_texts = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    is_texts = isinstance(value, list) and all(isinstance(entry, str) for entry in value)
     if kind is tuple and is_texts:
         return tuple(value)
     if type(value) is not kind:  # True is an int to isinstance
@@ -86,7 +86,9 @@ def write_recipe(path: str | Path, values: Mapping[str, Any]) -> None:
 
 def to_toml(values: Mapping[str, Any]) -> str:
     """Returns values by the names of their fields as TOML; None is left out."""
-    return "".join(f"{name} = {_toml(one)}\n" for name, one in values.items() if one is not None)
+    return "".join(
+        f"{name} = {_toml(value)}\n" for name, value in values.items() if value is not None
+    )
 
 
 def _toml(value: Any) -> str:
@@ -99,6 +101,6 @@ def _toml(value: Any) -> str:
         # The escapes of a JSON string are TOML's too, which also wants DEL escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
-        pairs = (f"{_toml(key)} = {_toml(one)}" for key, one in value.items() if one is not None)
+        pairs = (f"{_toml(key)} = {_toml(held)}" for key, held in value.items() if held is not None)
         return "{" + ", ".join(pairs) + "}"
     return "[" + ", ".join(map(_toml, value)) + "]"

@@ -103,7 +103,7 @@ def defaults_of(config_class: type) -> dict[str, Any]:
 def kinds_of(config_class: type) -> dict[str, type]:
     """Returns what each field holds in the end: bool, int, float, str, tuple (of texts) or dict.
 
-    None beside it counts for nothing, and of several kinds the first counts.
+    None next to it counts for nothing, and of several kinds the first counts.
     """
     hints = get_type_hints(config_class)
     return {field.name: _kind(hints[field.name]) for field in dataclasses.fields(config_class)}
@@ -115,21 +115,23 @@ def _kind(hint: Any) -> type:
         return _kind(next(part for part in get_args(hint) if part is not NoneType))
     if origin is Literal:
         return str
-    found = origin or hint
-    return found if found in (bool, int, float, str, tuple) else dict
+    kind = origin or hint
+    return kind if kind in (bool, int, float, str, tuple) else dict
 
 
 def complaints(config: Any) -> Iterator[str]:
     """Yields what is wrong with the values of a config, each against the rule of its setting."""
-    for name, one in settings_of(config).items():
+    for name, setting in settings_of(config).items():
         value = getattr(config, name)
-        if one.rule is not None and not one.rule.holds(value):
-            yield f"{name} is {value!r}; it must be {one.rule.words}"
+        if setting.rule is not None and not setting.rule.holds(value):
+            yield f"{name} is {value!r}; it must be {setting.rule.words}"
 
 
 def described(config_class: type[T]) -> type[T]:
     """Adds the settings' sentences to a class's docstring, where `help` and notebooks show them."""
-    lines = [f"    {name}: {one.sentence}" for name, one in settings_of(config_class).items()]
+    lines = [
+        f"    {name}: {setting.sentence}" for name, setting in settings_of(config_class).items()
+    ]
     head = inspect.cleandoc(config_class.__doc__ or "")
     config_class.__doc__ = "\n".join([head, "", "Attributes:", *lines])
     return config_class

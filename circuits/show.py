@@ -62,5 +62,5 @@ def _attention(
     tokens = model.to_tokens(prompt)
     place = f"blocks.{layer}.attn.hook_pattern"
     _, cache = model.run_with_cache(tokens, names_filter=place)
-    labels = [str(tokenizer.decode([one])) for one in tokens[0].tolist()]
+    labels = [str(tokenizer.decode([token])) for token in tokens[0].tolist()]
     return labels, cache[place][0, head].float().cpu()

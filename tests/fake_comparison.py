@@ -10,7 +10,7 @@ import torch
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import ONLY, AttentionExample, Comparison, ModelFacts
-from circuits.results.discovery import DiscoverConfig, Discovery, Found
+from circuits.results.discovery import DiscoverConfig, Discovery, Evidence
 from circuits.results.roles import HeadRole
 
 GRAPH = Graph(2, 2)
@@ -46,12 +46,12 @@ def make_circuit(scores: dict[str, float], granularity: str = "edge", graph: Gra
     )
 
 
-def make_found(circuit: Circuit, redrawn: Sequence[float] | None = None) -> Found:
+def make_found(circuit: Circuit, redrawn: Sequence[float] | None = None) -> Evidence:
     """Returns evidence for a circuit whose faithfulness rises in three steps."""
     size = float(circuit.size)
     redrawn = tuple(redrawn or (max(1.0, size - 1), size, size, size + 2))
     low, high = min(redrawn), max(redrawn)
-    return Found(
+    return Evidence(
         circuit=circuit,
         size=size,
         n_components=40.0,
@@ -102,7 +102,7 @@ def make_comparison(
                 accuracy=0.99,
                 n_reporting=20,
                 config=DiscoverConfig(granularities=tuple(granularities)),  # type: ignore[arg-type]
-                found={
+                circuits={
                     name: make_found(make_circuit(scores, name))  # type: ignore[misc]
                     for name in granularities
                 },
@@ -152,7 +152,7 @@ def make_comparison(
 def pruned(comparison: Comparison, size_of: Callable[[float], float]) -> Comparison:
     """Returns the comparison as if each circuit had been pruned from its size to `size_of` it."""
 
-    def shrunk(one: Found) -> Found:
+    def shrunk(one: Evidence) -> Evidence:
         return replace(
             one,
             size=size_of(one.size),
@@ -170,7 +170,7 @@ def pruned(comparison: Comparison, size_of: Callable[[float], float]) -> Compari
                 side: replace(
                     discovery,
                     config=replace(discovery.config, prune=True),
-                    found={name: shrunk(one) for name, one in discovery.found.items()},
+                    circuits={name: shrunk(one) for name, one in discovery.circuits.items()},
                 )
                 for side, discovery in sides.items()
             }

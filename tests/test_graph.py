@@ -43,9 +43,9 @@ def test_parallel_mlps_do_not_read_the_heads_of_their_layer():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a0.h0", "is no edge; an edge is written like"),
-        ("a0.h9->logits", "'a0.h9' is no source of a graph with 2 layers of 2 heads"),
-        ("input->a0.h0", "'a0.h0' is no destination"),
+        ("a0.h0", "is not an edge; an edge is written like"),
+        ("a0.h9->logits", "'a0.h9' is not a source of a graph with 2 layers of 2 heads"),
+        ("input->a0.h0", "'a0.h0' is not a destination"),
         ("a0.h1->a0.h0<q>", "does not run forwards"),
         ("m1->m0", "does not run forwards; an edge must go to a later layer or to the MLP"),
     ],
@@ -65,7 +65,7 @@ def test_kinds_and_layers_of_nodes():
         "input", "head", "head", "mlp", "logits",
     ]  # fmt: skip
     assert [node_layer(name) for name in ("input", "a3.h7", "m12")] == [-1, 3, 12]
-    with pytest.raises(ValueError, match="'x' is no node"):
+    with pytest.raises(ValueError, match="'x' is not a node"):
         node_kind("x")
     with pytest.raises(ValueError, match="has no layer"):
         node_layer("logits")

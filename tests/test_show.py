@@ -24,7 +24,7 @@ def test_a_head_is_shown_in_each_model_on_a_prompt_of_ones_own(model):
         expected = cache["pattern", 1][0, 0].tolist()
         torch.testing.assert_close(torch.tensor(trace.z), torch.tensor(expected))
     assert torch.tensor(figure.data[0].z).sum(dim=1).allclose(torch.ones(6))
-    assert (torch.tensor(figure.data[1].z) == 0).sum() > 15  # shut edges, beside the upper half
+    assert (torch.tensor(figure.data[1].z) == 0).sum() > 15  # shut edges, besides the upper half
 
 
 def test_one_model_is_named_by_itself(model):

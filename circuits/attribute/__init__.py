@@ -46,7 +46,7 @@ def register_method(name: str, method: Method, sentence: str) -> Method:
 
     Args:
         name: Its name in files, in tables and on the command line.
-        method: A function of an experiment, as the others are. Its keyword arguments beside
+        method: A function of an experiment, as the others are. Its keyword arguments in addition to
             `attention_edges` are its options (`DiscoverConfig.method_options`).
         sentence: What it does, in a sentence, for lists of methods.
 

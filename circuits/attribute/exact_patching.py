@@ -221,7 +221,7 @@ class _Later:
         final = run_from(self.experiment, self.rows, layer, resid, hooks)
         logits = logits_after(self.experiment.model, final, self.batch.last.repeat(copies))
         return torch.stack(
-            [self._whole - self._metric(one) for one in logits.unflatten(0, (copies, -1))]
+            [self._whole - self._metric(changed) for changed in logits.unflatten(0, (copies, -1))]
         )
 
     def _metric(self, logits: Tensor) -> Tensor:

@@ -104,7 +104,9 @@ def logit_effects(experiment: Experiment, clean: Run, change: Changes, rows: sli
     whole = metric(clean.logits, batch, clean.logits).sum()
     found = [
         whole
-        - metric(logits_after(experiment.model, resid - one, batch.last), batch, clean.logits).sum()
-        for one in change
+        - metric(
+            logits_after(experiment.model, resid - shift, batch.last), batch, clean.logits
+        ).sum()
+        for shift in change
     ]
     return torch.stack(found)

@@ -50,7 +50,7 @@ def compare_command(
         list[str] | None,
         typer.Option(
             "--model",
-            help="One more model beside the pair, as NAME=MODEL. MODEL@top4 is MODEL with the 4 "
+            help="One more model next to the pair, as NAME=MODEL. MODEL@top4 is MODEL with the 4 "
             "highest attention scores of each query. Repeatable.",
         ),
     ] = None,
@@ -103,9 +103,9 @@ def compare_command(
         workers = join_workers(models[0].W_E.device)
         processes = min(processes_for(every.values(), workers, processes), len(tasks) * len(every))
         sequences = None if text is None else held_out_texts(text, every, config.seed)
-    beside = "".join(f", beside {name}" for name in others)
+    further = "".join(f", and {name}" for name in others)
     err_console.print(
-        f"comparing {dense} and {sparse}{beside} on {device}{in_processes(processes)}, "
+        f"comparing {dense} and {sparse}{further} on {device}{in_processes(processes)}, "
         f"seed {config.seed}"
     )
     n_steps = steps_of_compare(config, len(tasks), len(others))
@@ -117,7 +117,7 @@ def compare_command(
             text=sequences,
             names=(dense, sparse),
             others=others,
-            twins=[one.partition("=")[0] for one in twin or []],
+            twins=[named.partition("=")[0] for named in twin or []],
             workers=workers,
             processes=processes,
             parts=parts,

@@ -4,7 +4,7 @@
     def train_command(out: Annotated[Path, typer.Option()], config: TrainConfig) -> None: ...
 
 A parameter whose type is a dataclass of settings (circuits/settings.py) stands for an option a
-field, with the field's default, sentence and theme. Beside them is `--config`, a recipe file for
+field, with the field's default, sentence and theme. Next to them is `--config`, a recipe file for
 all of these fields; what is given on the command line goes before what stands in it. Where the type
 is `Callable[[], DiscoverConfig]`, the command makes the config when it calls: after it has read the
 file of a task, which may register what the config names.
@@ -55,9 +55,13 @@ def with_config_options(command: Callable[..., None]) -> Callable[..., None]:
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     context = inspect.Parameter("ctx", keyword, annotation=typer.Context)
-    parameters = [one.replace(kind=keyword) for one in own.values() if one.name not in configs]
+    parameters = [
+        parameter.replace(kind=keyword)
+        for parameter in own.values()
+        if parameter.name not in configs
+    ]
     file_option = typer.Option("--config", help="Settings from a recipe file (TOML). Options given "
-                               "beside it go before it.")  # fmt: skip
+                               "along with it override it.")  # fmt: skip
     parameters.append(
         inspect.Parameter(
             RECIPE_OPTION, keyword, default=None, annotation=Annotated[Path | None, file_option]
@@ -112,7 +116,7 @@ def _value(value: Any, kind: type) -> Any:
 
 
 def named_value(text: str) -> tuple[str, Any]:
-    """Returns the name and the value in `NAME=VALUE`; what is no number, true or false is text."""
+    """Returns the name and the value in `NAME=VALUE`; all but numbers, true and false is text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ValueError(f"--method-option is {text!r}; write NAME=VALUE, such as steps=10")
@@ -140,19 +144,21 @@ def _read_as(kind: type) -> Any:
     return list[str] if kind in (tuple, dict) else kind | None
 
 
-def _option(name: str, one: Setting, kind: type) -> Any:
+def _option(name: str, setting: Setting, kind: type) -> Any:
     long = f"--{name.replace('_', '-')}"
     names = f"{long}/--no-{long.removeprefix('--')}" if kind is bool else long
-    return typer.Option(one.option or names, help=_help(one, kind), rich_help_panel=one.theme)
+    return typer.Option(
+        setting.option or names, help=_help(setting, kind), rich_help_panel=setting.theme
+    )
 
 
-def _help(one: Setting, kind: type) -> str:
+def _help(setting: Setting, kind: type) -> str:
     """The sentence, with the values to choose from."""
     if kind in (tuple, dict):
-        return f"{one.sentence} Repeatable."
-    if kind is not str or one.rule is None:
-        return one.sentence
-    return f"{one.sentence} {one.rule.words.capitalize()}."
+        return f"{setting.sentence} Repeatable."
+    if kind is not str or setting.rule is None:
+        return setting.sentence
+    return f"{setting.sentence} {setting.rule.words.capitalize()}."
 
 
 class ThemedCommand(TyperCommand):

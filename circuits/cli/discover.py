@@ -83,7 +83,7 @@ def discover_command(
         loaded = load_model(model, device=device, trust_remote_code=trust_remote_code)
         workers = join_workers(loaded.W_E.device)
         processes = min(processes_for([loaded], workers, processes), len(tasks))
-    names = ", ".join(one.name for one in tasks)
+    names = ", ".join(task.name for task in tasks)
     err_console.print(
         f"looking for {names} in {model} on {device}{in_processes(processes)}, seed {config.seed}"
     )

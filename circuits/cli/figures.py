@@ -28,7 +28,7 @@ def figures_command(
         from circuits.results.comparison_file import load_comparison
 
         if f".{format}" not in FORMATS:
-            known = ", ".join(one[1:] for one in FORMATS)
+            known = ", ".join(ending[1:] for ending in FORMATS)
             raise ValueError(f"unknown format {format!r}; choose one of {known}")
         if column not in PRINT_WIDTHS:
             known = ", ".join(PRINT_WIDTHS)

@@ -24,7 +24,7 @@ Resume = Annotated[
 
 
 def parts_of(out: Path, resume: bool) -> Path:
-    """Returns the folder beside `out` for finished parts.
+    """Returns the folder next to `out` for finished parts.
 
     Raises:
         ValueError: an interrupted run has left some there, and it was not said to go on from them.

@@ -1,4 +1,4 @@
-"""What a launcher (accelerate launch, torchrun) says of this process in the environment.
+"""What a launcher (accelerate launch, torchrun) says about this process in the environment.
 
 Read here without torch, which `--help` must not wait for.
 """
@@ -38,7 +38,7 @@ class Launch:
         return f"cuda:{self.local_rank}" if self.count > 1 and device == "cuda" else device
 
     def described(self) -> dict[str, Any]:
-        """Returns what results say of how they were made: how many processes, and the command."""
+        """Returns what results say of their making: how many processes, and the command."""
         return {"processes": self.count, "command": "circuits " + shlex.join(sys.argv[1:])}
 
 

@@ -107,8 +107,8 @@ def mib_command(
 
         name = mib_task_name(task)
         selections = tuple(dict.fromkeys(selection or ("signed", "absolute")))
-        for one in selections:
-            check_ranking(level, one)
+        for order in selections:
+            check_ranking(level, order)
         config = DiscoverConfig(
             method=method,
             method_options=dict(map(named_value, method_option or ())),
@@ -144,8 +144,8 @@ def mib_command(
         scores = score(ranking, attention_edges=False)
         step("scored")
         curves = [
-            measure_mib(evaluation, scores, level=level, selection=one, seed=seed, on_step=step)
-            for one in selections
+            measure_mib(evaluation, scores, level=level, selection=order, seed=seed, on_step=step)
+            for order in selections
         ]
     import pandas as pd
 

@@ -54,7 +54,7 @@ def show_command(
         infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
     facts = [_facts(info) for info in infos]
     if model is None:
-        print_rows([{name: one[name] for name in _LISTED} for one in facts])
+        print_rows([{name: model[name] for name in _LISTED} for model in facts])
     else:
         for name, value in facts[0].items():
             out_console.print(f"{name:13} {value}", soft_wrap=True, markup=False, highlight=False)

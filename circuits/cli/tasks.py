@@ -81,10 +81,12 @@ def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -
         found = behaviours(model, tasks, n_prompts=prompts, seed=seed, on_step=step)
     if out is not None:
         write_text(out, behaviours_table(found).to_csv(index=False))
-    print_rows([_row(one) for one in found])
-    for one in found:
-        if one.why_not:
-            out_console.print(f"{one.task}: {one.why_not}", markup=False, soft_wrap=True)
+    print_rows([_row(behaviour) for behaviour in found])
+    for behaviour in found:
+        if behaviour.why_not:
+            out_console.print(
+                f"{behaviour.task}: {behaviour.why_not}", markup=False, soft_wrap=True
+            )
     out_console.print(
         "right, top: share of prompts in which the right answer beats the wrong one, and "
         "is the likeliest token. over ablated: the metric minus that with everything ablated, with "
@@ -93,17 +95,17 @@ def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -
     )
 
 
-def _row(one: Behaviour) -> dict[str, str]:
-    """What a model does on one task, as the table shows it."""
-    if not one.n_prompts:
-        numbers = ["no", "0", "-", "-", f"{one.metric} -", "-"]
+def _row(behaviour: Behaviour) -> dict[str, str]:
+    """What a model does on behaviour task, as the table shows it."""
+    if not behaviour.n_prompts:
+        numbers = ["no", "0", "-", "-", f"{behaviour.metric} -", "-"]
     else:
         numbers = [
-            "yes" if one.does else "no",
-            str(one.n_prompts),
-            f"{one.right_beats_wrong:.0%}",
-            f"{one.top:.0%}",
-            f"{one.metric} {one.full:.2f}",
-            f"{one.margin:.2f} +- {one.margin_error:.2f}",
+            "yes" if behaviour.does else "no",
+            str(behaviour.n_prompts),
+            f"{behaviour.right_beats_wrong:.0%}",
+            f"{behaviour.top:.0%}",
+            f"{behaviour.metric} {behaviour.full:.2f}",
+            f"{behaviour.margin:.2f} +- {behaviour.margin_error:.2f}",
         ]
-    return dict(zip(_COLUMNS, [one.task, *numbers], strict=True))
+    return dict(zip(_COLUMNS, [behaviour.task, *numbers], strict=True))

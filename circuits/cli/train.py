@@ -114,7 +114,7 @@ def train_command(
             dense = load_model(
                 job.model, device="cpu" if shard else device, trust_remote_code=trust_remote_code
             )
-            streams = [_stream(job, dense, one.seed) for one in configs]
+            streams = [_stream(job, dense, each.seed) for each in configs]
             save = _saved_as(job.save, config, dense)
             updates = _updates(job.begin_with, config, dense)
         doing = (
@@ -123,12 +123,12 @@ def train_command(
             else f"training {job.model} on without a gate"
         )
         failures = []
-        for one, stream in zip(configs, streams, strict=True):
-            folder = out if twins == 1 else out / f"seed{one.seed}"
-            err_console.print(f"{doing}, on {device}, seed {one.seed}, into {folder}")
+        for each, stream in zip(configs, streams, strict=True):
+            folder = out if twins == 1 else out / f"seed{each.seed}"
+            err_console.print(f"{doing}, on {device}, seed {each.seed}, into {folder}")
             begun = resume and (twins == 1 or folder.exists())
             failures += _make_model(
-                dense, stream, job, one, folder, begun, tracker, save, updates,
+                dense, stream, job, each, folder, begun, tracker, save, updates,
                 saves=launch.is_first, shard_on=device if shard else None,
             )  # fmt: skip
     if failures:

@@ -23,7 +23,7 @@ def attention_examples(
     models: Mapping[str, Model],
     task: Task,
     prompts: Mapping[str, TaskPrompts],
-    found: Mapping[str, Discovery],
+    discoveries: Mapping[str, Discovery],
 ) -> tuple[AttentionExample, ...]:
     """Returns a few reporting prompts as each model reads them, the most usual one first.
 
@@ -31,45 +31,49 @@ def attention_examples(
         models: One model or two, by name; of one tokenizer.
         task: The behaviour.
         prompts: The same prompts for each.
-        found: What was found in each.
+        discoveries: What was found in each.
     """
     templates = next(iter(prompts.values())).reporting.templates
-    return tuple(_example(models, task, prompts, row) for row in _shown_rows(templates, found))
+    return tuple(
+        _example(models, task, prompts, row) for row in _shown_rows(templates, discoveries)
+    )
 
 
-def _shown_rows(templates: Sequence[str], found: Mapping[str, Discovery]) -> list[int]:
+def _shown_rows(templates: Sequence[str], discoveries: Mapping[str, Discovery]) -> list[int]:
     """A few prompts, the most usual one first, of as many templates as there are."""
-    usual = _usual_template(found)
+    usual = _usual_template(discoveries)
     firsts = [row for row, name in enumerate(templates) if name not in templates[:row]]
     firsts.sort(key=lambda row: templates[row] != usual)
     others = [row for row in range(len(templates)) if row not in firsts]
     return [*firsts, *others][:N_EXAMPLES]
 
 
-def _usual_template(found: Mapping[str, Discovery]) -> str | None:
+def _usual_template(discoveries: Mapping[str, Discovery]) -> str | None:
     """The template whose size of attention edges, or ratio of both sizes, is nearest the mean's.
 
     None where attention edges were not looked for, or no template needs some in every model.
     """
-    if any("attention_edge" not in discovery.found for discovery in found.values()):
+    if any("attention_edge" not in discovery.circuits for discovery in discoveries.values()):
         return None
-    edges = [discovery.found["attention_edge"] for discovery in found.values()]
+    edges = [discovery.circuits["attention_edge"] for discovery in discoveries.values()]
     templates = [
         template
         for template in edges[0].template_sizes
-        if all(one.template_sizes.get(template, 0) > 0 for one in edges)
+        if all(evidence.template_sizes.get(template, 0) > 0 for evidence in edges)
     ]
-    if not templates or any(one.size <= 0 for one in edges):
+    if not templates or any(evidence.size <= 0 for evidence in edges):
         return None
 
     def compared(sizes: Sequence[float]) -> float:
         """The logarithm of the size, or of the first size over the second."""
         return math.log(sizes[0]) - sum(map(math.log, sizes[1:]))
 
-    mean = compared([one.size for one in edges])
+    mean = compared([evidence.size for evidence in edges])
     return min(
         templates,
-        key=lambda name: abs(compared([one.template_sizes[name] for one in edges]) - mean),
+        key=lambda name: abs(
+            compared([evidence.template_sizes[name] for evidence in edges]) - mean
+        ),
     )
 
 

@@ -169,9 +169,9 @@ def _same_graph(pair: Mapping[str, Model]) -> bool:
     return dense == sparse
 
 
-def _heads(found: Discovery) -> list[str]:
+def _heads(discovery: Discovery) -> list[str]:
     """The heads of the circuit of heads, or of edges where no heads were looked for."""
-    circuits = found.found
+    circuits = discovery.circuits
     first = circuits.get("head") or circuits.get("edge") or next(iter(circuits.values()))
     return first.circuit.heads
 

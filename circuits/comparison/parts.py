@@ -82,7 +82,7 @@ def identity_of(
     model: Identity, task: Task, prompts: TaskPrompts, config: DiscoverConfig, workers: Workers
 ) -> Identity:
     """Returns the identity of what is found in a model, as `describe_model` says it, for a task."""
-    found = {
+    identity = {
         "task": task.name,
         "metric": task.metric,
         **{
@@ -94,7 +94,7 @@ def identity_of(
         "processes": workers.count,
         **versions(),
     }
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(identity))
 
 
 def part_files(folder: str | Path) -> list[Path]:
@@ -128,13 +128,13 @@ def write_part(
     folder: str | Path,
     key: tuple[str, str],
     identity: Identity,
-    found: Discovery,
+    discovery: Discovery,
     seconds: float,
 ) -> None:
-    """Writes what was found for a task in a model, in so long, beside and renamed."""
+    """Writes what was found for a task in a model, and the time, to a file that is renamed last."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(found.to_json(), allow_nan=False)
+    content = json.dumps(discovery.to_json(), allow_nan=False)
     head = {"format": FORMAT, "sha256": _digest(content.encode()), "seconds": seconds}
     head["identity"] = identity
     write_text(folder / _file_name(key), f"{json.dumps(head)}\n{content}\n")

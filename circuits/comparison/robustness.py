@@ -151,7 +151,7 @@ def robustness(
         # Too few prompts for the base is an error; for a larger number it is noted.
         for model in models.values():
             task.draw(tokenizer_of(model), n_prompts, n_prompts, seed=seed)
-        for setting in (base, *(one for one in varied if one.metric != task.metric)):
+        for setting in (base, *(other for other in varied if other.metric != task.metric)):
             metric = setting.metric or task.metric
             found: dict[str, dict[tuple[str, float], _Sizes]] = {}
             note = ""
@@ -285,7 +285,9 @@ def _sizes_of(
     whole = sizes_on(ranking, sizing, None)
     _, halves = halves_to_redraw(ranking, sizing, ablation=setting.ablation, n=redraws, seed=seed)
     redrawn = [sizes_on(*pair, whole) for pair in halves]
-    return {key: _Sizes(size, tuple(one[key] for one in redrawn)) for key, size in whole.items()}
+    return {
+        key: _Sizes(size, tuple(sizes[key] for sizes in redrawn)) for key, size in whole.items()
+    }
 
 
 def _sizes_at(

@@ -75,7 +75,7 @@ def head_roles(
         scores, patterns[name] = _on_prompts(model, asked)
         measured[name] = _on_repeated_tokens(model, seed) | scores
         _check_finite(name, model.cfg.n_heads, measured[name])
-    found = []
+    roles = []
     for name, other in zip(models, reversed(models), strict=True):
         twins: list[tuple[str, float | None]] = [("", None)] * len(patterns[name])
         if other != name:
@@ -86,7 +86,7 @@ def head_roles(
                 key: None if scores is None else scores[row].item()
                 for key, scores in measured[name].items()
             }
-            found.append(
+            roles.append(
                 HeadRole(
                     task=task,
                     model=name,
@@ -98,7 +98,7 @@ def head_roles(
                     similarity=similarity,
                 )
             )
-    return tuple(found)
+    return tuple(roles)
 
 
 def _name(row: int, n_heads: int) -> str:
@@ -210,15 +210,15 @@ def _direct(model: Model, prompts: Prompts) -> Float[Tensor, " head"]:
         towards = towards - towards.mean(dim=1, keepdim=True)
     if "ln_final.hook_scale" in cache:
         towards = towards / cache["ln_final.hook_scale"][rows, last].float()
-    found = []
+    written = []
     for layer in range(model.cfg.n_layers):
         z = cache[f"blocks.{layer}.attn.hook_z"][rows, last]  # [batch, head, d_head]
         norm, behind = norm_of(model, layer), towards[:, None]
         if norm is not None:
             behind = norm.backwards_at_scale(heads_total(model, layer, z[:, None]), behind)
         w_o = model.W_O[layer].float()
-        found.append(torch.einsum("bhe,hed,bd->h", z.float(), w_o, behind[:, 0].float()))
-    return torch.cat(found).cpu() / len(prompts)
+        written.append(torch.einsum("bhe,hed,bd->h", z.float(), w_o, behind[:, 0].float()))
+    return torch.cat(written).cpu() / len(prompts)
 
 
 def _mean_column(

@@ -55,7 +55,7 @@ def processes_for(models: Collection[Model], workers: Workers, processes: int | 
     else:
         why = ""
     if processes is None:
-        sizes = [sum(one.numel() for one in model.parameters()) for model in models]
+        sizes = [sum(weight.numel() for weight in model.parameters()) for model in models]
         return 1 if why or max(sizes) > SMALL else torch.get_num_threads()
     if processes < 1:
         raise ValueError(f"processes is {processes}; it must be at least 1")
@@ -121,14 +121,14 @@ def search_all(
         on_step=on_step,
         on_result=keep,
     )
-    found = dict(kept.discoveries)
-    found |= {
+    discoveries = dict(kept.discoveries)
+    discoveries |= {
         (task.name, side): discovery
         for (task, side), (discovery, _) in zip(left, results, strict=True)
     }
     by_task: dict[str, dict[str, Discovery]] = {}
     for task, side in wanted:
-        by_task.setdefault(task.name, {})[side] = found[task.name, side]
+        by_task.setdefault(task.name, {})[side] = discoveries[task.name, side]
     return by_task, kept
 
 
@@ -148,10 +148,10 @@ def _search(
 
     started = time.perf_counter()
     try:
-        found = discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
+        discovery = discover(model, task, config, prompts=prompts, workers=workers, on_step=step)
     except ValueError as error:
         raise ValueError(f"{who(side)}task {task.name}: {error}") from error
-    return found, time.perf_counter() - started
+    return discovery, time.perf_counter() - started
 
 
 def who(side: str) -> str:

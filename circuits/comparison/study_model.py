@@ -1,4 +1,4 @@
-"""One model on several tasks: what `compare` says of two, said of one.
+"""One model on several tasks: what `compare` says about two models, for one alone.
 
 The circuits, what the model's heads attend to, prompts with its attention, its cross-entropy and
 density: everything that the report of one model shows.
@@ -73,12 +73,12 @@ def study(
     """
     config = replace(config or DiscoverConfig(), **settings)
     method_of(config)  # An option that the method lacks is refused before anything is loaded.
-    found = find_tasks(tasks)
+    chosen = find_tasks(tasks)
     models: Mapping[str, Model] = {ONLY: as_model(model)}
     shown = name or (str(model) if isinstance(model, str | Path) else ONLY)
     return gather(
         models,
-        found,
+        chosen,
         config,
         names={ONLY: shown},
         text=text,

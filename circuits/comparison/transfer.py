@@ -30,7 +30,7 @@ def transfer(
     models: dict[str, Model],
     prompts: dict[str, Prompts],
     task: Task,
-    found: dict[str, Discovery],
+    discoveries: dict[str, Discovery],
     *,
     workers: Workers = ALONE,
 ) -> list[Transfer]:
@@ -40,13 +40,13 @@ def transfer(
         models: Two models with the same graph, by name.
         prompts: The same reporting prompts for each.
         task: The behaviour.
-        found: What was found in each model, by the same config.
+        discoveries: What was found in each model, by the same config.
         workers: The processes that share the prompts.
     """
     one, two = models
     rows = []
     for name, other in ((one, two), (two, one)):
-        config = found[other].config
+        config = discoveries[other].config
         experiment = prepare_experiment(
             models[other],
             prompts[other],
@@ -61,7 +61,7 @@ def transfer(
             values = run_edges(experiment, edges)
             return float(faithfulness(values, experiment.full, experiment.empty))
 
-        for granularity, circuit_of in found[name].found.items():
+        for granularity, circuit_of in discoveries[name].circuits.items():
             if granularity == "attention_edge":
                 continue
             generator = torch.Generator().manual_seed(config.seed)
@@ -79,7 +79,7 @@ def transfer(
                     run_in=other,
                     faithfulness=measure(circuit_of.circuit.edges),
                     random=sum(random_values) / N_RANDOM,
-                    own=found[other].found[granularity].faithfulness,
+                    own=discoveries[other].circuits[granularity].faithfulness,
                 )
             )
     return rows

@@ -85,7 +85,8 @@ def behaviours(
 def behaviours_table(found: Sequence[Behaviour]) -> pd.DataFrame:
     """Returns one row for each task."""
     return pd.DataFrame(
-        [asdict(one) for one in found], columns=[field.name for field in fields(Behaviour)]
+        [asdict(behaviour) for behaviour in found],
+        columns=[field.name for field in fields(Behaviour)],
     )
 
 

@@ -31,7 +31,7 @@ from circuits.discovery.resample import (
 )
 from circuits.discovery.search import Search, curve_sizes, sorted_trials
 from circuits.intervene.experiment import Experiment, faithfulness
-from circuits.results.discovery import DiscoverConfig, Found, MeasuredOn
+from circuits.results.discovery import DiscoverConfig, Evidence, MeasuredOn
 from circuits.results.intervals import interval, spread_interval
 
 N_RANDOM = 5
@@ -77,7 +77,7 @@ def gather_evidence(
     reporting: Experiment,
     config: DiscoverConfig,
     on_step: Callable[[], None],
-) -> Found:
+) -> Evidence:
     """Returns the circuit that a search chose, with everything that is said about it.
 
     Args:
@@ -120,7 +120,7 @@ def gather_evidence(
     size_low, size_high = spread_interval(circuit.size, redrawn.sizes)
     without = measured.without_last
     on_sizing = search.values_at(search.chosen) if pruned is None else pruned.values
-    found = {
+    provenance = {
         "task_metric": sizing.metric,
         "ablation": config.ablation,
         "gates": config.gates,
@@ -133,8 +133,8 @@ def gather_evidence(
         "measured_on": measured.on,
         "n_measured": len(measured.templates),
     }
-    return Found(
-        circuit=replace(circuit, found=found),
+    return Evidence(
+        circuit=replace(circuit, provenance=provenance),
         size=circuit.size,
         size_low=size_low,
         size_high=size_high,
@@ -144,7 +144,7 @@ def gather_evidence(
         prefix_high=prefix_high,
         is_minimal=None if pruned is None else pruned.is_minimal,
         n_components=n_components,
-        faithfulness=found["faithfulness"],
+        faithfulness=provenance["faithfulness"],
         faithfulness_low=low,
         faithfulness_high=high,
         faithfulness_interval=again.drawn,
@@ -178,7 +178,7 @@ def _measure(
     seed: int,
     on_step: Callable[[], None],
 ) -> _Measured:
-    """Runs the circuit, and what stands beside it, on the reporting prompts of its templates."""
+    """Runs the circuit, and what it is compared with, on the reporting prompts of its templates."""
     has_template = ranked.groups(reporting.prompts) >= 0
     experiment, on = (reporting, "reporting") if has_template.any() else (sizing, "sizing")
     groups = ranked.groups(experiment.prompts)
@@ -189,7 +189,7 @@ def _measure(
         return values.cpu().double()[rows]
 
     def run(part: Sequence[Tensor]) -> Tensor:
-        place = tuple(tuple(one.tolist()) for one in part)
+        place = tuple(tuple(indices.tolist()) for indices in part)
         if place not in known:
             known[place] = of_rows(ranked.run(experiment, part))
             on_step()
@@ -215,7 +215,7 @@ def _measure(
         full=of_rows(experiment.full),
         empty=of_rows(experiment.empty),
         circuit=run(chosen),
-        without_last=run([one[:-1] for one in chosen]) if any(map(len, chosen)) else None,
+        without_last=run([indices[:-1] for indices in chosen]) if any(map(len, chosen)) else None,
         rest=rest,
         random=torch.stack(random),
         curve=curve,

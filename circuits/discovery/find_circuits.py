@@ -3,7 +3,7 @@
 Three sets of prompts are used, each for one thing. Components are scored on the ranking prompts.
 The size from which the circuit keeps the target is searched on the sizing prompts by real
 interventions, for each granularity; if wanted, what can go from that circuit is then pruned, on the
-same prompts. What the circuit does is measured on the reporting prompts, beside random circuits of
+same prompts. What the circuit does is measured on the reporting prompts, next to random circuits of
 the same size and the number of components that hold the same share of all absolute attribution (no
 intervention). How far its size would differ with other prompts is read off circuits that are found
 again on halves of the first two sets.
@@ -34,7 +34,7 @@ from circuits.metrics import accuracy
 from circuits.models.backend import backend_of
 from circuits.models.load import as_model, tokenizer_of
 from circuits.prompts import Prompts
-from circuits.results.discovery import DiscoverConfig, Discovery, Found
+from circuits.results.discovery import DiscoverConfig, Discovery, Evidence
 from circuits.tasks import Task, TaskPrompts, find_task
 from circuits.workers import ALONE, Workers
 
@@ -123,7 +123,7 @@ def _discover(
         step = partial(on_step, f"{task.name}: {granularity}")
         chosen[granularity] = _choose(ranked, sizing, config, step, weights=weights)
     redrawn = _redraw(ranking, sizing, config, chosen, partial(on_step, f"{task.name}: halves"))
-    found: dict[str, Found] = {}
+    found: dict[str, Evidence] = {}
     for granularity, (ranked, search, pruned) in chosen.items():
         found[granularity] = gather_evidence(
             ranked,
@@ -144,7 +144,7 @@ def _discover(
         accuracy=accuracy(reporting.clean_logits, reporting.prompts).float().mean().item(),
         n_reporting=len(reporting.prompts),
         config=config,
-        found=found,
+        circuits=found,
     )
 
 

@@ -9,7 +9,7 @@ The circuit holds the edges along which the difference of clean and corrupted pr
 metric. An edge that carries the same in both (a position, say) is not part of it.
 
 They have no norms, which no model that a TransformerBridge wraps is without: they need
-HookedTransformer, hence transformer_lens<4.
+HookedTransformer, and so for transformer_lens<4.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _check(experiment: Experiment, circuit: Circuit) -> None:
     check_fits(circuit, experiment.graph)
     if circuit.granularity == "attention_edge":
         raise ValueError(
-            "attention edges are no edges of the graph; give a circuit of heads, MLPs or edges"
+            "attention edges are not edges of the graph; give a circuit of heads, MLPs or edges"
         )
     if not torch.isfinite(circuit.scores).all():
         raise ValueError("the circuit has scores that are not finite")

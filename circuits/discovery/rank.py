@@ -190,5 +190,5 @@ def n_holding(values: Float[Tensor, " components"], share: float) -> int:
 
 def _node_kind(granularity: Granularity | str) -> NodeKind:
     if granularity not in ("head", "mlp"):
-        raise ValueError(f"{granularity!r} is no kind of node; heads and MLPs are")
+        raise ValueError(f"{granularity!r} is not a kind of node; 'head' and 'mlp' are")
     return granularity

@@ -83,7 +83,7 @@ class RankedComponents:
 
     def counted(self, sizes: Int[Tensor, "trial group"]) -> Float[Tensor, "trial group"]:
         """Returns the sizes of the circuits of the first components."""
-        circuits = [self.circuit(first_of(self.orders, one)) for one in sizes]
+        circuits = [self.circuit(first_of(self.orders, size)) for size in sizes]
         return torch.tensor([[float(circuit.size)] for circuit in circuits]).double()
 
     def n_attribution(self, share: float) -> float:

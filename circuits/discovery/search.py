@@ -189,7 +189,7 @@ def trial_sizes(n_components: Int[Tensor, " group"]) -> Int[Tensor, "trial group
     """Returns the candidate sizes of each group; the shorter lists end in everything, repeated."""
     lists = [candidate_sizes(n) for n in n_components.tolist()]
     longest = max(map(len, lists))
-    return torch.tensor([one + one[-1:] * (longest - len(one)) for one in lists]).T
+    return torch.tensor([sizes + sizes[-1:] * (longest - len(sizes)) for sizes in lists]).T
 
 
 def curve_sizes(n_components: Int[Tensor, " group"]) -> Int[Tensor, "trial group"]:

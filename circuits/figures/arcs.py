@@ -33,7 +33,9 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
         ValueError: attention edges were not looked for, or the comparison holds no prompt.
     """
     found, examples = comparison.discoveries[task], comparison.examples.get(task, ())
-    if not examples or any("attention_edge" not in found[side].found for side in comparison.sides):
+    if not examples or any(
+        "attention_edge" not in found[side].circuits for side in comparison.sides
+    ):
         raise ValueError(
             f"the comparison holds no circuit of attention edges on a prompt of {task!r}; compare "
             "with --granularity attention_edge"
@@ -44,7 +46,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
     notes = []
     heights = [_BAND]
     for side, sign in zip(comparison.sides, (1, -1), strict=False):
-        circuit = found[side].found["attention_edge"].circuit
+        circuit = found[side].circuits["attention_edge"].circuit
         edges = sorted(
             circuit.attention_edges.get(example.template, []), key=lambda edge: -abs(edge.score)
         )

@@ -95,7 +95,7 @@ def short_label(token: str) -> str:
 def _heads_that_matter(comparison: Comparison, task: str) -> list[str]:
     strength: dict[str, float] = {}
     for side in comparison.sides:
-        found = comparison.discoveries[task][side].found
+        found = comparison.discoveries[task][side].circuits
         circuit = (found.get("head") or next(iter(found.values()))).circuit
         totals = circuit.scores.sum(dim=1).abs().tolist()
         score_of = dict(zip(circuit.graph.sources, totals, strict=True))

@@ -45,14 +45,14 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
         ValueError: this granularity was not looked for.
     """
     found = comparison.discoveries[task]
-    known = {str(name): one.circuit for name, one in found[comparison.sides[0]].found.items()}
+    known = {str(name): one.circuit for name, one in found[comparison.sides[0]].circuits.items()}
     if granularity not in known:
         raise ValueError(
             f"the comparison holds no circuits of granularity {granularity!r} for task {task!r}; "
             f"it holds {', '.join(known)}"
         )
     circuits = {
-        side: found[side].found[granularity].circuit  # type: ignore[index]
+        side: found[side].circuits[granularity].circuit  # type: ignore[index]
         for side in comparison.sides
     }
     figure = make_subplots(
@@ -170,7 +170,7 @@ def _hover(middles: list[Point], texts: list[str]) -> go.Scatter:
 
 
 def _arc(start: Point, end: Point) -> list[Point]:
-    """A line that bends the more the longer it is, so that it passes beside what lies between."""
+    """A line that bends the more the longer it is, so that it passes by what lies between."""
     (x0, y0), (x1, y1) = start, end
     bend = _BEND * (y1 - y0 - 1)
     arc = []

@@ -106,9 +106,9 @@ def _obstacle(figure: go.Figure, column: str) -> str:
     """Why the figure does not fit the column; empty if it does."""
     if column not in PRINT_WIDTHS:
         raise ValueError(f"unknown column {column!r}; choose one of {', '.join(PRINT_WIDTHS)}")
-    beside = {tuple(axis.domain or (0, 1)) for axis in figure.select_xaxes()}
-    if column == "single" and len(beside) > 1:
-        return f"a single column is too narrow for {len(beside)} panels; give column='double'"
+    panels = {tuple(axis.domain or (0, 1)) for axis in figure.select_xaxes()}
+    if column == "single" and len(panels) > 1:
+        return f"a single column is too narrow for {len(panels)} panels; give column='double'"
     smallest = min(_font_sizes(figure.to_plotly_json()), default=12.0)
     inches = (PRINT_WIDTHS[column] - 2 * _PDF_MARGIN) / _LAYOUT_WIDTHS[column]
     points = smallest * inches * _POINTS_PER_INCH

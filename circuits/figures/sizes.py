@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
 from circuits.results.comparison import Comparison
-from circuits.results.discovery import Found
+from circuits.results.discovery import Evidence
 from circuits.results.pair import size_ratio
 
 IN_ROW = 2
@@ -36,20 +36,20 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
         one
         for found in comparison.discoveries.values()
         for discovery in found.values()
-        for one in discovery.found.values()
+        for one in discovery.circuits.values()
     ]
     positive = [one.size for one in every if one.size > 0]
     is_log = bool(positive) and max(positive) > 10 * min(positive)
     for number, task in enumerate(tasks):
         row, column = 1 + number // IN_ROW, 1 + number % IN_ROW
         found = comparison.discoveries[task]
-        names = list(found[comparison.sides[0]].found)
+        names = list(found[comparison.sides[0]].circuits)
         for side in comparison.sides:
-            sizes = [found[side].found[name] for name in names]
+            sizes = [found[side].circuits[name] for name in names]
             bars = _size_bars(sizes, [UNITS[name] for name in names], side, first=number == 0)
             figure.add_trace(bars, row=row, col=column)
         for name in names if comparison.is_pair else ():
-            pair = [found[side].found[name] for side in comparison.sides]
+            pair = [found[side].circuits[name] for side in comparison.sides]
             top = max(1.0, *(max(one.size, one.size_high) for one in pair))
             figure.add_annotation(
                 row=row,
@@ -75,7 +75,7 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     return styled(figure, title, height=140 + 320 * n_rows)
 
 
-def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: bool) -> go.Bar:
+def _size_bars(sizes: Sequence[Evidence], labels: list[str], side: str, *, first: bool) -> go.Bar:
     return go.Bar(
         name=side,
         legendgroup=side,
@@ -102,7 +102,7 @@ def _size_bars(sizes: Sequence[Found], labels: list[str], side: str, *, first: b
     )
 
 
-def _interval_words(one: Found) -> str:
+def _interval_words(one: Evidence) -> str:
     """The interval of a size, or why there is none or none that has a width."""
     if math.isnan(one.size_low):
         return f"no interval ({one.interval.removeprefix('none: ')})"
@@ -124,14 +124,14 @@ def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
     Sizes are drawn as size + 1, so that the empty circuit has a place on the logarithmic axis.
     """
     found = comparison.discoveries[task]
-    names = list(found[comparison.sides[0]].found)
+    names = list(found[comparison.sides[0]].circuits)
     figure = make_subplots(
         rows=1, cols=len(names), shared_yaxes=True, subplot_titles=[UNITS[name] for name in names]
     )
     shown = []
     for column, name in enumerate(names, start=1):
         for side in comparison.sides:
-            one = found[side].found[name]
+            one = found[side].circuits[name]
             shown += [*one.curve_faithfulness, *one.random_faithfulness]
             for trace in _curve_traces(one, side, first=column == 1):
                 figure.add_trace(trace, row=1, col=column)
@@ -146,7 +146,7 @@ def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
     return styled(figure, title, height=480, legend_rows=3)
 
 
-def _curve_traces(one: Found, side: str, *, first: bool) -> list[go.Scatter]:
+def _curve_traces(one: Evidence, side: str, *, first: bool) -> list[go.Scatter]:
     """Band, curve, the chosen size, and random circuits of that size."""
     sizes = [1 + size for size in one.curve_sizes]
     place = "size %{customdata:.4g}, faithfulness %{y:.3f}"

@@ -43,7 +43,7 @@ class TopKScores(HookPoint):
         lowest = scores.topk(min(self.k, scores.shape[-1]), dim=-1).values[..., -1:]
         kept = allowed & (scores >= lowest)
         if self.recorder is not None:
-            counts = torch.stack([one.sum(dim=(0, 2, 3)) for one in (kept, allowed)])
+            counts = torch.stack([gates.sum(dim=(0, 2, 3)) for gates in (kept, allowed)])
             self.recorder.add(self.layer(), counts[0].to(scores.dtype), counts)
         # A query with nothing allowed stays as it is, or its softmax would be NaN.
         return scores.masked_fill(allowed & ~kept, -torch.inf)

@@ -39,7 +39,7 @@ class Activations:
         mlp_out: What each MLP writes.
         resid_pre: The input of each block's heads.
         resid_mid: The input of each block's MLP (zeros where that is `resid_pre`).
-        resid_final: The input of the last layer norm, hence of the logits.
+        resid_final: The input of the last layer norm, which gives the logits.
         attention: The terms of all attention edges.
     """
 

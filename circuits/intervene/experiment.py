@@ -42,7 +42,7 @@ from circuits.workers import ALONE, Workers
 class Experiment:
     """A model, prompts, a metric and an ablation, with what every intervention needs.
 
-    What takes a forward pass of its own (`clean_logits`, hence `full`) is made when first asked
+    What takes a forward pass of its own (`clean_logits`, and so `full`) is made when first asked
     for: attribution needs none of it.
 
     Attributes:

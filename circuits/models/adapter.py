@@ -3,7 +3,7 @@
 A folder holds `adapter_config.json`, `adapter_model.safetensors` with two factors A and B for each
 updated matrix, and no other weights: the model is W + scale B A of a base model (LoRA, Hu et al.
 2021, arXiv 2106.09685), scale = alpha / rank or, rank-stabilised, alpha / sqrt(rank) (Kalajdzievski
-2023, arXiv 2312.03732). Beside them lie `gate.json` where the model is gated, and `base.json` with
+2023, arXiv 2312.03732). Next to them lie `gate.json` where the model is gated, and `base.json` with
 a digest of the base's weights, which other programs do not read. An adapter that computes more than
 this is refused: to leave a part out would make another model of it.
 """
@@ -188,8 +188,10 @@ def _config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     for key, allowed in _ALLOWED.items():
         value = config.get(key)
-        if not any(value is one or (isinstance(one, str) and value == one) for one in allowed):
-            known = ", ".join(repr(one) for one in allowed if one)
+        if not any(
+            value is choice or (isinstance(choice, str) and value == choice) for choice in allowed
+        ):
+            known = ", ".join(repr(choice) for choice in allowed if choice)
             raise ValueError(f"{path}: {key} is {shown(value)}; only {known} is read: {_MERGED}")
     for key, value in config.items():
         if value and key not in _READ + _HARMLESS:
@@ -201,7 +203,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: base_model_name_or_path is {shown(base)}; it must be text")
     named = config.get("target_modules")
-    if isinstance(named, list) and not all(isinstance(one, str) for one in named):
+    if isinstance(named, list) and not all(isinstance(name, str) for name in named):
         raise ValueError(f"{path}: target_modules is {shown(named)}; it must be a list of names")
     return config
 
@@ -238,7 +240,7 @@ def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
                 "download it again"
             )
     if not found:
-        raise ValueError(f"{path} holds no factors, so there is no update")
+        raise ValueError(f"{path} holds no factors, so it changes nothing")
     return {name: (pair["A"], pair["B"]) for name, pair in found.items()}
 
 

@@ -50,20 +50,20 @@ def read_updates(
         )
     updates: dict[str, LowRankUpdate] = {}
     for module, factors in adapter.factors.items():
-        # Beside each other, as several updates of one matrix are saved.
+        # Side by side, as several updates of one matrix are saved.
         parts = factors.a.float().split(len(factors.a) // len(placed[module]))
         columns = factors.b.float().split(len(factors.a) // len(placed[module]), dim=1)
         if len(parts) != len(placed[module]):
             raise _not_apart(folder, module)
-        for one, a, b in zip(placed[module], parts, columns, strict=True):
+        for place, a, b in zip(placed[module], parts, columns, strict=True):
             outside = torch.ones(len(b), dtype=torch.bool)
-            outside[one.outputs] = False
+            outside[place.outputs] = False
             if b[outside].any():
                 raise _not_apart(folder, module)
-            reads, writes = a[:, one.inputs], b[one.outputs]
-            down, up = (reads.T, writes.T) if one.rows_are_inputs else (writes, reads)
-            updates[name_of[id(one.update)]] = LowRankUpdate(
-                down.contiguous(), up.contiguous(), factors.scale, one.update.reads_heads
+            reads, writes = a[:, place.inputs], b[place.outputs]
+            down, up = (reads.T, writes.T) if place.rows_are_inputs else (writes, reads)
+            updates[name_of[id(place.update)]] = LowRankUpdate(
+                down.contiguous(), up.contiguous(), factors.scale, place.update.reads_heads
             )
     return updates
 

@@ -153,7 +153,7 @@ def logit_cap(cfg: Any) -> float | None:
 def beyond_softmax(cfg: Any) -> str | None:
     """Returns why a layer's attention is more than a causally masked softmax of scaled q.k.
 
-    None if it is no more, whatever the norms, rotations and clips of q and k, and the window.
+    None if it is just that, whatever the norms, rotations and clips of q and k, and the window.
     """
     if cfg.positional_embedding_type in POSITIONS_IN_SCORES:
         return f"positions are added to its scores ({cfg.positional_embedding_type})"

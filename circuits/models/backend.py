@@ -148,10 +148,10 @@ class Backend(Protocol):
         """Returns the parameters that others were split from and are used in place of."""
         ...
 
-    def part_of_weight(self, name: str, weight: Tensor) -> Literal["attention", "mlp"] | None:
-        """Returns the part of a block that a weight matrix belongs to, by the parameter's name.
+    def parts_of_weights(self, model: Any) -> dict[nn.Parameter, Literal["attention", "mlp"]]:
+        """Returns the weight matrices of all blocks, each with the part that it belongs to.
 
-        None for what is not such a matrix, or is not used.
+        Matrices that others were split from are left out.
         """
         ...
 

@@ -207,15 +207,17 @@ def spare_parameters(model: TransformerBridge) -> set[nn.Parameter]:
     return {parameter for name, parameter in model.named_parameters() if _is_spare(name)}
 
 
-def part_of_weight(name: str, weight: Tensor) -> Literal["attention", "mlp"] | None:
-    """Reads the part off the modules in the name."""
-    if weight.ndim != 2 or _is_spare(name):
-        return None
-    modules = name.split(".")
-    # The path to a weight may be the Hugging Face model's own.
-    if not _ATTENTION.isdisjoint(modules):
-        return "attention"
-    return "mlp" if "mlp" in modules else None
+def parts_of_weights(model: TransformerBridge) -> dict[nn.Parameter, Literal["attention", "mlp"]]:
+    """Goes by the modules that hold them: each architecture has names of its own."""
+    spare = spare_parameters(model)
+    parts: dict[nn.Parameter, Literal["attention", "mlp"]] = {}
+    for block in model.blocks:
+        # TransformerLens lets an MLP that is not a module of its own (OPT) hold the whole block.
+        for child, part in (("mlp", "mlp"), ("attn", "attention")):
+            module = block._modules.get(child)
+            weights = [] if module is None else list(module.parameters())
+            parts |= {held: part for held in weights if held.ndim == 2 and held not in spare}
+    return parts
 
 
 def saved_parameters(
@@ -252,11 +254,8 @@ def drop_hook_point(attn: Any, name: str) -> None:
     attn._hook_registry.pop(name, None)
 
 
-_ATTENTION = {"attn", "self_attn", "attention", "self_attention"}
-
-
 def _is_spare(path: str) -> bool:
-    """Whether a weight of this name is a joint one of queries, keys and values, beside the three.
+    """Whether a weight of this name is a joint one of queries, keys and values.
 
     The three that it was split into are used in its place.
     """
@@ -297,7 +296,7 @@ def _repeated(linear: nn.Linear, n_heads: int, times: int) -> nn.Linear:
 
 def _leaves(result: Tensor) -> set[int]:
     """The ids of the parameters that a result was computed from."""
-    found: set[int] = set()
+    leaves: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [result.grad_fn]
     while waiting:
@@ -306,6 +305,6 @@ def _leaves(result: Tensor) -> set[int]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            leaves.add(id(node.variable))
         waiting += [below for below, _ in node.next_functions]
-    return found
+    return leaves

@@ -1,4 +1,4 @@
-"""TransformerBridges from configs and weights that are at hand, without any network.
+"""TransformerBridges from configs and weights in memory, without any network.
 
 A TransformerBridge wraps the Hugging Face model and offers the hook names of HookedTransformer, so
 gates, post-training, attribution, circuits and comparison take either; tests hold the two to the
@@ -85,7 +85,7 @@ def read_config(
 
     Raises:
         ValueError: an architecture that has no Bridge, or a config of HookedTransformer's own that
-            is no GPT-2's; `where` names the config.
+            is not a GPT-2's; `where` names the config.
     """
     config = _hf_config(raw, where)
     architecture = _architecture(config)
@@ -104,7 +104,7 @@ def new_model(
     """Returns a model with random weights, for a config of HookedTransformer's own.
 
     Raises:
-        ValueError: a config that is no GPT-2's.
+        ValueError: a config that is not a GPT-2's.
     """
     hf_model = AutoModelForCausalLM.from_config(_hf_config(config, "the config"))
     model = from_hf_model(hf_model.to(config.get("dtype", torch.float32)), tokenizer, "new")

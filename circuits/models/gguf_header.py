@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself, read without its weights: a model's sizes and quantisation.
+"""What a GGUF file says about itself, read without its weights: a model's sizes and quantisation.
 
 GGUF is llama.cpp's one-file format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md):
 named values, then for each tensor its name, shape, type and place, then the tensors. The reader of
@@ -32,7 +32,7 @@ _LEAST_SHARE = 0.005  # of the weights, for a type to be named
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """What a GGUF file says of one tensor: its type (`Q4_1`), and the numbers that it holds."""
+    """What a GGUF file says about one tensor: its type (`Q4_1`), and the numbers that it holds."""
 
     type: str
     n_elements: int
@@ -43,7 +43,7 @@ class GGUFHeader:
     """What stands before the weights of a GGUF file.
 
     Attributes:
-        values: The named values that are no lists: numbers, truth values and texts.
+        values: The named values that are not lists: numbers, truth values and texts.
         tensors: The tensors by name.
     """
 
@@ -72,15 +72,15 @@ def read_header(path: Path) -> GGUFHeader:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no GGUF file, of a version that is not read, cut off or damaged.
+        ValueError: it is not a GGUF file, of a version that is not read, cut off or damaged.
     """
     if not is_there(path):
         raise FileNotFoundError(f"there is no file {path}")
     with open(path, "rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise ValueError(
-                f"{path} is no GGUF file (it does not begin with {_MAGIC.decode()}); give a .gguf "
-                "file, or the folder of a Hugging Face model"
+                f"{path} is not a GGUF file (it does not begin with {_MAGIC.decode()}); give a "
+                ".gguf file, or the folder of a Hugging Face model"
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
@@ -156,7 +156,8 @@ class _Walk:
         n_elements = math.prod(shape)
         if n_elements % block or not n_elements:
             raise ValueError(
-                f"the tensor {shown(name)} has the shape {list(shape)}, which is no whole number "
+                f"the tensor {shown(name)} has the shape {list(shape)}, which is not a "
+                "whole number "
                 f"of blocks of {kind}"
             )
         return GGUFTensor(kind, n_elements), offset, n_elements // block * n_bytes

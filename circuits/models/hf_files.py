@@ -149,7 +149,7 @@ def probe_tokens(n_ctx: int, d_vocab: int) -> Int[Tensor, "1 pos"]:
 
 @torch.no_grad()
 def probe(model: nn.Module, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "1 pos d_vocab"]:
-    """Returns what a Hugging Face or a hooked model says of the tokens, in evaluation mode."""
+    """Returns what a Hugging Face or a hooked model predicts for the tokens, in evaluation mode."""
     was_training = model.training
     try:
         found = model.eval()(tokens)

@@ -217,14 +217,14 @@ def _normed(norm: Any, stream: Tensor) -> Tensor:
     if wide.dtype != dtype:  # The norm is rounded before it is multiplied.
         gain = bias = None
     if type(norm) in (LayerNorm, LayerNormPre):
-        found = F.layer_norm(wide, wide.shape[-1:], gain, bias, eps=norm.eps)
+        normed = F.layer_norm(wide, wide.shape[-1:], gain, bias, eps=norm.eps)
     else:
-        found = F.rms_norm(wide, wide.shape[-1:], gain, eps=norm.eps)
+        normed = F.rms_norm(wide, wide.shape[-1:], gain, eps=norm.eps)
     if wide.dtype != dtype:
-        found = found.to(dtype)
-        found = found * norm.w if hasattr(norm, "w") else found
-        found = found + norm.b if hasattr(norm, "b") else found
-    return found.movedim(0, 2) if stream.ndim == 4 else found
+        normed = normed.to(dtype)
+        normed = normed * norm.w if hasattr(norm, "w") else normed
+        normed = normed + norm.b if hasattr(norm, "b") else normed
+    return normed.movedim(0, 2) if stream.ndim == 4 else normed
 
 
 def without_cache(model: HookedTransformer) -> contextlib.AbstractContextManager[None]:
@@ -250,12 +250,14 @@ def spare_parameters(model: HookedTransformer) -> set[nn.Parameter]:
     return set()
 
 
-def part_of_weight(name: str, weight: Tensor) -> Literal["attention", "mlp"] | None:
-    """Reads the part off the last word of the name."""
-    leaf = name.rpartition(".")[2]
-    if leaf in ATTENTION_WEIGHTS:
-        return "attention"
-    return "mlp" if leaf in MLP_WEIGHTS else None
+def parts_of_weights(model: HookedTransformer) -> dict[nn.Parameter, Literal["attention", "mlp"]]:
+    """Goes by the parameters' names, which are TransformerLens' own."""
+    parts: dict[str, Literal["attention", "mlp"]] = {
+        name: "attention" for name in ATTENTION_WEIGHTS
+    }
+    parts |= {name: "mlp" for name in MLP_WEIGHTS}
+    weights = [(name.rpartition(".")[2], held) for name, held in model.blocks.named_parameters()]
+    return {weight: parts[name] for name, weight in weights if name in parts}
 
 
 def saved_parameters(

@@ -27,14 +27,14 @@ def push_to_hub(folder: str | Path, repository: str, *, private: bool = False) -
         private: Whether a new repository is private.
 
     Raises:
-        ValueError: the name is no `owner/name`, the model's files are damaged, or it is an adapter
+        ValueError: the name is not `owner/name`, the model's files are damaged, or it is an adapter
             of a model that lies on this machine only.
         FileNotFoundError: there is no such folder, or it holds no model.
         PermissionError: not logged in to the hub, or not allowed to write there.
     """
     owner, _, name = repository.partition("/")
     if not owner or not name or "/" in name:
-        raise ValueError(f"{repository!r} is no repository; give owner/name")
+        raise ValueError(f"{repository!r} is not a repository; give owner/name")
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")

@@ -2,7 +2,7 @@
 
 This is the one place that turns a name into a hooked model. It is a HookedTransformer, or with
 TransformerLens 4, which has none, a TransformerBridge. A model on disk is an ordinary Hugging Face
-folder; a sparse one has a `gate.json` beside it, read here as a `GateCard`. Weights are never
+folder; a sparse one has a `gate.json` next to it, read here as a `GateCard`. Weights are never
 folded or centred: a loaded model computes what its file says, and what it computes can be saved
 again (circuits/models/saving.py).
 
@@ -102,7 +102,7 @@ def load_model(
 
     `name_or_path` is read in this order:
 
-    - `dense` or `sparse`, the embedded pair, or beside it `dense-finetuned`, `sparse-seed1` and
+    - `dense` or `sparse`, the embedded pair, or `dense-finetuned`, `sparse-seed1` and
       `sparse-seed2`; `code-dense` or `code-sparse`, a pair of models of Python code (write
       `./dense` for a folder of that name);
     - `smollm2`, once `circuits models get smollm2` has fetched it; and then `smollm2-sparse` and
@@ -273,7 +273,7 @@ def model_info(
             info = model_info(named, trust_remote_code=trust_remote_code)
         return replace(info, name=name, gate=find_gate_card(folder), base=str(named))
     if base is not None:
-        raise ValueError(f"{name} is no adapter, so it has no base model; leave out base=")
+        raise ValueError(f"{name} is not an adapter, so it has no base model; leave out base=")
     if gguf is not None:
         where = str(gguf)
         raw = open_gguf(gguf).raw
@@ -370,7 +370,7 @@ def _load(
     folder = find_folder(name_or_path) if gguf is None else None
     adapted = folder is not None and is_adapter(folder)
     if base is not None and not adapted:
-        raise ValueError(f"{name} is no adapter, so it has no base model; leave out base=")
+        raise ValueError(f"{name} is not an adapter, so it has no base model; leave out base=")
     if gguf is not None:
         model = _built(read_gguf(gguf, dtype, build), str(gguf), gguf.stem, build)
     elif folder is None:

@@ -83,7 +83,7 @@ def adapter_base(folder: Path, base: str | Path | None) -> Iterator[str | Path]:
     What is wrong with it inside the context is said with what to give instead.
 
     Raises:
-        ValueError: the adapter names none, or it is no whole dense model.
+        ValueError: the adapter names none, or it is not a whole dense model.
         FileNotFoundError: it is not there.
     """
     named = base_of(folder) if base is None else base

@@ -1,6 +1,6 @@
 """Checkpoints as they are published with the paper: `config.json` and `final.pth`.
 
-The weights are HookedTransformer's, by its names. The config beside them may be HookedTransformer's
+The weights have HookedTransformer's names. The config next to them may be HookedTransformer's
 own, Hugging Face's, or hold the keys of both, since it is read there through AutoConfig, which
 keeps what it does not know. HookedTransformer's keys then decide: the weights were made by them,
 while transformers fills a config of its own with defaults. Where the two say different things, and
@@ -129,7 +129,7 @@ def checkpoint_gate(raw: Mapping[str, Any], folder: Path, name: str) -> GateCard
         says["gate_bias"] = True
     dense = [f"{key} is {shown(raw[key])}" for key, sparse in says.items() if not sparse]
     sparse = [f"{key} is {shown(raw[key])}" for key, sparse in says.items() if sparse]
-    sparse += [] if card is None else [f"{GATE_FILE} lies beside it"]
+    sparse += [] if card is None else [f"{GATE_FILE} lies next to it"]
     if dense and sparse:
         raise ValueError(
             f"{where}: {dense[0]}, a dense model's, but {sparse[0]}, a gated model's; remove the "

@@ -66,7 +66,7 @@ FETCHED = {
 """The models that `circuits models get` fetches, by name."""
 
 CHECKPOINT_FILE = "final.pth"
-"""HookedTransformer weights as they are published, beside a `config.json`."""
+"""HookedTransformer weights as they are published, next to a `config.json`."""
 
 MODEL_FILES = [
     "config.json",

@@ -4,7 +4,7 @@ An update belongs to a matrix of the hooked model. Where its elements lie in the
 is known from saving (circuits/models/hf_weights.py); if its rows lie along one side of one matrix
 there and its columns along the other, the factors are the same with their rows and columns moved.
 Several updates can share a matrix (GPT-2's queries, keys and values are one, `c_attn`): then their
-factors stand beside each other, the rank is the sum of theirs, and so is alpha, which keeps the
+factors stand side by side, the rank is the sum of theirs, and so is alpha, which keeps the
 scale alpha / rank.
 """
 
@@ -70,7 +70,7 @@ def save_adapter(
 ) -> None:
     """Writes low-rank updates of `base` as a PEFT adapter, with `gate.json` if a card is given.
 
-    Beside it `base.json` holds a digest of the base's weights. The folder is written and replaced
+    Next to it `base.json` holds a digest of the base's weights. The folder is written and replaced
     as `save_model` does it. Loading adds the updates in float32; the sum is that of training but
     for rounding, of the factors too where they are saved in bfloat16.
 
@@ -199,14 +199,14 @@ def _no_matrix(name: str) -> ValueError:
 def _joined(
     placed: list[Placed], sides: tuple[int, int]
 ) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
-    """The factors of all updates of one matrix, beside each other."""
+    """The factors of all updates of one matrix, side by side."""
     d_in, d_out = sides
     a_parts, b_parts = [], []
-    for one in placed:
-        down, up = one.update.down.float().cpu(), one.update.up.float().cpu()
-        reads, writes = (down.T, up.T) if one.rows_are_inputs else (up, down)
+    for place in placed:
+        down, up = place.update.down.float().cpu(), place.update.up.float().cpu()
+        reads, writes = (down.T, up.T) if place.rows_are_inputs else (up, down)
         a, b = torch.zeros(len(reads), d_in), torch.zeros(d_out, len(reads))
-        a[:, one.inputs], b[one.outputs] = reads, writes
+        a[:, place.inputs], b[place.outputs] = reads, writes
         a_parts.append(a)
         b_parts.append(b)
     return torch.cat(a_parts).contiguous(), torch.cat(b_parts, dim=1).contiguous()

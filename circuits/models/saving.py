@@ -1,4 +1,4 @@
-"""Saving: a hooked model as an ordinary Hugging Face folder, with `gate.json` beside if gated.
+"""Saving: a hooked model as an ordinary Hugging Face folder, with a `gate.json` if gated.
 
 What a model computes is saved as it is: weights are neither folded nor centred, and every one goes
 back to the place in the Hugging Face model that it came from (circuits/models/hf_weights.py).
@@ -70,7 +70,7 @@ def save_model(
 ) -> None:
     """Writes `model` as a Hugging Face folder that any tool opens, with `gate.json` if gated.
 
-    The folder is written beside its place and renamed, so a crash leaves no half-written one. An
+    The folder is written next to its place and renamed, so a crash leaves no half-written one. An
     existing folder is replaced only if it holds nothing but a model. Word embeddings that were
     tied and have drifted apart in training are saved untied. In float32, loading gives back the
     same logits to the bit.

@@ -30,13 +30,13 @@ _FLOATS = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-# Masks and positions that older versions saved beside the weights, and that no model reads.
+# Masks and positions that older versions saved next to the weights, and that no model reads.
 _BUFFERS = re.compile(r"(^|\.)(attn|attention)\.(masked_)?bias$|(^|\.)position_ids$|inv_freq$")
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file says of one tensor: its dtype as safetensors write it, and its shape."""
+    """What a file says about one tensor: its dtype as safetensors write it, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ class WeightIndex:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Returns what the weight files of a Hugging Face folder say of each tensor.
+    """Returns what the weight files of a Hugging Face folder say about each tensor.
 
     The files are those that transformers reads: one, or those of an index.
 

@@ -30,7 +30,7 @@ def explorer_data(comparison: Comparison, *, most_edges: int = MOST_EDGES) -> di
         for task in comparison.discoveries
         for name in _drawn_as_graph(comparison, task)
         for side in comparison.sides
-        for one in [comparison.discoveries[task][side].found[name]]
+        for one in [comparison.discoveries[task][side].circuits[name]]
     ]
     cap = largest_share(sizes, most_edges)
     changed = pictured_head(comparison)
@@ -70,7 +70,8 @@ def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
     as_graph = _drawn_as_graph(comparison, task)
     names = [*as_graph, *(name for name in edges_first(comparison, task) if name not in as_graph)]
     circuits = {
-        name: {side: found[side].found[name].circuit for side in comparison.sides} for name in names
+        name: {side: found[side].circuits[name].circuit for side in comparison.sides}
+        for name in names
     }
     wanted = {head for pair in circuits.values() for one in pair.values() for head in one.heads}
     n_all = sum(len(several) for several in comparison.examples.values())

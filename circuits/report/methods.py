@@ -294,7 +294,7 @@ def _circuits(config: DiscoverConfig) -> str:
 
 def _statistics(comparison: Comparison) -> str:
     every = [one for found in comparison.discoveries.values() for d in found.values()
-             for one in d.found.values()]  # fmt: skip
+             for one in d.circuits.values()]  # fmt: skip
     drawn = " or ".join(dict.fromkeys(one.faithfulness_interval for one in every))
     redrawn = max(len(one.redrawn_sizes) for one in every)
     fresh = {one.n_measured for one in every if one.measured_on == "reporting"}

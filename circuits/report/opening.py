@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from circuits.figures import UNITS, rounded
 from circuits.report.words import edges_first, headline, left_out_words
 from circuits.results.comparison import Comparison
-from circuits.results.discovery import Found
+from circuits.results.discovery import Evidence
 from circuits.results.pair import attribution_ratio, size_ratio
 from circuits.results.roles import HeadRole
 
@@ -132,7 +132,7 @@ def _of_one(comparison: Comparison) -> list[Verdict]:
             task,
             headline(comparison, task, edges_first(comparison, task)[0]),
             shares=tuple(
-                _share(name, found[side].found[name]) for name in edges_first(comparison, task)
+                _share(name, found[side].circuits[name]) for name in edges_first(comparison, task)
             ),
             heads=tuple(_strongest_heads(comparison, task)),
         )
@@ -140,7 +140,7 @@ def _of_one(comparison: Comparison) -> list[Verdict]:
     ]
 
 
-def _share(granularity: str, one: Found) -> Share:
+def _share(granularity: str, one: Evidence) -> Share:
     size = f"{one.size:.4g}"
     if not math.isnan(one.size_low):
         size += f" [{one.size_low:.4g}, {one.size_high:.4g}]"
@@ -168,7 +168,7 @@ def _strongest_heads(comparison: Comparison, task: str) -> list[StrongHead]:
 
 def _scored_heads(comparison: Comparison, task: str) -> list[tuple[str, float]]:
     """The heads of a model's circuit with their scores, the greatest absolute one first."""
-    found = comparison.discoveries[task][comparison.sides[0]].found
+    found = comparison.discoveries[task][comparison.sides[0]].circuits
     circuit = (found.get("head") or next(iter(found.values()))).circuit
     totals = dict(zip(circuit.graph.sources, circuit.scores.sum(dim=1).tolist(), strict=True))
     return sorted(((name, totals[name]) for name in circuit.heads), key=lambda one: -abs(one[1]))
@@ -198,7 +198,7 @@ def _of_pair(comparison: Comparison) -> list[Verdict]:
     one, other = comparison.sides
     pairs = {
         task: {
-            name: (found[one].found[name], found[other].found[name])
+            name: (found[one].circuits[name], found[other].circuits[name])
             for name in edges_first(comparison, task)
         }
         for task, found in comparison.discoveries.items()
@@ -221,7 +221,7 @@ def _of_pair(comparison: Comparison) -> list[Verdict]:
     ]
 
 
-def _ratio(granularity: str, dense: Found, sparse: Found, reach: float) -> Ratio:
+def _ratio(granularity: str, dense: Evidence, sparse: Evidence, reach: float) -> Ratio:
     ratio, low, high = size_ratio(dense, sparse)
     counts = attribution_ratio(dense, sparse)
     text = "both empty" if math.isnan(ratio) else rounded(ratio)
@@ -274,7 +274,9 @@ def pictured_head(comparison: Comparison) -> PicturedHead | None:
 def _candidates(comparison: Comparison, task: str) -> list[str]:
     found = comparison.discoveries[task]
     dense, sparse = (
-        (found[side].found.get("head") or next(iter(found[side].found.values()))).circuit.heads
+        (
+            found[side].circuits.get("head") or next(iter(found[side].circuits.values()))
+        ).circuit.heads
         for side in comparison.sides
     )
     known = [

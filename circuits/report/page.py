@@ -42,7 +42,7 @@ def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
     yield "sizes", sizes_figure(comparison)
     for task, found in comparison.discoveries.items():
         yield f"{task}.faithfulness", faithfulness_figure(comparison, task)
-        known = found[comparison.sides[0]].found
+        known = found[comparison.sides[0]].circuits
         granularity = "edge" if "edge" in known else next(iter(known))
         yield f"{task}.circuits", circuit_figure(comparison, task, granularity)
         if task in comparison.examples:

@@ -6,7 +6,7 @@ import math
 
 from circuits.figures import UNITS, counted, rounded
 from circuits.results.comparison import Comparison
-from circuits.results.discovery import Discovery, Found
+from circuits.results.discovery import Discovery, Evidence
 from circuits.results.pair import size_ratio
 
 CE_TOLERANCE = 0.01
@@ -35,7 +35,7 @@ def left_out_words(comparison: Comparison) -> dict[str, str]:
 
 def edges_first(comparison: Comparison, task: str) -> list[str]:
     """Returns the granularities of a task in the order in which they are told of."""
-    known = map(str, comparison.discoveries[task][comparison.sides[0]].found)
+    known = map(str, comparison.discoveries[task][comparison.sides[0]].circuits)
     return sorted(known, key=lambda name: name != "edge")
 
 
@@ -44,7 +44,7 @@ def headline(comparison: Comparison, task: str, granularity: str) -> str:
     found = comparison.discoveries[task]
     if not comparison.is_pair:
         return _headline_of_one(found[comparison.sides[0]], granularity)
-    dense, sparse = (found[side].found[granularity] for side in comparison.sides)
+    dense, sparse = (found[side].circuits[granularity] for side in comparison.sides)
     verdict = _verdict(*size_ratio(dense, sparse), dense.interval)
     if dense.is_minimal is not None:
         verdict += f"; before pruning {dense.prefix_size:.4g} and {sparse.prefix_size:.4g}"
@@ -56,7 +56,7 @@ def headline(comparison: Comparison, task: str, granularity: str) -> str:
 
 
 def _headline_of_one(discovery: Discovery, granularity: str) -> str:
-    one = discovery.found[granularity]
+    one = discovery.circuits[granularity]
     bounds = "" if math.isnan(one.size_low) else f" [{one.size_low:.4g}, {one.size_high:.4g}]"
     return (
         f"{100 * discovery.config.target:.4g} % of the behaviour takes "
@@ -97,7 +97,7 @@ def warnings_of(comparison: Comparison) -> list[str]:
                     f"{the_model} answers {discovery.accuracy:.1%} of the {task} prompts "
                     "right; a circuit of a behaviour that is not quite there means less."
                 )
-            for granularity, one in discovery.found.items():
+            for granularity, one in discovery.circuits.items():
                 if one.faithfulness_high < discovery.config.target:
                     found.append(
                         f"{the_model}'s circuit of {task} ({UNITS[granularity]}) was sized at "
@@ -137,7 +137,7 @@ def _warnings_of_pair(comparison: Comparison) -> list[str]:
     return found
 
 
-def faithfulness_words(one: Found) -> str:
+def faithfulness_words(one: Evidence) -> str:
     """Returns a circuit's faithfulness with its interval, and the prompts that it is of."""
     if math.isnan(one.faithfulness_low):
         bounds = ""

@@ -80,7 +80,7 @@ def _write_all(comparison: Comparison, folder: Path) -> None:
     (folder / "circuits").mkdir()
     for task, found in comparison.discoveries.items():
         for side, discovery in found.items():
-            for granularity, one in discovery.found.items():
+            for granularity, one in discovery.circuits.items():
                 name = file_name_of(f"{task}.{side.replace('.', '_')}.{granularity}.json")
                 one.circuit.save(folder / "circuits" / name)
     (folder / "figures").mkdir()

@@ -2,7 +2,7 @@
 
 Circuits are saved as JSON in the form of EAP-IG and of the MIB benchmark (`cfg`, `nodes`,
 `edges`, every node and edge present with `in_graph` and its score); whatever that form has no
-place for (granularity, attention edges, how the circuit was found) stands beside it at the top.
+place for (granularity, attention edges, how the circuit was found) stands at the top, next to it.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Circuit:
 
     Attributes:
         graph: The graph that the components are of.
-        granularity: What was chosen, and hence what `size` counts.
+        granularity: What was chosen, which is what `size` counts.
         nodes: The sources in the circuit. Where heads were chosen all MLPs are in, where MLPs
             were chosen all heads, where attention edges were chosen all of both.
         edges: The edges in the circuit.
         scores: Signed attribution of every edge.
         attention_edges: For the granularity `attention_edge`, those chosen in each template.
-        found: How it was found: model, task, method, ablation, target, faithfulness and so on.
+        provenance: How it was found: model, task, method, ablation, target, faithfulness and so on.
     """
 
     graph: Graph
@@ -65,7 +65,7 @@ class Circuit:
     edges: Bool[Tensor, "src dest"]
     scores: Float[Tensor, "src dest"]
     attention_edges: dict[str, list[AttentionEdge]] = field(default_factory=dict)
-    found: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_choice("granularity", self.granularity, GRANULARITIES)
@@ -124,8 +124,8 @@ class Circuit:
         if not isinstance(other, Circuit):
             return NotImplemented
         return (
-            (self.graph, self.granularity, self.attention_edges, self.found)
-            == (other.graph, other.granularity, other.attention_edges, other.found)
+            (self.graph, self.granularity, self.attention_edges, self.provenance)
+            == (other.graph, other.granularity, other.attention_edges, other.provenance)
             and torch.equal(self.nodes, other.nodes)
             and torch.equal(self.edges, other.edges)
             and torch.equal(self.scores, other.scores)
@@ -211,8 +211,8 @@ class Circuit:
             f"circuit of {self.granularity}s, size {self.size:.4g}; "
             f"{self.graph.n_layers} layers of {self.graph.n_heads} heads"
         )
-        if "faithfulness" in self.found:
-            caption += f"; faithfulness {self.found['faithfulness']:.3f}"
+        if "faithfulness" in self.provenance:
+            caption += f"; faithfulness {self.provenance['faithfulness']:.3f}"
         return table_html(caption, self.to_dataframe())
 
     def to_networkx(self) -> nx.MultiDiGraph:
@@ -221,24 +221,24 @@ class Circuit:
         Nodes carry `kind` and `layer`; edges are keyed by their name and carry `score` and
         `read` ("q", "k", "v" or "").
         """
-        found = nx.MultiDiGraph()
+        graph = nx.MultiDiGraph()
         for row, name in enumerate(self.graph.sources):
             if self.nodes[row]:
-                found.add_node(name, kind=node_kind(name), layer=node_layer(name))
-        found.add_node(LOGITS, kind=LOGITS, layer=self.graph.n_layers)
+                graph.add_node(name, kind=node_kind(name), layer=node_layer(name))
+        graph.add_node(LOGITS, kind=LOGITS, layer=self.graph.n_layers)
         for src, dest in self.edges.nonzero().tolist():
             node, _, read = self.graph.destinations[dest].partition("<")
-            found.add_edge(
+            graph.add_edge(
                 self.graph.sources[src],
                 node,
                 key=self.graph.edge_name(src, dest),
                 score=float(self.scores[src, dest]),
                 read=read.rstrip(">"),
             )
-        return found
+        return graph
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the circuit as EAP-IG writes it, with our own keys beside."""
+        """Returns the circuit as EAP-IG writes it, with our own keys added."""
         graph = self.graph
         node_scores = self.scores.sum(dim=1).tolist()
         nodes: dict[str, dict[str, Any]] = {
@@ -268,11 +268,11 @@ class Circuit:
                 template: [[e.layer, e.head, e.query, e.key, e.score] for e in chosen]
                 for template, chosen in self.attention_edges.items()
             },
-            "found": self.found,
+            "found": self.provenance,
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes the circuit as JSON, beside and renamed."""
+        """Writes the circuit as JSON, to a temporary file that is then renamed."""
         write_json(Path(path), self.to_json())
 
     @classmethod
@@ -280,14 +280,14 @@ class Circuit:
         """Returns the circuit in a file of ours, of EAP-IG or of MIB.
 
         Raises:
-            ValueError: the file is no such JSON, or names nodes or edges that its architecture
+            ValueError: the file is not such JSON, or names nodes or edges that its architecture
                 does not have.
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no circuit ({type(error).__name__}: {error}); expected JSON with "
+                f"{path} is not a circuit ({type(error).__name__}: {error}); expected JSON with "
                 "cfg, nodes and edges as EAP-IG writes it"
             ) from error
 
@@ -337,7 +337,7 @@ class Circuit:
                 template: [AttentionEdge(*row) for row in chosen]
                 for template, chosen in content.get("attention_edges", {}).items()
             },
-            found=content.get("found", {}),
+            provenance=content.get("found", {}),
         )
 
 

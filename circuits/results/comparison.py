@@ -1,8 +1,8 @@
-"""The comparison: what was found in the dense model beside what was found in the sparse one.
+"""The comparison: what was found in the dense model next to what was found in the sparse one.
 
 A `Comparison` is plain values, no models: it can be saved, loaded and drawn anywhere. Its tables
 say whether the models are equally good (`models_table`) and how big their circuits are
-(`summary_table`). Any number of other models may stand beside the pair, as controls or as further
+(`summary_table`). Any number of other models may be compared with them, as controls or as further
 twins: `others_table` compares the dense model with each of them.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from circuits.results.circuit import Circuit
-from circuits.results.discovery import Discovery, Found
+from circuits.results.discovery import Discovery, Evidence
 from circuits.results.intervals import seeds_interval
 from circuits.results.notebook import table_html
 from circuits.results.pair import (
@@ -161,8 +161,8 @@ class Comparison:
                     "context": self.models[side].context,
                     "tokenizer": self.models[side].tokenizer,
                 }
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
             ]
         )
 
@@ -184,10 +184,10 @@ class Comparison:
         favours gated models by construction.
         """
         rows = []
-        for task, found in self._compared().items():
-            dense, sparse = (found[side] for side in SIDES)
-            for granularity in dense.found:
-                pair = (dense.found[granularity], sparse.found[granularity])
+        for task, discoveries in self._compared().items():
+            dense, sparse = (discoveries[side] for side in SIDES)
+            for granularity in dense.circuits:
+                pair = (dense.circuits[granularity], sparse.circuits[granularity])
                 ratio, low, high = size_ratio(*pair)
                 prefix_ratio, prefix_low, prefix_high = prefix_size_ratio(*pair)
                 templates_low, templates_high = template_ratio_interval(*pair)
@@ -248,10 +248,10 @@ class Comparison:
         return [name for name, facts in self.models.items() if facts.tokenizer != own]
 
     def evidence_table(self) -> pd.DataFrame:
-        """Returns one row for each task, granularity and model: what stands beside the size.
+        """Returns one row for each task, granularity and model: what is given next to the size.
 
-        The columns `edges_q`, `edges_k`, `edges_v`, `edges_mlp` and `edges_logits` say of a circuit
-        of edges how many end in what; other rows have none.
+        The columns `edges_q`, `edges_k`, `edges_v`, `edges_mlp` and `edges_logits` give for a
+        circuit of edges how many end in what; other rows have none.
         """
         return pd.DataFrame(
             [
@@ -259,34 +259,34 @@ class Comparison:
                     "task": task,
                     "granularity": granularity,
                     "model": side,
-                    "size": one.size,
-                    "size_low": one.size_low,
-                    "size_high": one.size_high,
-                    "interval": one.interval,
-                    "note": _note(one),
-                    "prefix": one.prefix_size,
-                    "prefix_low": one.prefix_low,
-                    "prefix_high": one.prefix_high,
-                    "minimal": one.is_minimal,
-                    "components": one.n_components,
-                    "holding_attribution": one.n_attribution,
-                    "faithfulness": one.faithfulness,
-                    "faithfulness_low": one.faithfulness_low,
-                    "faithfulness_high": one.faithfulness_high,
-                    "faithfulness_interval": one.faithfulness_interval,
-                    "measured_on": one.measured_on,
-                    "prompts": one.n_measured,
-                    "faithfulness_sizing": one.faithfulness_sizing,
-                    "without_last": one.faithfulness_without_last,
-                    "rest": one.faithfulness_of_rest,
-                    "random_same_size": one.random_same_size,
-                    "cpr": one.cpr,
-                    "cmd": one.cmd,
-                    **(_edge_counts(one.circuit) if granularity == "edge" else {}),
+                    "size": evidence.size,
+                    "size_low": evidence.size_low,
+                    "size_high": evidence.size_high,
+                    "interval": evidence.interval,
+                    "note": _note(evidence),
+                    "prefix": evidence.prefix_size,
+                    "prefix_low": evidence.prefix_low,
+                    "prefix_high": evidence.prefix_high,
+                    "minimal": evidence.is_minimal,
+                    "components": evidence.n_components,
+                    "holding_attribution": evidence.n_attribution,
+                    "faithfulness": evidence.faithfulness,
+                    "faithfulness_low": evidence.faithfulness_low,
+                    "faithfulness_high": evidence.faithfulness_high,
+                    "faithfulness_interval": evidence.faithfulness_interval,
+                    "measured_on": evidence.measured_on,
+                    "prompts": evidence.n_measured,
+                    "faithfulness_sizing": evidence.faithfulness_sizing,
+                    "without_last": evidence.faithfulness_without_last,
+                    "rest": evidence.faithfulness_of_rest,
+                    "random_same_size": evidence.random_same_size,
+                    "cpr": evidence.cpr,
+                    "cmd": evidence.cmd,
+                    **(_edge_counts(evidence.circuit) if granularity == "edge" else {}),
                 }
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
-                for granularity, one in discovery.found.items()
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
+                for granularity, evidence in discovery.circuits.items()
             ]
         )
 
@@ -297,21 +297,21 @@ class Comparison:
         no size, and `note` says why.
         """
         rows = []
-        for task, found in self._compared().items():
-            for granularity, dense in found["dense"].found.items():
+        for task, discoveries in self._compared().items():
+            for granularity, dense in discoveries["dense"].circuits.items():
                 for name, facts in self.models.items():
                     if name == "dense":
                         continue
                     row = {"task": task, "granularity": granularity, "model": name}
                     row |= {"ce": facts.ce, "density": facts.density}
-                    if name in found:
-                        one = found[name].found[granularity]
-                        ratio, low, high = size_ratio(dense, one)
-                        row |= {"accuracy": found[name].accuracy, "dense": dense.size}
-                        row |= {"size": one.size, "ratio": ratio, "ratio_low": low}
+                    if name in discoveries:
+                        evidence = discoveries[name].circuits[granularity]
+                        ratio, low, high = size_ratio(dense, evidence)
+                        row |= {"accuracy": discoveries[name].accuracy, "dense": dense.size}
+                        row |= {"size": evidence.size, "ratio": ratio, "ratio_low": low}
                         row |= {"ratio_high": high, "note": ""}
-                        row |= {"attribution": one.n_attribution}
-                        row |= {"attribution_ratio": attribution_ratio(dense, one)}
+                        row |= {"attribution": evidence.n_attribution}
+                        row |= {"attribution_ratio": attribution_ratio(dense, evidence)}
                     else:
                         row["note"] = self.refused[task][name]
                     rows.append(row)
@@ -327,15 +327,20 @@ class Comparison:
         model and the prompts are the same. Empty without twins.
         """
         rows = []
-        for task, found in self.discoveries.items() if self.twins else ():
-            sparse = [found[name] for name in ("sparse", *self.twins) if name in found]
-            for granularity, dense in found["dense"].found.items():
-                ratios = [size_ratio(dense, one.found[granularity])[0] for one in sparse]
+        for task, discoveries in self.discoveries.items() if self.twins else ():
+            sparse = [discoveries[name] for name in ("sparse", *self.twins) if name in discoveries]
+            for granularity, dense in discoveries["dense"].circuits.items():
+                ratios = [
+                    size_ratio(dense, discovery.circuits[granularity])[0] for discovery in sparse
+                ]
                 mean, low, high = seeds_interval(ratios)
                 row = {"task": task, "granularity": granularity, "seeds": len(ratios)}
                 row |= {"ratio": mean, "ratio_low": low, "ratio_high": high}
                 row |= {"smallest": min(ratios), "largest": max(ratios)}
-                counts = [attribution_ratio(dense, one.found[granularity]) for one in sparse]
+                counts = [
+                    attribution_ratio(dense, discovery.circuits[granularity])
+                    for discovery in sparse
+                ]
                 mean, low, high = seeds_interval(counts)
                 row |= {"attribution_ratio": mean, "attribution_ratio_low": low}
                 rows.append(row | {"attribution_ratio_high": high})
@@ -346,7 +351,7 @@ class Comparison:
     def transfer_table(self) -> pd.DataFrame:
         """Returns one row for each circuit that was run in the other model."""
         return pd.DataFrame(
-            [asdict(one) for one in self.transfers],
+            [asdict(transfer) for transfer in self.transfers],
             columns=[part.name for part in fields(Transfer)],
         )
 
@@ -355,7 +360,7 @@ class Comparison:
         columns = [part.name for part in fields(HeadRole)]
         if not self.is_pair:
             columns = [name for name in columns if name not in ("twin", "similarity")]
-        return pd.DataFrame([asdict(one) for one in self.roles], columns=columns)
+        return pd.DataFrame([asdict(role) for role in self.roles], columns=columns)
 
     def overlap_table(self) -> pd.DataFrame:
         """Returns one row for each task and granularity: Jaccard overlap of the two circuits.
@@ -366,11 +371,13 @@ class Comparison:
         """
         rows = []
         same_positions = "sparse" not in self.of_other_tokenizer()
-        for task, found in self._compared().items():
-            for granularity in found["dense"].found:
+        for task, discoveries in self._compared().items():
+            for granularity in discoveries["dense"].circuits:
                 if granularity == "attention_edge" and not same_positions:
                     continue
-                dense, sparse = (_members(found[side].found[granularity].circuit) for side in SIDES)
+                dense, sparse = (
+                    _members(discoveries[side].circuits[granularity].circuit) for side in SIDES
+                )
                 union = dense | sparse
                 rows.append(
                     {
@@ -388,10 +395,10 @@ class Comparison:
         """Returns one row for each task and model: the shape of the circuit of edges."""
         return pd.DataFrame(
             [
-                {"task": task, "model": side, **circuit_shape(discovery.found["edge"].circuit)}
-                for task, found in self.discoveries.items()
-                for side, discovery in found.items()
-                if "edge" in discovery.found
+                {"task": task, "model": side, **circuit_shape(discovery.circuits["edge"].circuit)}
+                for task, discoveries in self.discoveries.items()
+                for side, discovery in discoveries.items()
+                if "edge" in discovery.circuits
             ]
         )
 
@@ -400,18 +407,18 @@ def _edge_counts(circuit: Circuit) -> dict[str, int]:
     return {f"edges_{kind}": count for kind, count in circuit.edges_by_kind().items()}
 
 
-def _note(*found: Found) -> str:
+def _note(*circuits: Evidence) -> str:
     """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
-    if not all(one.is_in_every_half for one in found):
+    if not all(evidence.is_in_every_half for evidence in circuits):
         return ""
-    return "all halves have this size" if len(found) == 1 else "all halves have these sizes"
+    return "all halves have this size" if len(circuits) == 1 else "all halves have these sizes"
 
 
-def _all_minimal(*found: Found) -> bool | None:
+def _all_minimal(*circuits: Evidence) -> bool | None:
     """Whether no single component can go from any of them; None where they were not pruned."""
-    if any(one.is_minimal is None for one in found):
+    if any(evidence.is_minimal is None for evidence in circuits):
         return None
-    return all(one.is_minimal for one in found)
+    return all(evidence.is_minimal for evidence in circuits)
 
 
 def _members(circuit: Circuit) -> set[object]:

@@ -24,11 +24,11 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
             for task, found in comparison.discoveries.items()
         },
         "examples": {
-            task: [asdict(one) for one in examples]
+            task: [asdict(example) for example in examples]
             for task, examples in comparison.examples.items()
         },
-        "transfers": [asdict(one) for one in comparison.transfers],
-        "roles": [asdict(one) for one in comparison.roles],
+        "transfers": [asdict(transfer) for transfer in comparison.transfers],
+        "roles": [asdict(role) for role in comparison.roles],
         "twins": comparison.twins,
         "refused": comparison.refused,
         "run": comparison.run,
@@ -62,8 +62,10 @@ def load_comparison(path: str | Path) -> Comparison:
         models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {
             task: tuple(
-                AttentionExample(**one | {key: tuple(one[key]) for key in ("clean", "corrupted")})
-                for one in several
+                AttentionExample(
+                    **example | {key: tuple(example[key]) for key in ("clean", "corrupted")}
+                )
+                for example in several
             )
             for task, several in content["examples"].items()
         }
@@ -71,13 +73,13 @@ def load_comparison(path: str | Path) -> Comparison:
             task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}
             for task, found in content["discoveries"].items()
         }
-        transfers = tuple(Transfer(**one) for one in content["transfers"])
-        roles = tuple(HeadRole(**one) for one in content["roles"])
+        transfers = tuple(Transfer(**transfer) for transfer in content["transfers"])
+        roles = tuple(HeadRole(**role) for role in content["roles"])
         twins = tuple(content["twins"])
         refused, run = content["refused"], content["run"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no saved comparison ({type(error).__name__}: {error}); "
+            f"{path} is not a saved comparison ({type(error).__name__}: {error}); "
             "make one with `circuits compare`"
         ) from error
     return Comparison(models, discoveries, examples, transfers, roles, twins, refused, run)

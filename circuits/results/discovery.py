@@ -1,6 +1,6 @@
 """What discovery returns: circuits with their evidence, as plain values that can be saved.
 
-`Found` is the circuit of one granularity with what is known about it, `Discovery` holds all
+`Evidence` is the circuit of one granularity with what is known about it, `Discovery` holds all
 granularities of one model and one task. How they were looked for is a `DiscoverConfig`.
 """
 
@@ -37,7 +37,7 @@ MeasuredOn = Literal["reporting", "sizing"]
 
 
 @dataclass(frozen=True, repr=False)
-class Found:
+class Evidence:
     """The circuit found at one granularity, with its evidence.
 
     Attributes:
@@ -121,7 +121,7 @@ class Found:
 
     def __repr__(self) -> str:
         return (
-            f"Found({self.size:.4g} of {self.n_components:.4g} {self.circuit.granularity}s, "
+            f"Evidence({self.size:.4g} of {self.n_components:.4g} {self.circuit.granularity}s, "
             f"faithfulness {self.faithfulness:.3f} on {self.n_measured} {self.measured_on} prompts)"
         )
 
@@ -143,7 +143,7 @@ class Found:
         return plain | {"circuit": self.circuit.to_json()}
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Found:
+    def from_json(cls, content: dict[str, Any]) -> Evidence:
         """Returns the evidence that `to_json` wrote."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -172,7 +172,7 @@ class Discovery:
         accuracy: Share of reporting prompts whose most likely token is a right answer.
         n_reporting: Number of reporting prompts.
         config: How it was looked for.
-        found: The circuit of each granularity.
+        circuits: The circuit of each granularity, with its evidence.
     """
 
     task: str
@@ -182,41 +182,43 @@ class Discovery:
     accuracy: float
     n_reporting: int
     config: DiscoverConfig
-    found: dict[str, Found]
+    circuits: dict[str, Evidence]
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{one.size:.4g} {name}s" for name, one in self.found.items())
+        sizes = ", ".join(
+            f"{evidence.size:.4g} {name}s" for name, evidence in self.circuits.items()
+        )
         return f"Discovery({self.task}: {sizes} at {self.config.target:.0%})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each granularity: size and faithfulness with intervals, baselines.
 
-        `prefix` is the size before pruning; `minimal` is `Found.is_minimal`. `measured_on` says
-        which prompts faithfulness is of, as in `Found`. `rest` is the faithfulness of all
+        `prefix` is the size before pruning; `minimal` is `Evidence.is_minimal`. `measured_on` says
+        which prompts faithfulness is of, as in `Evidence`. `rest` is the faithfulness of all
         components outside the circuit, `random_same_size` that of random circuits, on the mean.
         """
         return pd.DataFrame(
             [
                 {
                     "granularity": granularity,
-                    "size": one.size,
-                    "size_low": one.size_low,
-                    "size_high": one.size_high,
-                    "interval": one.interval,
-                    "prefix": one.prefix_size,
-                    "prefix_low": one.prefix_low,
-                    "prefix_high": one.prefix_high,
-                    "minimal": one.is_minimal,
-                    "components": one.n_components,
-                    "faithfulness": one.faithfulness,
-                    "faithfulness_low": one.faithfulness_low,
-                    "faithfulness_high": one.faithfulness_high,
-                    "measured_on": one.measured_on,
-                    "prompts": one.n_measured,
-                    "rest": one.faithfulness_of_rest,
-                    "random_same_size": one.random_same_size,
+                    "size": evidence.size,
+                    "size_low": evidence.size_low,
+                    "size_high": evidence.size_high,
+                    "interval": evidence.interval,
+                    "prefix": evidence.prefix_size,
+                    "prefix_low": evidence.prefix_low,
+                    "prefix_high": evidence.prefix_high,
+                    "minimal": evidence.is_minimal,
+                    "components": evidence.n_components,
+                    "faithfulness": evidence.faithfulness,
+                    "faithfulness_low": evidence.faithfulness_low,
+                    "faithfulness_high": evidence.faithfulness_high,
+                    "measured_on": evidence.measured_on,
+                    "prompts": evidence.n_measured,
+                    "rest": evidence.faithfulness_of_rest,
+                    "random_same_size": evidence.random_same_size,
                 }
-                for granularity, one in self.found.items()
+                for granularity, evidence in self.circuits.items()
             ]
         )
 
@@ -232,19 +234,23 @@ class Discovery:
         """Returns the discovery as plain values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["config"] = asdict(self.config)
-        plain["found"] = {name: one.to_json() for name, one in self.found.items()}
-        return plain
+        circuits = plain.pop("circuits")
+        return plain | {"found": {name: circuit.to_json() for name, circuit in circuits.items()}}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Discovery:
         """Returns the discovery that `to_json` wrote."""
-        config = dict(content["config"])
+        content = dict(content)
+        config, circuits = dict(content.pop("config")), content.pop("found")
         config["granularities"] = tuple(config["granularities"])
-        found = {name: Found.from_json(one) for name, one in content["found"].items()}
-        return cls(**content | {"config": DiscoverConfig(**config), "found": found})
+        return cls(
+            **content,
+            config=DiscoverConfig(**config),
+            circuits={name: Evidence.from_json(circuit) for name, circuit in circuits.items()},
+        )
 
     def save(self, path: str | Path) -> None:
-        """Writes the discovery as JSON, beside and renamed."""
+        """Writes the discovery as JSON, to a temporary file that is then renamed."""
         write_json(Path(path), {"format": FORMAT} | self.to_json())
 
     @classmethod
@@ -266,7 +272,7 @@ class Discovery:
             return cls.from_json({k: v for k, v in content.items() if k != "format"})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no saved discovery ({type(error).__name__}: {error}); "
+                f"{path} is not a saved discovery ({type(error).__name__}: {error}); "
                 "make one with `circuits discover`"
             ) from error
 
@@ -278,7 +284,9 @@ def _only_one_in(folder: Path) -> Discovery:
     try:
         content = json.loads(path.read_text())
         check_format(content, path, "discoveries", "circuits discover")
-        several = [one for found in content["discoveries"].values() for one in found.values()]
+        several = [
+            discovery for found in content["discoveries"].values() for discovery in found.values()
+        ]
         if len(several) == 1:
             return Discovery.from_json(several[0])
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

@@ -95,7 +95,7 @@ def from_networkx(graph: nx.MultiDiGraph) -> Circuit:
 
 
 def write_graphml(circuit: Circuit, path: str | Path) -> None:
-    """Writes the whole graph as GraphML, beside and renamed."""
+    """Writes the whole graph as GraphML, to a temporary file that is then renamed."""
     content = io.BytesIO()
     nx.write_graphml(to_networkx(circuit), content)
     write_bytes(Path(path), content.getvalue())

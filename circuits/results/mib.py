@@ -92,9 +92,9 @@ class MibCurve:
         """Returns a row for each size, with `faithfulness`, its `_low` and `_high`."""
         rows = [
             {"level": self.level, "selection": self.selection}
-            | {"share": one.share, "chosen": one.chosen, "edges": one.edges}
-            | _columns("faithfulness", one.faithfulness)
-            for one in self.sizes
+            | {"share": size.share, "chosen": size.chosen, "edges": size.edges}
+            | _columns("faithfulness", size.faithfulness)
+            for size in self.sizes
         ]
         return pd.DataFrame(rows)
 

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment.
 
 A checkpoint is a folder of three files: `tensors.safetensors`, `state.json` and `manifest.json`,
-which holds the SHA-256 of the other two. It is written under a temporary name beside its place,
+which holds the SHA-256 of the other two. It is written under a temporary name in the same folder,
 flushed to the disk and renamed, so it is whole or absent: a full disk costs the one that does not
 fit. What breaks later (a bad copy) shows in the manifest, and the one before it is used instead.
 

@@ -259,6 +259,6 @@ def check_context(context: int) -> None:
 
 
 def check_part(part: str) -> None:
-    """Refuses what is no name of a held-out set."""
+    """Refuses what is not the name of a held-out set."""
     if part not in _PARTS[1:]:
         raise ValueError(f"held-out set {part!r} is not 'control' or 'selection'")

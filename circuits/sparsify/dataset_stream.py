@@ -203,7 +203,7 @@ def _open(name: str, subset: str | None, split: str) -> tuple[Any, str | None]:
         with path.open("rb") as file:
             return found, hashlib.file_digest(file, "sha256").hexdigest()
     if path.exists():
-        raise ValueError(f"{name} is no file of text; known endings are {', '.join(READERS)}")
+        raise ValueError(f"{name} is not a file of text; known endings are {', '.join(READERS)}")
     try:
         return datasets.load_dataset(name, subset, split=split, streaming=True), None
     except (ConnectionError, OSError) as error:

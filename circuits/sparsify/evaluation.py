@@ -45,7 +45,7 @@ def evaluate_kl(
     The divergence is the mean over all positions, in evaluation mode; modes are restored.
     """
     context, models = tokens.shape[1], (model, dense)
-    modes = [one.training for one in models]
+    modes = [each.training for each in models]
     logits_at_once = _LOGITS[model.W_E.device.type == "cpu"]
     at_once = min(
         _EVALUATION_BATCH,
@@ -53,8 +53,8 @@ def evaluate_kl(
     )
     ce = kl = 0.0
     try:
-        for one in models:
-            one.eval()
+        for each in models:
+            each.eval()
         with record_open_edges(model) as edges:
             for rows in tokens.split(at_once):
                 rows = rows.to(model.W_E.device)
@@ -62,8 +62,8 @@ def evaluate_kl(
                 ce += cross_entropy(logits, rows).item() * len(rows)
                 kl += distillation_loss(logits, reference).item() * len(rows)
     finally:
-        for one, was_training in zip(models, modes, strict=True):
-            one.train(was_training)
+        for each, was_training in zip(models, modes, strict=True):
+            each.train(was_training)
     return ce / len(tokens), kl / len(tokens), density_of(edges, context=context)
 
 

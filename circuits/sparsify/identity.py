@@ -54,9 +54,9 @@ def identify(
     begun: dict[str, Any] = {}
     if updates is not None:
         factors = {
-            f"{name}/{one}": getattr(updates[name], one)
+            f"{name}/{factor}": getattr(updates[name], factor)
             for name in sorted(updates)
-            for one in ("down", "up")
+            for factor in ("down", "up")
         }
         begun = {"updates": _digest(factors)}
     # The parts of a batch are the same however many processes share them, and steps are the same

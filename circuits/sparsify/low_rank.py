@@ -160,12 +160,12 @@ def _updates(model: nn.Module) -> dict[str, LowRank]:
 def _chosen(model: nn.Module, targets: LowRankTargets | str) -> list[tuple[nn.Module, str]]:
     """The weights to update, as modules and names in them."""
     parts = ("attention", "mlp") if targets == "all" else (targets,)
-    part_of = backend_of(model).part_of_weight
+    part_of = backend_of(model).parts_of_weights(model)
     return [
         (module, name)
-        for path, module in model.named_modules()
+        for module in model.modules()
         for name, weight in list(module.named_parameters(recurse=False))
-        if part_of(f"{path}.{name}", weight) in parts
+        if part_of.get(weight) in parts
     ]
 
 

@@ -199,7 +199,7 @@ class _Sampler:
         """Returns the lines of a batch, without documents of nothing but blanks."""
         config = self._config
         numbers = range(number * config.batch_size, (number + 1) * config.batch_size)
-        openings = [self._openings[one % len(self._openings)] for one in numbers]
+        openings = [self._openings[number % len(self._openings)] for number in numbers]
         ids, mask = _padded_left(openings, self._start)
         seed = sub_seed((config.seed << 24) + number, f"{config.seed}/text/{number}")
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
@@ -244,7 +244,7 @@ def _padded_left(
 
 
 def _digest(config: TextConfig, weights: str, tokenizer: Any, dtype: torch.dtype) -> str:
-    """A short digest of what decides the text; how much of it there is to be is no part of it."""
+    """A short digest of what decides the text; how much of it there is to be is not part of it."""
     decides = asdict(config) | {
         "n_tokens": None,
         "weights": weights,

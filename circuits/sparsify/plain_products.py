@@ -51,7 +51,7 @@ class _Forward:
 
     def __init__(self, module: Any, kind: type[Any], forward: Callable[[Any, Tensor], Tensor]):
         self._module, self._kind, self._forward = module, kind, forward
-        self._points = [one for one in module.modules() if isinstance(one, HookPoint)]
+        self._points = [part for part in module.modules() if isinstance(part, HookPoint)]
 
     def __call__(self, x: Tensor) -> Tensor:
         if any(point.fwd_hooks or point.bwd_hooks for point in self._points):

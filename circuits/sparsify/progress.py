@@ -17,8 +17,8 @@ _BETWEEN_LINES = 10.0
 class Shown:
     """What is shown of a run: CE or KL against its bound, density, lambda, tokens a second.
 
-    For a control, which has neither density nor lambda, the CE of the batch is beside the last one
-    that was measured.
+    For a control, which has neither density nor lambda, the CE of the batch stands next to
+    the last that was measured.
     """
 
     def __init__(self, steps: Steps, config: TrainConfig) -> None:

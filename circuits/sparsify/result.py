@@ -127,7 +127,7 @@ class TrainResult:
         }
 
     def card(self) -> GateCard:
-        """Returns what `gate.json` says of the model.
+        """Returns what `gate.json` says about the model.
 
         Raises:
             ValueError: the model is a control, which has no gate.

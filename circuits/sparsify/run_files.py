@@ -1,4 +1,4 @@
-"""What a run writes into its folder beside its checkpoints: run.json, recipe.toml, log, page.
+"""What a run writes into its folder besides checkpoints: run.json, recipe.toml, log, page.
 
 The first process writes; the others call the same and write nothing.
 """
@@ -84,7 +84,7 @@ class RunFiles:
             self._shown_at = time.monotonic()
 
     def end(self, result: Mapping[str, Any]) -> None:
-        """Writes what the run came to beside what it is, and its page."""
+        """Writes what the run came to next to what it is, and its page."""
         if not self._writes:
             return
         self._write_run_file(read_json(self.folder / RUN_FILE) | {"result": result})

@@ -18,7 +18,7 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 class Tracker:
-    """What a run tells of itself, line by line."""
+    """What a run reports about itself, line by line."""
 
     def __init__(self, told: Any = None) -> None:
         self._told = told

@@ -248,7 +248,7 @@ def _check_arguments(
         wrong.append(f"context {stream.context} is longer than the model's n_ctx {model.cfg.n_ctx}")
     unknown = sorted(set(frozen or ()) - {name for name, _ in model.named_parameters()})
     if unknown:
-        wrong.append(f"frozen names {unknown} are no parameters of the model")
+        wrong.append(f"frozen names {unknown} are not parameters of the model")
     n_parts = config.accumulate * workers.count
     if config.batch_size % n_parts:
         wrong.append(

@@ -1,4 +1,4 @@
-"""What a run's numbers allow one to say of it.
+"""What can be concluded from a run's numbers.
 
 A bound that is kept is not yet a success. Text that the tokenizer cannot read is predicted badly by
 every model alike, so any model keeps a bound on it, with all gates shut too. And on text that is

@@ -2,7 +2,7 @@
 
 Source of the columns, of each task's counterfactual and of the rows that are left out: arXiv
 2504.13151, the data sets `mib-bench/*` on the Hugging Face hub, and how the benchmark's code
-(github.com/hannamw/MIB-circuit-track) reads them. Every row has a `prompt`, and beside it structs
+(github.com/hannamw/MIB-circuit-track) reads them. Every row has a `prompt`, and next to it structs
 named `..._counterfactual` with a prompt of their own. The right answer is that of the row. The
 wrong one is the subject's name in `ioi`, and else the counterfactual's own answer.
 """
@@ -96,9 +96,9 @@ def _files(path: Path, split: str) -> list[Path]:
             raise ValueError(f"{path} ends in none of {', '.join(_SUFFIXES)}; rows are in these")
         return [path]
     found = sorted(
-        one
-        for one in path.iterdir()
-        if one.suffix in _SUFFIXES and (one.stem == split or one.stem.startswith(f"{split}-"))
+        file
+        for file in path.iterdir()
+        if file.suffix in _SUFFIXES and (file.stem == split or file.stem.startswith(f"{split}-"))
     )
     if not found:
         raise FileNotFoundError(
@@ -203,7 +203,9 @@ def _get(row: dict[str, Any], path: str, kind: Any, where: str) -> Any:
     for name in path.split("."):
         if not isinstance(value, dict) or value.get(name) is None:
             if name.endswith(_ENDING):
-                there = [one for one in row if one.endswith(_ENDING) and row[one] is not None]
+                there = [
+                    column for column in row if column.endswith(_ENDING) and row[column] is not None
+                ]
                 raise ValueError(
                     f"{where} has no {name}; it has {', '.join(there) or 'no counterfactual'}. "
                     "Choose another one with counterfactual= (--counterfactual), or take the row "

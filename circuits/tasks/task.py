@@ -166,7 +166,7 @@ def check_task_names(tasks: Sequence[Task]) -> None:
     for task in tasks:
         other = taken.setdefault(file_name_of(task.name), task)
         if other is task:
-            if sum(one is task for one in tasks) > 1:
+            if sum(other is task for other in tasks) > 1:
                 raise ValueError(f"the task {task.name!r} is given twice; give it once")
             continue
         raise ValueError(

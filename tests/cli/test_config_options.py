@@ -197,7 +197,7 @@ def test_help_has_each_field_once_under_its_theme() -> None:
         ("step = 3", [], "recipe.toml: unknown setting 'step'; did you mean 'steps'?"),
         ("steps = '3'", [], "recipe.toml: steps must be a whole number, got '3'"),
         ("steps = 0", [], "recipe.toml: bad training config: steps is 0; it must be a whole"),
-        # A recipe must be right by itself, whatever is given beside it.
+        # A recipe must be right by itself, whatever is given along with it.
         ("steps = 0", ["--steps", "3"], "recipe.toml: bad training config: steps is 0"),
         ("epsilon = 1", [], "recipe.toml: bad training config: epsilon is 1.0; it must be left"),
         ("context = 0", [], "recipe.toml: context is 0; it must be a whole number >= 1"),

@@ -88,14 +88,14 @@ def test_the_sparse_model_is_sparse_and_no_worse(comparison):
 def test_every_circuit_is_faithful_where_it_was_sized(comparison):
     for found in comparison.discoveries.values():
         for discovery in found.values():
-            for one in discovery.found.values():
+            for one in discovery.circuits.values():
                 assert one.faithfulness_sizing >= 0.9
                 assert one.measured_on == "reporting"
 
 
 def test_the_dense_circuits_pose_the_question(comparison):
     for found in comparison.discoveries.values():
-        dense = found["dense"].found
+        dense = found["dense"].circuits
         assert dense["head"].size >= 6
         assert dense["edge"].size >= 40
 
@@ -114,7 +114,7 @@ def test_a_model_compared_with_itself_by_name_has_ratio_1(small_pair):
 
 @pytest.fixture(scope="module")
 def small(small_pair):
-    """Two models for what is said of any pair."""
+    """Two models for what holds of any pair."""
     return load_model(small_pair.dense), load_model(small_pair.sparse)
 
 
@@ -158,7 +158,7 @@ def test_the_roles_of_all_heads_are_measured(pair, comparison):
     circuits = comparison.discoveries["ioi"]
     for side in ("dense", "sparse"):
         inside = roles[(roles["model"] == side) & roles["in_circuit"]]["head"]
-        assert list(inside) == circuits[side].found["head"].circuit.heads
+        assert list(inside) == circuits[side].circuits["head"].circuit.heads
     # The subject's second mention decides the answer: some head of each circuit reads it.
     readers = roles[(roles["role"] == "changed_token") & roles["in_circuit"]]
     assert set(readers["model"]) == {"dense", "sparse"}
@@ -197,8 +197,8 @@ def test_the_first_prompt_shown_is_the_most_usual_one():
     found = dict(make_comparison(tasks=("ioi",)).discoveries["ioi"])
     for side, own in sizes.items():
         mean = sum(own.values()) / 3
-        edges = replace(found[side].found["attention_edge"], size=mean, template_sizes=own)
-        found[side] = replace(found[side], found={"attention_edge": edges})
+        edges = replace(found[side].circuits["attention_edge"], size=mean, template_sizes=own)
+        found[side] = replace(found[side], circuits={"attention_edge": edges})
     assert _shown_rows(templates, found) == [1, 0, 3, 2]
     # Without attention edges there is nothing to choose by.
     without = make_comparison(tasks=("ioi",), granularities=("edge",)).discoveries["ioi"]

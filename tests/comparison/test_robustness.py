@@ -78,7 +78,7 @@ def test_sizes_are_those_that_discovery_finds(pair, table):
             redraws=2,
         )
         task = replace(get_task("pronoun"), metric=row["metric"])
-        both = [discover(model, task, config).found["head"] for model in pair]
+        both = [discover(model, task, config).circuits["head"] for model in pair]
         assert [one.size for one in both] == row[["dense", "sparse"]].tolist()
         told = row[["ratio", "ratio_low", "ratio_high"]].tolist()
         assert told == pytest.approx(size_ratio(*both), nan_ok=True)

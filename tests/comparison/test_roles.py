@@ -138,8 +138,8 @@ def test_the_roles_of_a_model_alone_are_those_beside_another():
     built = induction()
     prompts = built.prompts(16).reporting
     alone = head_roles({"model": built.model}, {"model": prompts}, {"model": ["a0.h0"]}, "a task")
-    beside = roles_of(built)
-    assert len(alone) == len(beside) / 2
+    both = roles_of(built)
+    assert len(alone) == len(both) / 2
     for one in alone:
-        other = beside["dense", one.head]
+        other = both["dense", one.head]
         assert one == replace(other, task="a task", model="model", twin="", similarity=None)

@@ -136,7 +136,7 @@ def test_rows_without_a_template_are_ranked_sized_and_measured_on_themselves(pla
     model = make_tiny_model()
     prompts = TaskPrompts(*(rows_of(model, plan, seed) for seed, plan in enumerate(plans)))
     found = discover(model, TASK, DiscoverConfig(**CONFIG), prompts=prompts)
-    found = found.found["attention_edge"]
+    found = found.circuits["attention_edge"]
     assert found.measured_on == "sizing"
     assert set(found.circuit.attention_edges) == set(prompts.sizing.templates)
     assert found.faithfulness >= 0.8
@@ -161,7 +161,7 @@ def test_templates_that_are_split_unevenly_are_measured_at_their_own_positions(s
         )
     )
     found = discover(model, TASK, DiscoverConfig(**CONFIG), prompts=prompts)
-    found = found.found["attention_edge"]
+    found = found.circuits["attention_edge"]
     known = set(prompts.sizing.templates)
     assert found.measured_on == "reporting"
     assert found.n_measured == sum(name in known for name in prompts.reporting.templates)
@@ -173,6 +173,6 @@ def test_few_prompts_of_ioi_are_measured_at_their_own_positions(n):
     model, task = load_model("dense"), get_task("ioi")
     prompts = task.build(model.tokenizer, n_ranking=n, n_sizing=n, n_reporting=n)
     config = DiscoverConfig(granularities=("attention_edge",), n_prompts=n)
-    found = discover(model, task, config).found["attention_edge"]
+    found = discover(model, task, config).circuits["attention_edge"]
     check(model, prompts, found)
     assert found.faithfulness_sizing >= 0.9

@@ -67,7 +67,7 @@ def test_every_circuit_of_a_random_model_is_faithful_on_the_prompts_that_sized_i
     model = make_tiny_model()
     config = DiscoverConfig(target=target, ablation=ablation, redraws=0)
     prompts = made_up_prompts(model, ablation=ablation)
-    found = discover(model, TASK, config, prompts=prompts).found
+    found = discover(model, TASK, config, prompts=prompts).circuits
     assert tuple(found) == tuple(GRANULARITIES)
     for one in found.values():
         assert one.faithfulness_sizing >= target
@@ -79,7 +79,7 @@ def test_the_faithfulness_of_a_circuit_is_what_an_intervention_measures(prune):
     model = make_tiny_model()
     prompts = made_up_prompts(model)
     config = DiscoverConfig(granularities=("edge",), prune=prune, redraws=0)
-    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    found = discover(model, TASK, config, prompts=prompts).circuits["edge"]
     for part, said in (
         (prompts.sizing, found.faithfulness_sizing),
         (prompts.reporting, found.faithfulness),
@@ -96,8 +96,10 @@ def test_what_is_said_of_the_prefix_stays_when_it_is_pruned(granularity):
     model = make_tiny_model()
     prompts = made_up_prompts(model)
     config = DiscoverConfig(granularities=(granularity,), redraws=3)
-    plain = discover(model, TASK, config, prompts=prompts).found[granularity]
-    pruned = discover(model, TASK, replace(config, prune=True), prompts=prompts).found[granularity]
+    plain = discover(model, TASK, config, prompts=prompts).circuits[granularity]
+    pruned = discover(model, TASK, replace(config, prune=True), prompts=prompts).circuits[
+        granularity
+    ]
     for name in ("size", "low", "high"):
         of_size = name if name == "size" else f"size_{name}"
         assert getattr(pruned, f"prefix_{name}") == getattr(plain, f"prefix_{name}")
@@ -117,7 +119,7 @@ def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():
     model = add_gate(make_tiny_model(), bias=0.1)
     prompts = made_up_prompts(model)
     config = DiscoverConfig(granularities=("edge",), gates="clean", redraws=0)
-    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    found = discover(model, TASK, config, prompts=prompts).circuits["edge"]
     measured = {}
     for gates in ("follow", "clean"):
         experiment = prepare_experiment(model, prompts.sizing, metric="logit_diff", gates=gates)
@@ -125,7 +127,7 @@ def test_a_circuit_looked_for_with_clean_gates_is_measured_with_clean_gates():
         measured[gates] = float(faithfulness(values, experiment.full, experiment.empty))
     assert found.faithfulness_sizing == pytest.approx(measured["clean"], abs=1e-4)
     assert found.faithfulness_sizing != pytest.approx(measured["follow"], abs=1e-3)
-    assert found.circuit.found["gates"] == "clean"
+    assert found.circuit.provenance["gates"] == "clean"
 
 
 @pytest.mark.slow
@@ -134,7 +136,7 @@ def test_what_the_reporting_prompts_say_does_not_change_the_circuit():
     one, other = made_up_prompts(model), made_up_prompts(model)
     other = TaskPrompts(one.ranking, one.sizing, other.reporting)
     first, second = (
-        discover(model, TASK, prompts=prompts, redraws=2).found for prompts in (one, other)
+        discover(model, TASK, prompts=prompts, redraws=2).circuits for prompts in (one, other)
     )
     for granularity in GRANULARITIES:
         pair = first[granularity], second[granularity]
@@ -147,7 +149,7 @@ def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts
     model = make_tiny_model()
     prompts = made_up_prompts(model, n=40)
     config = DiscoverConfig(granularities=("edge",))
-    found = discover(model, TASK, config, prompts=prompts).found["edge"]
+    found = discover(model, TASK, config, prompts=prompts).circuits["edge"]
     experiment = prepare_experiment(model, prompts.reporting, metric="logit_diff")
     gain = (run_edges(experiment, found.circuit.edges) - experiment.empty).double()
     gap = (experiment.full - experiment.empty).double()
@@ -168,7 +170,7 @@ def test_the_interval_of_faithfulness_is_that_of_the_mean_over_reporting_prompts
 def test_few_prompts_have_no_interval(n, drawn):
     model = make_tiny_model()
     config = DiscoverConfig(granularities=("head",))
-    found = discover(model, TASK, config, prompts=made_up_prompts(model, n=n)).found["head"]
+    found = discover(model, TASK, config, prompts=made_up_prompts(model, n=n)).circuits["head"]
     assert found.interval == drawn
     assert found.faithfulness_interval == (drawn if n < 10 else "prompts within templates")
     assert math.isnan(found.size_low) == math.isnan(found.faithfulness_low) == (n < 10)
@@ -180,13 +182,13 @@ def test_a_size_found_again_on_halves_is_what_discover_finds_there():
     model = make_tiny_model()
     prompts = made_up_prompts(model, n=16)
     config = DiscoverConfig(granularities=("edge", "attention_edge"), redraws=3, seed=5)
-    found = discover(model, TASK, config, prompts=prompts).found
+    found = discover(model, TASK, config, prompts=prompts).circuits
     for number, (ranking, sizing) in enumerate(
         halves(prompts.ranking, prompts.sizing, n=3, seed=5)
     ):
         assert len(ranking) == len(sizing) == 8
         part = TaskPrompts(ranking, sizing, prompts.reporting)
-        alone = discover(model, TASK, config, prompts=part, redraws=0).found
+        alone = discover(model, TASK, config, prompts=part, redraws=0).circuits
         for granularity, one in found.items():
             assert one.redrawn_sizes[number] == alone[granularity].size
 
@@ -207,7 +209,7 @@ def test_why_a_size_has_no_interval(changes, why):
         replace(prompts.reporting, templates=names),
     )
     found = discover(model, TASK, granularities=("head",), prompts=prompts, **changes)
-    assert found.found["head"].interval == why
+    assert found.circuits["head"].interval == why
 
 
 def test_each_template_gives_half_of_its_prompts():
@@ -294,7 +296,7 @@ def test_a_target_out_of_range_is_refused(target):
 @pytest.mark.parametrize("granularity", ["head", "edge", "attention_edge"])
 def test_what_a_circuit_written_by_hand_leaves_out_does_nothing(granularity):
     config = DiscoverConfig(target=0.99, granularities=(granularity,))
-    found = discover(INDUCTION.model, TASK, config, prompts=known_prompts()).found[granularity]
+    found = discover(INDUCTION.model, TASK, config, prompts=known_prompts()).circuits[granularity]
     assert found.faithfulness_of_rest == pytest.approx(0, abs=1e-3)
 
 
@@ -305,9 +307,9 @@ def test_selection_changes_the_order_in_which_components_are_taken():
     curves = set()
     for selection in ("absolute", "signed", "greedy"):
         config = DiscoverConfig(granularities=("edge",), selection=selection)
-        found = discover(model, TASK, config, prompts=prompts).found["edge"]
+        found = discover(model, TASK, config, prompts=prompts).circuits["edge"]
         assert found.faithfulness_sizing >= config.target
-        assert found.circuit.found["selection"] == selection
+        assert found.circuit.provenance["selection"] == selection
         curves.add(found.curve_faithfulness)
     assert len(curves) > 1
 
@@ -330,7 +332,7 @@ def test_a_discovery_is_shown_in_a_line_and_equals_what_was_saved(tmp_path):
     found = discover(INDUCTION.model, TASK, prompts=known_prompts(), granularities=("head", "edge"))
     shown = repr(found)
     assert shown.startswith("Discovery(made_up: ") and shown.endswith("edges at 90%)")
-    assert "\n" not in shown and len(repr(found.found["edge"])) < 120
+    assert "\n" not in shown and len(repr(found.circuits["edge"])) < 120
     found.save(tmp_path / "d.json")
     assert Discovery.load(tmp_path / "d.json") == found
 
@@ -340,7 +342,7 @@ def test_the_options_of_a_method_are_passed_on_and_unknown_ones_refused():
     prompts = made_up_prompts(model)
     config = DiscoverConfig(granularities="head", method="eap-ig", method_options={"steps": 2})
     assert config.method == "integrated_gradients"
-    found = discover(model, TASK, config, prompts=prompts).found["head"].circuit.scores
+    found = discover(model, TASK, config, prompts=prompts).circuits["head"].circuit.scores
     experiment = prepare_experiment(model, prompts.ranking, metric=TASK.metric)
     two = integrated_gradients(experiment, steps=2, attention_edges=False).edges
     assert torch.equal(found, two)
@@ -379,7 +381,7 @@ def test_a_method_and_a_metric_of_ones_own_can_be_named():
         assert found.metric_full - found.metric_empty == pytest.approx(drop.abs().mean().item())
         experiment = prepare_experiment(model, prompts, metric="own_metric")
         expected = 3 * attribution_patching(experiment).edges
-        torch.testing.assert_close(found.found["mlp"].circuit.scores, expected)
+        torch.testing.assert_close(found.circuits["mlp"].circuit.scores, expected)
         with pytest.raises(ValueError, match="'own' is already registered"):
             register_method("own", attribution_patching, "Another.")
         with pytest.raises(ValueError, match="'logit_diff' is already registered"):

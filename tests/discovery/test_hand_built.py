@@ -39,7 +39,7 @@ def experiment_of(built, part="ranking"):
 def found_by(built, granularity, **options):
     config = DiscoverConfig(target=TARGET, granularities=(granularity,), redraws=0, **options)
     found = discover(built.model, built.task, config, prompts=built.prompts(16))
-    return found.found[granularity]
+    return found.circuits[granularity]
 
 
 @pytest.mark.parametrize("part", ["ranking", "sizing", "reporting"])
@@ -145,7 +145,7 @@ def test_a_model_without_mlps_needs_none_of_none(prune):
     built = MODELS["induction"]
     assert built.model.cfg.attn_only
     found = discover(built.model, built.task, prompts=built.prompts(9), prune=prune, target=TARGET)
-    mlps = found.found["mlp"]
+    mlps = found.circuits["mlp"]
     assert (mlps.size, mlps.n_components) == (0, 0)
     assert mlps.faithfulness == 1  # nothing is ablated
-    assert found.found["head"].size == 2
+    assert found.circuits["head"].size == 2

@@ -80,7 +80,7 @@ def test_completeness_is_what_discovery_reports_as_the_rest(granularity, target)
     sets = [make_prompts(model, batch=12, seed=seed) for seed in (1, 2, 3)]
     task = Task("made_up", "prompts are given", "logit_diff", lambda *_: [])
     config = DiscoverConfig(target=target, granularities=(granularity,))
-    found = discover(model, task, config, prompts=TaskPrompts(*sets)).found[granularity]
+    found = discover(model, task, config, prompts=TaskPrompts(*sets)).circuits[granularity]
     assert 0 < found.size < found.n_components
     reporting = prepare_experiment(model, sets[2], metric="logit_diff")
     assert completeness_of(reporting, found.circuit) == pytest.approx(
@@ -116,7 +116,7 @@ def test_a_circuit_of_another_architecture_is_refused(experiment):
 
 def test_attention_edges_are_refused(experiment):
     circuit = replace(circuit_of(experiment, "edge", 3), granularity="attention_edge")
-    with pytest.raises(ValueError, match="attention edges are no edges of the graph"):
+    with pytest.raises(ValueError, match="attention edges are not edges of the graph"):
         completeness_of(experiment, circuit)
 
 

@@ -71,7 +71,7 @@ def test_mlps_are_ranked_among_themselves():
 
 
 def test_attention_edges_do_not_cover_any_kind_of_node():
-    with pytest.raises(ValueError, match="'attention_edge' is no kind of node"):
+    with pytest.raises(ValueError, match="'attention_edge' is not a kind of node"):
         rank_components(scores_of({}), "attention_edge")
 
 

@@ -48,7 +48,7 @@ def texts(figure):
 def with_circuit(comparison, task, side, granularity, circuit):
     """The comparison with one circuit, and the evidence for it, replaced."""
     discovery = comparison.discoveries[task][side]
-    changed = replace(discovery, found=discovery.found | {granularity: make_found(circuit)})
+    changed = replace(discovery, circuits=discovery.circuits | {granularity: make_found(circuit)})
     sides = comparison.discoveries[task] | {side: changed}
     return replace(comparison, discoveries=comparison.discoveries | {task: sides})
 
@@ -106,7 +106,7 @@ def test_density_is_in_percent_and_a_closed_layer_says_0():
 )
 def test_a_size_says_what_its_interval_is(changes, words):
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
-    found = comparison.discoveries["ioi"]["dense"].found
+    found = comparison.discoveries["ioi"]["dense"].circuits
     found["edge"] = replace(found["edge"], **changes)
     (bars,) = traces(sizes_figure(comparison), type="bar", name="dense")
     assert list(bars.customdata[0]) == [40.0, words]

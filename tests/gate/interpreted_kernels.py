@@ -2,7 +2,7 @@
 
     TRITON_INTERPRET=1 python -m tests.gate.interpreted_kernels
 
-The variable must be set before Triton is imported, hence a program of its own. The interpreter
+The variable must be set before Triton is imported, so this is a program of its own. The interpreter
 cannot multiply matrices of bfloat16; float16 stands for half precision.
 """
 

@@ -108,7 +108,7 @@ def tensors_of(model: PreTrainedModel, kind: str) -> dict[str, np.ndarray]:
 
 
 def rotary_in_pairs(matrix: Tensor, heads: int) -> Tensor:
-    """Each head's rows with those that are rotated together beside each other, as in llama.cpp."""
+    """Each head's rows with those that are rotated together side by side, as in llama.cpp."""
     d_head = len(matrix) // heads
     rows = [
         head * d_head + pair + half * d_head // 2

@@ -114,8 +114,8 @@ def forward(
         if not after:
             run.read[dest] = reader(dest, upstream, constants)
             return run.read[dest]
-        beside = {name: act for name, act in upstream.items() if name[0] != "a"}
-        total = run.read[dest] = reader(dest, beside, torch.zeros_like(embed))
+        rest = {name: act for name, act in upstream.items() if name[0] != "a"}
+        total = run.read[dest] = reader(dest, rest, torch.zeros_like(embed))
         for layer, norm in enumerate(after):
             heads = {name: act for name, act in upstream.items() if name.startswith(f"a{layer}.")}
             if heads:

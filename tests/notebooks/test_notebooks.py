@@ -13,7 +13,7 @@ from tests.helpers import HAS_HOOKED_TRANSFORMER
 # A reader gets better numbers with more; that every cell runs is seen with these as well.
 AT_MOST = {"n_prompts": 8, "steps": 20}
 # The size doubles from trial to trial in place of a step of a tenth, and fewer circuits are
-# measured beside the one found, on less text: a quarter of the forward runs. What is found is a
+# measured next to the one found, on less text: a quarter of the forward runs. What is found is a
 # circuit all the same; how circuits are found is tested with the search as it is.
 COARSE = {
     "circuits.discovery.search.EVERY_UP_TO": 1,

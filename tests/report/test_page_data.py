@@ -26,7 +26,9 @@ def one_task(*granularities):
 def with_circuits(comparison, granularity, circuits):
     """The comparison of one task with other circuits, by model."""
     sides = {
-        side: replace(discovery, found=discovery.found | {granularity: make_found(circuits[side])})
+        side: replace(
+            discovery, circuits=discovery.circuits | {granularity: make_found(circuits[side])}
+        )
         for side, discovery in comparison.discoveries["ioi"].items()
     }
     return replace(comparison, discoveries={"ioi": sides})

@@ -36,8 +36,8 @@ def written(tmp_path_factory):
 def with_redrawn(comparison, side, redrawn):
     """The comparison of edges in one task, one model's redrawn sizes replaced."""
     discovery = comparison.discoveries["ioi"][side]
-    found = {"edge": replace(discovery.found["edge"], redrawn_sizes=redrawn)}
-    sides = comparison.discoveries["ioi"] | {side: replace(discovery, found=found)}
+    found = {"edge": replace(discovery.circuits["edge"], redrawn_sizes=redrawn)}
+    sides = comparison.discoveries["ioi"] | {side: replace(discovery, circuits=found)}
     return replace(comparison, discoveries={"ioi": sides})
 
 
@@ -186,7 +186,7 @@ def test_a_headline_says_when_the_interval_includes_1():
 def with_evidence(comparison, **changes):
     """The comparison of edges in one task, with changed evidence for both models."""
     sides = {
-        side: replace(discovery, found={"edge": replace(discovery.found["edge"], **changes)})
+        side: replace(discovery, circuits={"edge": replace(discovery.circuits["edge"], **changes)})
         for side, discovery in comparison.discoveries["ioi"].items()
     }
     return replace(comparison, discoveries={"ioi": sides})
@@ -239,8 +239,8 @@ def test_a_headline_says_when_the_sparse_model_needs_more():
 def test_a_headline_on_empty_circuits_claims_nothing():
     comparison = make_comparison(tasks=("ioi",), granularities=("mlp",))
     discovery = comparison.discoveries["ioi"]["sparse"]
-    empty = make_found(discovery.found["mlp"].circuit, (0.0, 0.0, 0.0, 0.0))
-    both = replace(discovery, found={"mlp": empty})
+    empty = make_found(discovery.circuits["mlp"].circuit, (0.0, 0.0, 0.0, 0.0))
+    both = replace(discovery, circuits={"mlp": empty})
     (sentence,) = headlines(
         replace(comparison, discoveries={"ioi": {"dense": both, "sparse": both}})
     )

@@ -66,7 +66,7 @@ def big_comparison():
         scores = torch.randn(graph.mask.shape, generator=generator) ** 5 * edges
         sides[side] = replace(
             discovery,
-            found={
+            circuits={
                 name: make_found(Circuit(graph, name, nodes, edges, scores))
                 for name in ("edge", "head")
             },

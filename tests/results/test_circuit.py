@@ -24,7 +24,7 @@ def circuit_of(*names, granularity="edge"):
         edges=edges,
         scores=scores,
         attention_edges={"t": [AttentionEdge(1, 0, 5, 3, -0.5)]},
-        found={"task": "ioi"},
+        provenance={"task": "ioi"},
     )
 
 
@@ -48,7 +48,7 @@ def test_a_file_gives_back_the_circuit(tmp_path):
     assert torch.equal(again.nodes, circuit.nodes)
     torch.testing.assert_close(again.scores, circuit.scores)
     assert again.attention_edges == circuit.attention_edges
-    assert (again.granularity, again.found) == (circuit.granularity, circuit.found)
+    assert (again.granularity, again.provenance) == (circuit.granularity, circuit.provenance)
 
 
 def test_the_file_has_every_node_and_edge_as_eap_ig_writes_them(tmp_path):
@@ -73,7 +73,7 @@ def test_a_file_with_an_impossible_edge_is_refused(tmp_path, name):
 
 def test_a_file_that_is_no_circuit_is_refused(tmp_path):
     (tmp_path / "c.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no circuit"):
+    with pytest.raises(ValueError, match="is not a circuit"):
         Circuit.load(tmp_path / "c.json")
 
 

@@ -40,7 +40,7 @@ def test_a_loaded_comparison_has_the_same_tables(tmp_path):
 def test_a_file_that_is_no_comparison_is_refused(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no saved comparison"):
+    with pytest.raises(ValueError, match="is not a saved comparison"):
         load_comparison(path)
 
 
@@ -50,7 +50,7 @@ def test_a_comparison_without_its_run_is_refused(tmp_path):
     content = json.loads(path.read_text())
     del content["run"]
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="is no saved comparison"):
+    with pytest.raises(ValueError, match="is not a saved comparison"):
         load_comparison(path)
 
 
@@ -79,8 +79,8 @@ def test_sizes_that_all_halves_have_are_said_to_be_so():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     assert comparison.summary_table()["note"].tolist() == [""]
     for discovery in comparison.discoveries["ioi"].values():
-        one = discovery.found["edge"]
-        discovery.found["edge"] = replace(one, redrawn_sizes=(one.size,) * 5)
+        one = discovery.circuits["edge"]
+        discovery.circuits["edge"] = replace(one, redrawn_sizes=(one.size,) * 5)
     assert comparison.summary_table()["note"].tolist() == ["all halves have these sizes"]
     assert comparison.evidence_table()["note"].tolist() == ["all halves have this size"] * 2
 
@@ -89,7 +89,7 @@ def test_too_few_prompts_have_neither_an_interval_nor_a_p_value():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     for discovery in comparison.discoveries["ioi"].values():
         few = {"redrawn_sizes": (), "interval": "none: 6 prompts are too few"}
-        discovery.found["edge"] = replace(discovery.found["edge"], **few)
+        discovery.circuits["edge"] = replace(discovery.circuits["edge"], **few)
     row = comparison.summary_table().iloc[0]
     assert row["ratio"] == 2
     assert row["interval"] == "none: 6 prompts are too few"
@@ -100,14 +100,14 @@ def test_what_has_no_interval_can_be_saved_and_is_loaded_without_one(tmp_path):
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     none = {"size_low": math.nan, "faithfulness_high": math.nan, "curve_low": (math.nan,) * 3}
     for discovery in comparison.discoveries["ioi"].values():
-        discovery.found["edge"] = replace(discovery.found["edge"], **none)
+        discovery.circuits["edge"] = replace(discovery.circuits["edge"], **none)
     path = tmp_path / "a.json"
     save_comparison(comparison, path)
-    one = load_comparison(path).discoveries["ioi"]["dense"].found["edge"]
+    one = load_comparison(path).discoveries["ioi"]["dense"].circuits["edge"]
     assert math.isnan(one.size_low)
     assert math.isnan(one.faithfulness_high)
     assert all(map(math.isnan, one.curve_low))
-    assert one.size_high == comparison.discoveries["ioi"]["dense"].found["edge"].size_high
+    assert one.size_high == comparison.discoveries["ioi"]["dense"].circuits["edge"].size_high
 
 
 def test_the_columns_of_the_summary_are_promised():
@@ -189,7 +189,9 @@ def test_the_overlap_of_two_empty_circuits_is_undefined():
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     found = comparison.discoveries["ioi"]
     for side, discovery in found.items():
-        found[side] = replace(discovery, found={"edge": make_found(make_circuit({}), (0.0, 0.0))})
+        found[side] = replace(
+            discovery, circuits={"edge": make_found(make_circuit({}), (0.0, 0.0))}
+        )
     assert math.isnan(comparison.overlap_table()["jaccard"][0])
 
 
@@ -199,7 +201,7 @@ def test_models_without_a_circuit_of_edges_have_no_structure():
 
 def test_the_paths_of_a_circuit_are_counted_by_hand():
     # Into a1.h0: directly by k, by a0.h0's q, and by a0.h0, then m0, then v.
-    circuit = make_comparison().discoveries["ioi"]["dense"].found["edge"].circuit
+    circuit = make_comparison().discoveries["ioi"]["dense"].circuits["edge"].circuit
     assert circuit_shape(circuit)["paths"] == 3
 
 
@@ -210,13 +212,13 @@ def test_reads_of_one_head_are_paths_of_their_own():
 
 def test_the_depth_is_the_number_of_edges_on_the_longest_path():
     # input -> a0.h0 -> m0 -> a1.h0 -> logits
-    circuit = make_comparison().discoveries["ioi"]["dense"].found["edge"].circuit
+    circuit = make_comparison().discoveries["ioi"]["dense"].circuits["edge"].circuit
     assert circuit_shape(circuit)["depth"] == 4
 
 
 def test_degrees_are_means_over_heads_and_mlps():
     # a0.h0: 1 in, 2 out; m0: 1 in, 1 out; a1.h0: 3 in, 1 out.
-    shape = circuit_shape(make_comparison().discoveries["ioi"]["dense"].found["edge"].circuit)
+    shape = circuit_shape(make_comparison().discoveries["ioi"]["dense"].circuits["edge"].circuit)
     assert shape["mean_in_degree"] == pytest.approx(5 / 3)
     assert shape["mean_out_degree"] == pytest.approx(4 / 3)
 

@@ -37,7 +37,7 @@ def circuit(request):
         edges=edges,
         scores=torch.randn(graph.mask.shape) * graph.mask,
         attention_edges={"a <template> & more": [AttentionEdge(0, 1, 4, 2, -0.125)]},
-        found={"task": "ioi", "target": 0.9, "nested": {"list": [1, None, "x"]}},
+        provenance={"task": "ioi", "target": 0.9, "nested": {"list": [1, None, "x"]}},
     )
 
 
@@ -120,7 +120,7 @@ def test_a_file_without_nodes_has_those_of_its_edges():
     ("changes", "message"),
     [
         ({"edges": {"m0->a0.h0<q>": {"in_graph": True}}}, "does not run forwards"),
-        ({"edges": {"a7.h0->m0": {"in_graph": True}}}, "'a7.h0' is no source"),
+        ({"edges": {"a7.h0->m0": {"in_graph": True}}}, "'a7.h0' is not a source"),
         ({"edges": {"input->m0": {"in_graph": 1}}}, "in_graph of input->m0 is 1"),
         (
             {"edges": {"input->m0": {"in_graph": True, "score": float("nan")}}},

@@ -153,7 +153,7 @@ def test_a_group_that_is_not_drawn_has_no_weight():
 
 
 def test_the_size_is_read_off_between_two_trials_by_hand():
-    # 0.9 lies three quarters of the way from 0.6 to 1.0, hence from size 10 to size 20.
+    # 0.9 lies three quarters of the way from 0.6 to 1.0, so from size 10 to size 20.
     sizes = torch.tensor([0, 10, 20])
     search = search_of(torch.tensor([[0.0], [0.6], [1.0]]), torch.ones(1), sizes)
     assert sizes_in_resamples(search, torch.ones(1, 1).double()).tolist() == [18]

@@ -56,7 +56,7 @@ def test_an_empty_circuit_has_a_table_without_rows():
 
 def test_a_circuit_shows_itself_with_its_size_and_faithfulness():
     circuit = make_circuit(EDGES["dense"])
-    shown = replace(circuit, found={"faithfulness": 0.91234})._repr_html_()
+    shown = replace(circuit, provenance={"faithfulness": 0.91234})._repr_html_()
     assert "circuit of edges, size 6; 2 layers of 2 heads; faithfulness 0.912" in shown
     assert "a0.h0-&gt;m0" in shown
 

@@ -72,7 +72,7 @@ def make_run_folder(
 
 
 def result_of(log: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """What `TrainResult.summary` says of a twin whose best state is the last evaluation's."""
+    """What `TrainResult.summary` says about a twin whose best state is the last evaluation's."""
     line = [line for line in log if "ce" in line][-1]
     return {
         "satisfied": True, "failures": [], "warnings": [], "ce": line["ce"], "dense_ce": DENSE_CE,

@@ -40,7 +40,7 @@ def make_config(n_processes: int, **changes: Any) -> TrainConfig:
 
 
 def unused(model: Any) -> set[str]:
-    """Weights of a TransformerBridge that stand beside those that they were split into."""
+    """Weights of a TransformerBridge from which others were split, and which are kept."""
     spare = backend_of(model).spare_parameters(model)
     return {name for name, parameter in model.named_parameters() if parameter in spare}
 

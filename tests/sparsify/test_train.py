@@ -684,7 +684,7 @@ def test_bad_arguments_are_refused_together_before_anything_is_written(
 ) -> None:
     message = (
         "has a gate already.*; context 40 is longer than the model's n_ctx 32; "
-        r"frozen names \['b'\] are no parameters of the model; the data holds token 49"
+        r"frozen names \['b'\] are not parameters of the model; the data holds token 49"
     )
     stream = CountingStream(context=40, d_vocab=50)
     with pytest.raises(ValueError, match=message):

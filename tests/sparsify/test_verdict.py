@@ -1,4 +1,4 @@
-"""What is said of a run: text that cannot be read, twins that are not a success."""
+"""What is said about a run: text that cannot be read, twins that are not a success."""
 
 from __future__ import annotations
 

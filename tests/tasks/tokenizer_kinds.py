@@ -52,7 +52,7 @@ def _code() -> Iterator[tuple[str, int]]:
 
 def _numbers() -> Iterator[tuple[str, int]]:
     for century in greater_than.CENTURIES:
-        yield f" {century}", 30  # more often than any other pair of digits, hence joined first
+        yield f" {century}", 30  # more often than any other pair of digits, so joined first
     for year in greater_than.YEARS:
         yield year, 2
     for number in range(100, 200):

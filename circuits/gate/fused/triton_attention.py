@@ -70,7 +70,7 @@ class TritonAttention(torch.autograd.Function):
         prices = q.new_zeros(len(q)) if expected_grad is None else expected_grad
         prices = prices.float().contiguous()
         row_sums = (z_grad.float() * z).sum(dim=-1)
-        q_grad, k_grad, v_grad = (torch.empty_like(one) for one in (q, k, v))
+        q_grad, k_grad, v_grad = (torch.empty_like(given) for given in (q, k, v))
         given = (q, k, v, z_grad, log_sums, row_sums, prices)
         numbers, options = (seed, scale, bias, q.shape[1]), kernel_options(q)
         options |= {"SAMPLE": sample, "FROZEN": frozen}
@@ -111,7 +111,8 @@ def check_triton(device: torch.device, d_head: int, dtype: torch.dtype) -> str |
         drawn = [torch.randn(3, 100, d_head, device=device).to(dtype) for _ in "qkvz"]
         try:
             ours, theirs = (
-                _results(one, drawn, sample=False) for one in (TritonAttention, BlockwiseAttention)
+                _results(path, drawn, sample=False)
+                for path in (TritonAttention, BlockwiseAttention)
             )
             sampled = _results(TritonAttention, drawn, sample=True)
         except Exception as error:  # of a compiler and a driver: of any type
@@ -121,7 +122,7 @@ def check_triton(device: torch.device, d_head: int, dtype: torch.dtype) -> str |
         error = ((found - expected).float().norm() / expected.float().norm()).item()
         if not error < tolerance:
             return f"its kernels are wrong here: {name} differs by {error:.1e}"
-    if not all(torch.isfinite(one).all() for one in sampled):
+    if not all(torch.isfinite(result).all() for result in sampled):
         return "its kernels give numbers that are not finite"
     return None
 
@@ -129,7 +130,7 @@ def check_triton(device: torch.device, d_head: int, dtype: torch.dtype) -> str |
 def _results(kind: type[Any], drawn: list[Tensor], *, sample: bool) -> list[Tensor]:
     """z, the sums of sigmoid(g) and the gradients of both, of one small case."""
     *given, weight = drawn
-    q, k, v = (one.clone().requires_grad_() for one in given)
+    q, k, v = (tensor.clone().requires_grad_() for tensor in given)
     z, expected, _ = kind.apply(q, k, v, q.shape[-1] ** -0.5, 0.1, sample, False)
     loss = (z.float() * weight.float()).sum() + expected.sum()
     return [z.detach(), expected.detach(), *torch.autograd.grad(loss, (q, k, v))]
@@ -140,7 +141,7 @@ def kernel_options(q: Pairs) -> dict[str, Any]:
     d_head, half = q.shape[-1], q.dtype != torch.float32
     wide = _row_bytes(d_head, q.dtype) > _WIDEST_ROW // 2
     return {
-        "PRECISION": "tf32" if half else "ieee",  # said of float32 only
+        "PRECISION": "tf32" if half else "ieee",  # applies to float32 only
         "D": d_head,
         "BLOCK_D": _padded(d_head),
         "BLOCK": 32 if wide else 64,

@@ -90,7 +90,7 @@ def charts_of(run: RunFolder) -> list[Chart]:
         ]  # fmt: skip
     speed = Series("tokens a second", "single", _points(log, "tokens_per_second"))
     several.append(_chart(run, "Tokens a second", "plain", [speed], best, from_0=True))
-    return [one for one in several if any("bound" not in curve.look for curve in one.series)]
+    return [chart for chart in several if any("bound" not in curve.look for curve in chart.series)]
 
 
 def _bounded_chart(run: RunFolder, best: int | None) -> Chart:
@@ -133,14 +133,16 @@ def _chart(
 ) -> Chart:
     steps = max(run.config["steps"], 1)
     drawn = [
-        Series(one.name, one.look, [p for p in one.points if p[1] > 0], one.dotted)
+        Series(curve.name, curve.look, [p for p in curve.points if p[1] > 0], curve.dotted)
         if is_log
-        else one
-        for one in series
+        else curve
+        for curve in series
     ]
-    left_out = sum(len(one.points) for one in series) - sum(len(one.points) for one in drawn)
-    drawn = [Series(one.name, one.look, thinned(one.points), one.dotted) for one in drawn]
-    drawn = [one for one in drawn if one.points]
+    left_out = sum(len(curve.points) for curve in series) - sum(
+        len(curve.points) for curve in drawn
+    )
+    drawn = [Series(curve.name, curve.look, thinned(curve.points), curve.dotted) for curve in drawn]
+    drawn = [curve for curve in drawn if curve.points]
     low, high, is_cut = value_range(drawn, steps, is_log=is_log, from_0=from_0)
 
     def place(value: float) -> float:
@@ -157,7 +159,7 @@ def _chart(
         title=title + (", log axis" if is_log else ""),
         kind=kind,
         series=drawn,
-        paths=[_paths(one, steps, place) for one in drawn],
+        paths=[_paths(curve, steps, place) for curve in drawn],
         x_ticks=[(100 * at / steps, f"{at:,.0f}") for at in linear_ticks(0, steps, 5)],
         y_ticks=[(100 * place(at), text) for at, text in _labelled(low, high, kind, is_log=is_log)],
         best=None if best is None else 100 * best / steps,
@@ -173,10 +175,10 @@ def value_range(
     On a linear axis the tenth of the steps with which a run begins, where the gates have just
     fallen, may be cut off: it would press all the rest flat.
     """
-    values = [y for one in series for _, y in one.points]
+    values = [y for curve in series for _, y in curve.points]
     if not values:
         return 1.0, 10.0, False
-    later = [y for one in series for x, y in one.points if x > steps / 10] or values
+    later = [y for curve in series for x, y in curve.points if x > steps / 10] or values
     low, high = 0.0 if from_0 else min(values), max(values)
     is_cut = not is_log and high - low > 3 * (max(later) - low) > 0
     high = max(later) if is_cut else high
@@ -215,7 +217,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for parts in ((1, 2, 5), (1, 3), (1,)):
         every = [part * 10.0**exponent for exponent in exponents for part in parts]
-        found = [one for one in every if low <= one <= high]
+        found = [step for step in every if low <= step <= high]
         if len(found) <= most:
             return found if len(found) > 1 else linear_ticks(low, high, most)
     return found[:: math.ceil(len(found) / most)]

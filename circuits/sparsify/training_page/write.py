@@ -29,7 +29,7 @@ _MOST_ROWS = 100
 def write_training_page(folder: str | Path) -> Path:
     """Writes `training.html` and `summary.txt` into the folder of a run, finished or not.
 
-    Each is written beside and renamed. Returns the path of the page.
+    Each is written to a temporary file that is then renamed. Returns the path of the page.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
@@ -81,9 +81,9 @@ def page_of(run: RunFolder) -> str:
                     {
                         "kind": chart.kind,
                         "series": [
-                            {"name": one.name, "points": one.points}
-                            for one in chart.series
-                            if "bound" not in one.look
+                            {"name": curve.name, "points": curve.points}
+                            for curve in chart.series
+                            if "bound" not in curve.look
                         ],
                     }
                     for chart in charts
@@ -98,7 +98,7 @@ def summary_of(run: RunFolder) -> str:
     lines = [
         title_of(run),
         "",
-        *(f"{one.kind}: {one.text}" for one in alerts(run)),
+        *(f"{alert.kind}: {alert.text}" for alert in alerts(run)),
         verdict(run),
         "",
     ]
