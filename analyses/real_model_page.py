@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from results_page import UNITS, markdown, number, with_interval
+from results_page import UNITS, markdown, with_interval
 
 from circuits.files import write_text
+from circuits.numbers import sized
 
 TABLES = {
     "text.csv": "text.csv",
@@ -140,9 +141,9 @@ def circuit_rows(folder: Path) -> str:
         {
             "behaviour": f"`{row['task']}`",
             "components": UNITS[row["granularity"]],
-            **{side: number(row[side]) for side in both},
+            **{side: sized(row[side]) for side in both},
             "dense / sparse [95 %]": with_interval(row),
-            "by attribution": ", ".join(number(row[f"attribution_{side}"]) for side in both),
+            "by attribution": ", ".join(sized(row[f"attribution_{side}"]) for side in both),
             "dense / sparse by attribution": f"{row['attribution_ratio']:.2f}",
             "faithfulness": ", ".join(f"{row[f'faithfulness_{side}']:.2f}" for side in both),
             "prompts": row["prompts"],

@@ -18,6 +18,7 @@ import pandas as pd
 from circuits.comparison.robustness import verdicts
 from circuits.figures import UNITS
 from circuits.files import write_text
+from circuits.numbers import sized
 
 PAPER = "arXiv 2512.05865"
 DENSITY = (0.002, 0.004)  # the paper's, at equal cross-entropy
@@ -131,14 +132,14 @@ def pruned(summary: pd.DataFrame) -> pd.DataFrame:
     rows: list[Any] = [row for _, row in summary.iterrows()]
 
     def pair(name: str) -> list[str]:
-        return [f"{number(row[f'{name}_dense'])}, {number(row[f'{name}_sparse'])}" for row in rows]
+        return [f"{sized(row[f'{name}_dense'])}, {sized(row[f'{name}_sparse'])}" for row in rows]
 
     return pd.DataFrame(
         {
             "behaviour": summary["task"],
             "components": summary["granularity"].map(UNITS),
-            "dense": summary["dense"].map(number),
-            "sparse": summary["sparse"].map(number),
+            "dense": summary["dense"].map(sized),
+            "sparse": summary["sparse"].map(sized),
             "ratio [95 %]": [with_interval(row).removesuffix(" -") for row in rows],
             "before": pair("prefix"),
             "ratio before [95 %]": [
@@ -323,8 +324,8 @@ def sizes(summary: pd.DataFrame) -> pd.DataFrame:
         {
             "behaviour": summary["task"],
             "components": summary["granularity"].map(UNITS),
-            "dense": summary["dense"].map(number),
-            "sparse": summary["sparse"].map(number),
+            "dense": summary["dense"].map(sized),
+            "sparse": summary["sparse"].map(sized),
             "ratio [95 %]": [with_interval(row) for _, row in summary.iterrows()],
             "p": summary["p"].map("{:.3f}".format),
             "templates": [between(row["low"], row["high"]) for _, row in templates.iterrows()],
@@ -504,11 +505,6 @@ def with_interval(row: Any) -> str:
 def between(low: float, high: float) -> str:
     """Returns "[1.00, 2.00]", or a dash where there is no interval."""
     return "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
-
-
-def number(value: float) -> str:
-    """Returns a size without needless digits."""
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.4g}"
 
 
 def listed(names: list[str]) -> str:

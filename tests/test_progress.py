@@ -80,7 +80,7 @@ def test_what_was_done_before_says_nothing_of_the_speed(ticking):
         assert step.seconds_left is None
         ticking.now += 10
         step.reach(950, "step 950", "CE 1.2")
-        step.reach(951, "step 951", is_told=False)
+        step.reach(951, "step 951", after=60)
     assert file.getvalue() == "step 950: CE 1.2 (95% done, 0:00:10 so far, about 0:00:10 left)\n"
     with shown_steps(1000, console=console) as step:
         ticking.now += 10
@@ -88,6 +88,37 @@ def test_what_was_done_before_says_nothing_of_the_speed(ticking):
         ticking.now += 5
         step.reach(950, "step 950")
         assert (step.seconds, step.seconds_left) == (5, 5)
+
+
+def test_steps_count_by_their_cost_and_the_time_left_is_said_once_it_is_known(ticking):
+    file, console = told()
+    costs = {"scored": 30.0, "edge": 10.0}
+    with shown_steps(1000, console=console, work_of_step=lambda what: costs[what]) as step:
+        for what, seconds in [("scored", 3), ("edge", 1), ("edge", 70), *[("edge", 1)] * 96]:
+            ticking.now += seconds
+            step(what)
+        assert step.seconds_left is None  # More than was foreseen.
+        step.finish()
+    lines = file.getvalue().splitlines()
+    assert lines[:3] == [
+        "scored (3% done, 0:00:03 so far)",
+        "edge (4% done, 0:00:04 so far)",
+        # 50 of 1,000 in 74 s
+        "edge (5% done, 0:01:14 so far, about 0:23:26 left)",
+    ]
+    assert lines[-1] == "edge (65% done, 0:02:14 so far, about 0:01:12 left)"
+
+
+def test_work_that_turns_out_to_be_more_is_not_said_to_be_done(ticking):
+    file, console = told()
+    with shown_steps(2, console=console, work_of_step=lambda _: 1.0) as step:
+        for what in ("a: head", "a: mlp", "a: edge"):
+            ticking.now += 1
+            step(what)
+    assert file.getvalue().splitlines()[1:] == [
+        "a: mlp (99% done, 0:00:02 so far)",
+        "a: edge (99% done, 0:00:03 so far)",
+    ]
 
 
 def test_nothing_is_shown_where_nothing_shall_be(capsys):

@@ -15,7 +15,7 @@ from circuits.cli.config_options import with_config_options
 from circuits.cli.console import (
     err_console,
     out_console,
-    print_frame,
+    print_table,
     progress_bar,
     usage_errors,
     with_bounds,
@@ -33,6 +33,7 @@ from circuits.cli.options import (
     held_out_texts,
     in_processes,
 )
+from circuits.numbers import percent, sized
 from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
@@ -79,11 +80,13 @@ def compare_command(
     """
     launch = read_launch()
     with usage_errors():
-        from circuits.comparison.compare_models import compare, steps_of_compare
+        from circuits.comparison.compare_models import compare, work_of_compare
         from circuits.comparison.parts import remove_parts
         from circuits.comparison.searches import processes_for
-        from circuits.discovery.find_circuits import method_of, steps_of
+        from circuits.discovery.find_circuits import method_of
+        from circuits.discovery.work import work_of_search, work_of_step
         from circuits.report import check_writable, warnings_of, write_results
+        from circuits.report.tables import in_words
         from circuits.results.comparison import SIDES
         from circuits.tasks import find_tasks
         from circuits.workers import join_workers
@@ -108,8 +111,8 @@ def compare_command(
         f"comparing {dense} and {sparse}{further} on {device}{in_processes(processes)}, "
         f"seed {config.seed}"
     )
-    n_steps = steps_of_compare(config, len(tasks), len(others))
-    with told_of_parts(parts), progress_bar(n_steps) as step:
+    work = work_of_compare(config, len(tasks), len(others))
+    with told_of_parts(parts), progress_bar(work, work_of_step) as step:
         comparison = compare(
             *models,
             tasks,
@@ -121,7 +124,7 @@ def compare_command(
             workers=workers,
             processes=processes,
             parts=parts,
-            on_kept=telling(step, steps_of(config), parts, resume=resume),
+            on_kept=telling(step, work_of_search(config), parts, resume=resume),
             on_step=step,
         )
     if not launch.is_first:
@@ -130,20 +133,25 @@ def compare_command(
     with told_of_parts(parts):
         write_results(comparison, out)
     remove_parts(parts)
-    equally_good = comparison.models_table().drop(columns="tokenizer")
-    print_frame(equally_good, "Are the models equally good?")
+    equally_good = comparison.models_table().drop(columns="tokenizer").to_dict("records")
+    print_table(
+        [{name: in_words(str(name), row[name]) for name in row} for row in equally_good],
+        "Are the models equally good?",
+    )
     for name, table in _compact(comparison.summary_table()).items():
-        print_frame(table, f"{name}: components that recover {config.target:.0%}")
+        print_table(
+            table.to_dict("records"), f"{name}: components that recover {percent(config.target, 4)}"
+        )
     for name, why in comparison.not_compared().items():
         out_console.print(f"{name} is not compared. {why}", markup=False, soft_wrap=True)
     for warning in warnings_of(comparison):
         out_console.print(warning, markup=False, soft_wrap=True)
     if others:
         title = "The dense model against each of the others"
-        print_frame(_compact_others(comparison.others_table()), title)
+        print_table(_compact_others(comparison.others_table()).to_dict("records"), title)
     if twin:
         title = "Over training seeds (geometric mean, with its 95 % interval)"
-        print_frame(comparison.seeds_table(), title)
+        print_table(comparison.seeds_table().to_dict("records"), title)
     for line in _legend(comparison.summary_table()):
         out_console.print(line, soft_wrap=True)
     out_console.print(
@@ -270,14 +278,15 @@ def _compact(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
         rows: list[Any] = [row for _, row in part.iterrows()]
         ratios = {
             "ratio [95 %]": [
-                with_bounds(row, "ratio", ".2f") + ("=" if row["note"] else "") for row in rows
+                with_bounds(row, "ratio", "{:.2f}".format) + ("=" if row["note"] else "")
+                for row in rows
             ]
         }
         if _is_pruned(part):
             ratios["unpruned"] = [f"{row['prefix_ratio']:.2f}" for row in rows]
         tables[str(task)] = part[["granularity"]].assign(
             sizes=[
-                f"{row['dense']:.4g} / {row['sparse']:.4g}"
+                f"{sized(row['dense'])} / {sized(row['sparse'])}"
                 + ("+" if row["minimal"] is False else "")
                 for row in rows
             ],
@@ -333,7 +342,9 @@ def _legend(summary: pd.DataFrame) -> list[str]:
 def _compact_others(table: pd.DataFrame) -> pd.DataFrame:
     rows: list[Any] = [row for _, row in table.iterrows()]
     cells = [
-        "does not do the task" if math.isnan(row["size"]) else with_bounds(row, "ratio", ".2f")
+        "does not do the task"
+        if math.isnan(row["size"])
+        else with_bounds(row, "ratio", "{:.2f}".format)
         for row in rows
     ]
     return table[["task", "granularity", "model", "size"]].assign(**{"ratio [95 %]": cells})

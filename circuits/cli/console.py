@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from circuits.numbers import sized
 from circuits.progress import Steps, shown_steps
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 out_console = Console()
 err_console = Console(stderr=True)
@@ -57,9 +55,14 @@ def usage_errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(total: float) -> Iterator[Steps]:
-    """Yields what to call with the name of each step; Ctrl-C ends with exit code 130."""
-    with shown_steps(total, console=err_console) as steps:
+def progress_bar(
+    total: float, work_of_step: Callable[[str], float] | None = None
+) -> Iterator[Steps]:
+    """Yields what to call with the name of each step; Ctrl-C ends with exit code 130.
+
+    `total` counts steps, or, where these differ, what `work_of_step` says of each by its name.
+    """
+    with shown_steps(total, console=err_console, work_of_step=work_of_step) as steps:
         try:
             yield steps
         except KeyboardInterrupt:
@@ -68,39 +71,35 @@ def progress_bar(total: float) -> Iterator[Steps]:
         steps.finish()
 
 
-def with_bounds(row: Any, name: str, digits: str) -> str:
-    """Returns an estimate in a row of a table with its interval, from `{name}_low` to `_high`."""
+def with_bounds(row: Any, name: str, write: Callable[[float], str]) -> str:
+    """Returns an estimate in a row of a table with its interval, from `{name}_low` to `_high`.
+
+    `write` turns a number into text, such as `"{:.2f}".format`.
+    """
     value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
     if math.isnan(low):
-        return f"{value:{digits}} (no interval)"
-    return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
+        return f"{write(value)} (no interval)"
+    return f"{write(value)} [{write(low)}, {write(high)}]"
 
 
-def print_frame(frame: pd.DataFrame, title: str) -> None:
-    """Prints a table to stdout."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
-    for name in frame.columns:
-        justify = "right" if frame[name].dtype.kind in "fi" else "left"
-        table.add_column(name, justify=justify, no_wrap=True)
-    for row in frame.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    out_console.print(table)
-
-
-def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
-    """Prints rows of one kind to stdout, as a table without rules between columns."""
-    table = Table(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, no_wrap=True)
+def print_table(rows: Sequence[Mapping[Any, Any]], title: str | None = None) -> None:
+    """Prints rows of one kind to stdout, numbers to the right; without rows nothing."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False
+    )
+    for name in rows[0] if rows else ():
+        is_text = any(isinstance(row[name], str) for row in rows)
+        table.add_column(str(name), justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row.values())
-    out_console.print(table)
+        table.add_row(*map(_cell, row.values()))
+    if rows:
+        out_console.print(table)
 
 
 def _cell(value: Any) -> str:
     if value is None or value != value:
         return "-"
     if isinstance(value, float):
-        whole = value.is_integer() and abs(value) >= 10
-        return f"{value:.0f}" if whole else f"{value:.3g}"
-    return str(value)
+        is_whole = value.is_integer() and abs(value) >= 10
+        return sized(value) if is_whole or abs(value) >= 100 else f"{value:.3g}"
+    return sized(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -12,7 +12,7 @@ from circuits.cli.config_options import with_config_options
 from circuits.cli.console import (
     err_console,
     out_console,
-    print_frame,
+    print_table,
     progress_bar,
     usage_errors,
     with_bounds,
@@ -20,6 +20,7 @@ from circuits.cli.console import (
 from circuits.cli.kept_parts import Resume, parts_of, telling, told_of_parts
 from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, Processes, Tasks, TrustRemoteCode, in_processes
+from circuits.numbers import percent, sized
 from circuits.results.discover_config import DiscoverConfig
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def discover_command(
     with usage_errors():
         from circuits.comparison.parts import remove_parts
         from circuits.comparison.searches import processes_for
-        from circuits.comparison.study_model import steps_of_study, study
-        from circuits.discovery.find_circuits import discover, method_of, steps_of
+        from circuits.comparison.study_model import study, work_of_study
+        from circuits.discovery.find_circuits import discover, method_of
+        from circuits.discovery.work import work_of_search, work_of_step
         from circuits.files import check_file
         from circuits.models.load import load_model
         from circuits.report import check_writable, write_results
@@ -88,14 +90,15 @@ def discover_command(
         f"looking for {names} in {model} on {device}{in_processes(processes)}, seed {config.seed}"
     )
     if parts is None:
-        with progress_bar(steps_of(config)) as step:
+        with progress_bar(work_of_search(config), work_of_step) as step:
             found = discover(loaded, tasks[0], config, workers=workers, on_step=step)
         if launch.is_first:
             found.save(out)
             tell_of_discovery(found)
             out_console.print(f"written to {out}")
         return
-    with told_of_parts(parts), progress_bar(steps_of_study(config, len(tasks))) as step:
+    work = work_of_study(config, len(tasks))
+    with told_of_parts(parts), progress_bar(work, work_of_step) as step:
         results = study(
             loaded,
             tasks,
@@ -104,7 +107,7 @@ def discover_command(
             workers=workers,
             processes=processes,
             parts=parts,
-            on_kept=telling(step, steps_of(config), parts, resume=resume),
+            on_kept=telling(step, work_of_search(config), parts, resume=resume),
             on_step=step,
         )
     if not launch.is_first:
@@ -132,12 +135,15 @@ def tell_of_discovery(found: Discovery) -> None:
     """Prints what was found for a task, in columns that fit a terminal."""
     out_console.print(
         f"{found.task}: {found.metric} {found.metric_full:.3f} (ablated "
-        f"{found.metric_empty:.3f}), accuracy {found.accuracy:.1%} on {found.n_reporting} prompts",
+        f"{found.metric_empty:.3f}), accuracy {percent(found.accuracy)} on "
+        f"{found.n_reporting} prompts",
         markup=False,
     )
     table = found.to_dataframe()
     compact = _compact(table, is_pruned=found.config.prune)
-    print_frame(compact, f"Components that recover {found.config.target:.0%}")
+    print_table(
+        compact.to_dict("records"), f"Components that recover {percent(found.config.target, 4)}"
+    )
     for line in _legend(table):
         out_console.print(line, soft_wrap=True)
 
@@ -148,11 +154,13 @@ def _compact(table: pd.DataFrame, *, is_pruned: bool) -> pd.DataFrame:
     marks = ["+" if row["minimal"] is False else "" for row in rows]
     columns = {
         ("pruned [95 %]" if is_pruned else "size [95 %]"): [
-            with_bounds(row, "size", ".4g") + mark for row, mark in zip(rows, marks, strict=True)
+            with_bounds(row, "size", sized) + mark for row, mark in zip(rows, marks, strict=True)
         ],
         **({"before": table["prefix"]} if is_pruned else {}),
         "of": table["components"],
-        "faithful [95 %]": [with_bounds(row, "faithfulness", ".3f") + _mark(row) for row in rows],
+        "faithful [95 %]": [
+            with_bounds(row, "faithfulness", "{:.3f}".format) + _mark(row) for row in rows
+        ],
         "random": table["random_same_size"],
     }
     return table[["granularity"]].assign(**columns)

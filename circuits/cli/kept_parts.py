@@ -50,15 +50,15 @@ def _counted(n_parts: int) -> str:
 
 
 def telling(
-    step: Steps, steps_of_part: int, folder: Path, *, resume: bool
+    step: Steps, work_of_part: float, folder: Path, *, resume: bool
 ) -> Callable[[KeptParts], None]:
-    """Returns what a search calls with the finished parts: their steps will not be taken.
+    """Returns what a search calls with the finished parts: their work will not be done.
 
     Where it was said to go on from them, it says which there are, and which of them do not fit.
     """
 
     def tell(kept: KeptParts) -> None:
-        step.leave_out(len(kept.discoveries) * steps_of_part)
+        step.leave_out(len(kept.discoveries) * work_of_part)
         if not resume:
             return
         say(f"{len(kept.discoveries)} of {kept.n_wanted} parts are kept from before")

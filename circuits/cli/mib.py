@@ -13,7 +13,7 @@ from circuits.cli.config_options import named_value
 from circuits.cli.console import (
     err_console,
     out_console,
-    print_frame,
+    print_table,
     progress_bar,
     usage_errors,
     with_bounds,
@@ -174,8 +174,10 @@ def mib_command(
         f"{len(parts.evaluation)} prompts",
         soft_wrap=True,
     )
-    print_frame(_by_size(curves), f"Faithfulness of the first {level}s, {config.method}")
-    print_frame(_areas(summary), "Areas")
+    print_table(
+        _by_size(curves).to_dict("records"), f"Faithfulness of the first {level}s, {config.method}"
+    )
+    print_table(_areas(summary).to_dict("records"), "Areas")
     out_console.print(
         f"intervals: 95 %, over prompts (drawn: {curves[0].interval})", soft_wrap=True
     )
@@ -208,7 +210,7 @@ def _by_size(curves: list[MibCurve]) -> pd.DataFrame:
     )
     for curve, frame in zip(curves, frames, strict=True):
         table[f"{curve.selection} [95 %]"] = [
-            with_bounds(row, "faithfulness", ".3f") for _, row in frame.iterrows()
+            with_bounds(row, "faithfulness", "{:.3f}".format) for _, row in frame.iterrows()
         ]
     return table
 
@@ -217,8 +219,8 @@ def _areas(summary: pd.DataFrame) -> pd.DataFrame:
     rows = [row for _, row in summary.iterrows()]
     return summary[["selection"]].assign(
         **{
-            "CPR [95 %]": [with_bounds(row, "cpr", ".3f") for row in rows],
-            "CMD [95 %]": [with_bounds(row, "cmd", ".3f") for row in rows],
+            "CPR [95 %]": [with_bounds(row, "cpr", "{:.3f}".format) for row in rows],
+            "CMD [95 %]": [with_bounds(row, "cmd", "{:.3f}".format) for row in rows],
             "mean F": summary["average"],
         }
     )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from circuits.cli.console import err_console, out_console, print_rows, say, usage_errors
+from circuits.cli.console import err_console, out_console, print_table, say, usage_errors
 from circuits.cli.options import TrustRemoteCode
+from circuits.numbers import percent
 
 if TYPE_CHECKING:
     from circuits.models.load import ModelInfo
@@ -54,7 +55,7 @@ def show_command(
         infos = [model_info(name, trust_remote_code=trust_remote_code) for name in names]
     facts = [_facts(info) for info in infos]
     if model is None:
-        print_rows([{name: model[name] for name in _LISTED} for model in facts])
+        print_table([{name: model[name] for name in _LISTED} for model in facts])
     else:
         for name, value in facts[0].items():
             out_console.print(f"{name:13} {value}", soft_wrap=True, markup=False, highlight=False)
@@ -80,7 +81,9 @@ def show_command(
 def _facts(info: ModelInfo) -> dict[str, str]:
     """What is known of a model without its weights, as the table shows it."""
     gate, density = info.gate, info.gate.density if info.gate else None
-    is_open = f"{density['overall']:.2%} open, T = {density['context']}" if density else "unknown"
+    is_open = (
+        f"{percent(density['overall'])} open, T = {density['context']}" if density else "unknown"
+    )
     return {
         "model": info.name,
         "architecture": info.architecture,

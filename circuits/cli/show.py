@@ -24,29 +24,25 @@ def show_command(
 ) -> None:
     """Open the page in a folder of results or of a run, or print what a saved discovery found."""
     with usage_errors():
-        page = _page_at(path)
-        if page is None:
+        pages = _pages_at(path)
+        if not pages:
             from circuits.cli.discover import tell_of_discovery
             from circuits.results.discovery import Discovery
 
             tell_of_discovery(Discovery.load(path))
             return
-    # A machine without a screen has no browser to open it with: the address is of use there too.
-    if browser and webbrowser.open(page.as_uri()):
-        out_console.print(f"opened {page}", markup=False, highlight=False, soft_wrap=True)
-    else:
-        out_console.print(
-            f"open this in a browser: {page.as_uri()}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    for page in pages:
+        # A machine without a screen has no browser to open it with: the address is of use there.
+        opened = browser and webbrowser.open(page.as_uri())
+        said = f"opened {page}" if opened else f"open this in a browser: {page.as_uri()}"
+        out_console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
-def _page_at(path: Path) -> Path | None:
-    """The page of a folder or the page itself, None for a file of results.
+def _pages_at(path: Path) -> list[Path]:
+    """The page of a folder or the page itself, none for a file of results.
 
-    A run that has none yet, or was written before there were any, gets its page here.
+    Of a folder with a run for each of several seeds these are the pages of all. A run that has none
+    yet, or was written before there were any, gets its page here.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -56,16 +52,26 @@ def _page_at(path: Path) -> Path | None:
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if path.is_file():
-        return path if path.suffix == ".html" else None
-    for name in PAGES:
-        if (path / name).is_file():
-            return path / name
-    from circuits.sparsify.training_page import write_training_page
-    from circuits.sparsify.training_page.run_folder import RUN_FILE
-
-    if (path / RUN_FILE).is_file():
-        return write_training_page(path)
+        return [path] if path.suffix == ".html" else []
+    of_seeds = {int(one.name[4:]): one for one in path.glob("seed*") if one.name[4:].isdecimal()}
+    folders = [path, *(of_seeds[seed] for seed in sorted(of_seeds))]
+    found = {folder: page for folder in folders if (page := _page_in(folder)) is not None}
+    if path in found:
+        return [found[path]]
+    if found:
+        return list(found.values())
     raise ValueError(
         f"{path} holds none of {', '.join(PAGES)}; give a folder that `circuits compare`, "
         "`circuits discover --out FOLDER` or `circuits train` wrote"
     )
+
+
+def _page_in(folder: Path) -> Path | None:
+    """The page that lies in a folder, written here for a run that has none."""
+    for name in PAGES:
+        if (folder / name).is_file():
+            return folder / name
+    from circuits.sparsify.training_page import write_training_page
+    from circuits.sparsify.training_page.run_folder import RUN_FILE
+
+    return write_training_page(folder) if (folder / RUN_FILE).is_file() else None

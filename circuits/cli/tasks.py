@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from circuits.cli.console import out_console, print_rows, progress_bar, usage_errors
+from circuits.cli.console import out_console, print_table, progress_bar, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
 from circuits.files import check_file, write_text
 
@@ -81,7 +81,7 @@ def _say_what_it_does(model: Model, prompts: int, seed: int, out: Path | None) -
         found = behaviours(model, tasks, n_prompts=prompts, seed=seed, on_step=step)
     if out is not None:
         write_text(out, behaviours_table(found).to_csv(index=False))
-    print_rows([_row(behaviour) for behaviour in found])
+    print_table([_row(behaviour) for behaviour in found])
     for behaviour in found:
         if behaviour.why_not:
             out_console.print(

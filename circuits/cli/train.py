@@ -14,6 +14,7 @@ from circuits.cli.config_options import with_config_options
 from circuits.cli.console import err_console, out_console, said_warnings, say, usage_errors
 from circuits.cli.launch import read_launch
 from circuits.cli.options import Device, TrustRemoteCode, text_stream
+from circuits.numbers import percent
 from circuits.settings import AT_LEAST_1, complaints, one_of, setting
 from circuits.sparsify.config import TrainConfig
 
@@ -250,9 +251,7 @@ def _summary(result: TrainResult) -> str:
     """What a run came to, in a line."""
     if not result.config.gate:
         return f"dense CE {result.dense_ce:.4f}, control CE {result.ce:.4f} nats"
-    from circuits.sparsify.result import format_density
-
-    layers = ", ".join(map(format_density, result.density.per_layer.tolist()))
+    layers = ", ".join(map(percent, result.density.per_layer.tolist()))
     if result.is_by_kl:
         held = f"KL {result.kl:.4f}, bound {result.config.epsilon:g} nats"
     else:
@@ -260,6 +259,6 @@ def _summary(result: TrainResult) -> str:
     watched = result.watch.in_words("KL" if result.is_by_kl else "CE")
     return (
         f"dense CE {result.dense_ce:.4f}, sparse CE {result.ce:.4f}, {held}; "
-        f"{format_density(result.density.overall)} of edges open at T = {result.density.context} "
+        f"{percent(result.density.overall)} of edges open at T = {result.density.context} "
         f"(layers: {layers}), weights of step {result.best_step}; {watched}"
     )

@@ -19,7 +19,7 @@ from circuits.comparison.gather import gather
 from circuits.comparison.parts import (
     KeptParts,
 )
-from circuits.discovery.find_circuits import steps_of
+from circuits.discovery.work import work_of_search
 from circuits.files import file_name_of
 from circuits.models.load import as_model
 from circuits.results.comparison import SIDES, Comparison
@@ -123,9 +123,9 @@ def compare(
     )
 
 
-def steps_of_compare(config: DiscoverConfig, n_tasks: int, n_others: int = 0) -> int:
-    """Returns about how many times `compare` calls `on_step`."""
-    return (2 + n_others) * (n_tasks * steps_of(config) + 1) + n_tasks
+def work_of_compare(config: DiscoverConfig, n_tasks: int, n_others: int = 0) -> float:
+    """Returns about how much work `compare` is, in the unit of `circuits.discovery.work`."""
+    return (2 + n_others) * (n_tasks * work_of_search(config) + 1) + n_tasks
 
 
 def check_model_names(names: Iterable[str]) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from circuits.comparison.gather import gather
 from circuits.comparison.parts import KeptParts
-from circuits.discovery.find_circuits import method_of, steps_of
+from circuits.discovery.find_circuits import method_of
+from circuits.discovery.work import work_of_search
 from circuits.models.load import as_model
 from circuits.results.comparison import ONLY, Comparison
 from circuits.results.discovery import DiscoverConfig
@@ -90,6 +91,6 @@ def study(
     )
 
 
-def steps_of_study(config: DiscoverConfig, n_tasks: int) -> int:
-    """Returns about how many times `study` calls `on_step`."""
-    return 1 + n_tasks * (steps_of(config) + 1)
+def work_of_study(config: DiscoverConfig, n_tasks: int) -> float:
+    """Returns about how much work `study` is, in the unit of `circuits.discovery.work`."""
+    return 1 + n_tasks * (work_of_search(config) + 1)

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from circuits.attribute import METHODS, Method, Scores
 from circuits.choices import Granularity
-from circuits.discovery.evidence import N_RANDOM, gather_evidence
+from circuits.discovery.evidence import gather_evidence
 from circuits.discovery.prune import Pruned, prune
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
 from circuits.discovery.redraw import ABOVE, Redrawn, halves_to_redraw
 from circuits.discovery.resample import TemplateWeights
-from circuits.discovery.search import N_CURVE, Search, find_smallest
+from circuits.discovery.search import Search, find_smallest
 from circuits.intervene.experiment import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.models.backend import backend_of
@@ -42,11 +42,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from circuits.models.backend import Model
-
-_TRIALS = {"head": 30, "mlp": 10, "edge": 50, "attention_edge": 65}
-"""About how many sizes the search tries in a model of a few thousand edges."""
-_TRIALS_OF_HALVES = {"head": 14, "mlp": 5, "edge": 22, "attention_edge": 24}
-"""About how many a search on halves tries, which begins nearer."""
 
 
 def discover(
@@ -145,16 +140,6 @@ def _discover(
         n_reporting=len(reporting.prompts),
         config=config,
         circuits=found,
-    )
-
-
-def steps_of(config: DiscoverConfig) -> int:
-    """Returns about how many times `discover` calls `on_step`."""
-    measured = N_CURVE + N_RANDOM + 1
-    times = 2 if config.prune else 1  # Pruning takes about as many trials as the search.
-    return 1 + sum(
-        times * (_TRIALS[granularity] + config.redraws * _TRIALS_OF_HALVES[granularity]) + measured
-        for granularity in config.granularities
     )
 
 

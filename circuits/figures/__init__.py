@@ -12,7 +12,7 @@ from circuits.figures.export import PRINT_WIDTHS, for_print, save_figure
 from circuits.figures.patterns import head_figure, patterns_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.sizes import faithfulness_figure, sizes_figure
-from circuits.figures.style import COLOURS, UNITS, counted, rounded
+from circuits.figures.style import COLOURS, UNITS, counted
 from circuits.figures.training import frontier_figure, training_figure
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "head_figure",
     "patterns_figure",
     "robustness_figure",
-    "rounded",
     "save_figure",
     "sizes_figure",
     "spelled_token",

@@ -7,6 +7,7 @@ import math
 import plotly.graph_objects as go
 
 from circuits.figures.style import COLOURS, safe, styled
+from circuits.numbers import percent
 from circuits.results.comparison import Comparison
 
 
@@ -43,7 +44,7 @@ def density_figure(comparison: Comparison) -> go.Figure:
         dtick=1,
         title="open attention edges (%)",
     )
-    overall = ", ".join(f"{side} {100 * one.density:.3g} %" for side, one in facts.items())
+    overall = ", ".join(f"{side} {percent(one.density)}" for side, one in facts.items())
     title = f"Attention edges left open, T = {contexts} (overall: {overall})"
     return styled(figure, title, height=400)
 

@@ -20,6 +20,7 @@ from circuits.figures.style import (
     styled,
 )
 from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
+from circuits.numbers import sized
 from circuits.results.circuit import Circuit
 from circuits.results.comparison import Comparison
 
@@ -79,7 +80,7 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
                 yref="y domain",
                 x=0,
                 y=0,
-                text=f"{MAX_EDGES} strongest of {n_edges} edges drawn, {n_edges - MAX_EDGES} cut",
+                text=f"{MAX_EDGES} strongest of {sized(n_edges)} edges drawn",
                 showarrow=False,
                 font={"color": GREY},
             )

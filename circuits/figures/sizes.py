@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, rounded, safe, styled
+from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, safe, styled
+from circuits.numbers import percent, rounded, sized
 from circuits.results.comparison import Comparison
 from circuits.results.discovery import Evidence
 from circuits.results.pair import size_ratio
@@ -70,7 +71,7 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
     figure.update_yaxes(title="components in the circuit", col=1)
     target = next(iter(comparison.discoveries.values()))[comparison.sides[0]].config.target
     what = "above: dense / sparse, 95 % interval" if comparison.is_pair else "95 % interval"
-    title = f"Components that recover {100 * target:.4g} % ({what})"
+    title = f"Components that recover {percent(target, 4)} ({what})"
     figure.update_layout(showlegend=comparison.is_pair)
     return styled(figure, title, height=140 + 320 * n_rows)
 
@@ -83,7 +84,7 @@ def _size_bars(sizes: Sequence[Evidence], labels: list[str], side: str, *, first
         x=labels,
         y=[one.size for one in sizes],
         marker_color=COLOURS[side],
-        text=[f"{one.size:.1f}".removesuffix(".0") for one in sizes],
+        text=[sized(one.size) for one in sizes],
         # At the foot, away from the error bars.
         textposition="inside",
         insidetextanchor="start",
@@ -97,8 +98,10 @@ def _size_bars(sizes: Sequence[Evidence], labels: list[str], side: str, *, first
             "arrayminus": [max(0.0, one.size - one.size_low) for one in sizes],
             "color": "#222222",
         },
-        customdata=[[one.n_components, _interval_words(one)] for one in sizes],
-        hovertemplate="%{y:.4g} of %{customdata[0]:.4g} %{x}, %{customdata[1]}",
+        customdata=[
+            [sized(one.size), sized(one.n_components), _interval_words(one)] for one in sizes
+        ],
+        hovertemplate="%{customdata[0]} of %{customdata[1]} %{x}, %{customdata[2]}",
     )
 
 
@@ -108,7 +111,7 @@ def _interval_words(one: Evidence) -> str:
         return f"no interval ({one.interval.removeprefix('none: ')})"
     if one.is_in_every_half:
         return "the same on all halves"
-    return f"95 % interval {one.size_low:.4g} to {one.size_high:.4g}"
+    return f"95 % interval {sized(one.size_low)} to {sized(one.size_high)}"
 
 
 def _ratio_text(ratio: float, low: float, high: float) -> str:
@@ -142,14 +145,14 @@ def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
     low, high = max(-0.6, min([0.0, *shown])), min(1.7, max([1.0, *shown]))
     figure.update_yaxes(range=[low - 0.08, high + 0.08])
     figure.update_yaxes(title="faithfulness", row=1, col=1)
-    title = f"{safe(task)}: faithfulness at each size (dashed: target, {100 * target:.4g} %)"
+    title = f"{safe(task)}: faithfulness at each size (dashed: target, {percent(target, 4)})"
     return styled(figure, title, height=480, legend_rows=3)
 
 
 def _curve_traces(one: Evidence, side: str, *, first: bool) -> list[go.Scatter]:
     """Band, curve, the chosen size, and random circuits of that size."""
     sizes = [1 + size for size in one.curve_sizes]
-    place = "size %{customdata:.4g}, faithfulness %{y:.3f}"
+    place = "size %{customdata}, faithfulness %{y:.3f}"
     common = {"legendgroup": side}
     return [
         go.Scatter(
@@ -171,7 +174,7 @@ def _curve_traces(one: Evidence, side: str, *, first: bool) -> list[go.Scatter]:
             name=side,
             showlegend=first,
             line={"color": COLOURS[side]},
-            customdata=one.curve_sizes,
+            customdata=[sized(size) for size in one.curve_sizes],
             hovertemplate=place,
             **common,
         ),
@@ -186,7 +189,7 @@ def _curve_traces(one: Evidence, side: str, *, first: bool) -> list[go.Scatter]:
                 "size": 7,
                 "line": {"color": COLOURS[side], "width": 1.5},
             },
-            customdata=[one.size] * len(one.random_faithfulness),
+            customdata=[sized(one.size)] * len(one.random_faithfulness),
             hovertemplate=f"random circuit, {place}",
             **common,
         ),
@@ -202,7 +205,7 @@ def _curve_traces(one: Evidence, side: str, *, first: bool) -> list[go.Scatter]:
                 "symbol": "diamond" if side == "sparse" else "circle",
                 "line": {"color": "white", "width": 1},
             },
-            customdata=[one.size],
+            customdata=[sized(one.size)],
             hovertemplate=place,
             **common,
         ),

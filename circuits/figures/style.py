@@ -8,11 +8,11 @@ from data go through `safe`, because plotly reads some HTML in labels.
 from __future__ import annotations
 
 import html
-import math
 from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.numbers import sized
 from circuits.results.comparison import ONLY
 
 COLOURS = {"dense": "#0072B2", "sparse": "#D55E00", ONLY: "#0072B2"}
@@ -58,14 +58,9 @@ def styled(figure: go.Figure, title: str, height: int, *, legend_rows: int = 1) 
 
 
 def counted(size: float, granularity: str) -> str:
-    """Returns a size with its unit: "1 head", "12 edges", "3.5 attention edges"."""
+    """Returns a size with its unit: "1 head", "12,345 edges", "3.5 attention edges"."""
     unit = UNITS[granularity]
-    return f"{size:.4g} {unit[:-1] if size == 1 else unit}"
-
-
-def rounded(value: float) -> str:
-    """Returns a ratio, or an end of its interval, to two significant digits."""
-    return "∞" if math.isinf(value) else f"{value:.2g}" if value < 100 else f"{value:.0f}"
+    return f"{sized(size)} {unit[:-1] if size == 1 else unit}"
 
 
 def safe(text: str) -> str:

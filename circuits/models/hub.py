@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from circuits.files import write_text
 from circuits.gate.card import GateCard
 from circuits.models.load import ModelInfo, model_info
+from circuits.numbers import percent
 
 CARD_FILE = "README.md"
 METHOD = "https://arxiv.org/abs/2512.05865"
@@ -101,7 +102,7 @@ def _gate_lines(gate: GateCard) -> list[str]:
     rows = ["| | |", "|---|---|"]
     if gate.density:
         share, context = gate.density["overall"], gate.density["context"]
-        rows.append(f"| attention edges open | {share:.2%} at {context} tokens |")
+        rows.append(f"| attention edges open | {percent(share)} at {context} tokens |")
     if gate.ce is not None and gate.dense_ce is not None:
         rows.append(f"| cross-entropy, nats per token | {gate.ce:.4f} |")
         rows.append(f"| of the dense model | {gate.dense_ce:.4f} |")

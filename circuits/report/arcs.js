@@ -93,7 +93,7 @@
             svg("path", { d: arc.d, class: `arc ${arc.sign}`, "stroke-width": arc.width, "data-node": arc.name, click: () => choose(arc.name) },
               svg("title", {}, `${arc.name}: ${tokens[arc.query]} → ${tokens[arc.key]}  ${scored(arc.score)}`))));
           captions[index].textContent = `${report.prefix(side)}${report.counted(whole)} on this prompt` +
-            `${several.length < whole ? `, ${several.length} drawn` : ""}; mean over prompts ${Number(pair[side].size.toPrecision(4))}`;
+            `${several.length < whole ? `, ${report.sized(several.length)} drawn` : ""}; mean over prompts ${report.sized(pair[side].size)}`;
         });
         relabel(chosen);
       },

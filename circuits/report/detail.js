@@ -17,7 +17,7 @@
     const add = (some) => body.append(...some.map((row) => html("tr", {}, cells(row).map((cell) => html("td", {}, cell)))));
     add(rows.slice(0, FEW));
     const rest = rows.slice(FEW);
-    const more = html("button", { click: () => { add(rest); more.remove(); } }, `Show ${rest.length} more`);
+    const more = html("button", { click: () => { add(rest); more.remove(); } }, `Show ${report.sized(rest.length)} more`);
     return html("section", {},
       html("h4", {}, title),
       rows.length
@@ -78,7 +78,7 @@
   const edgeLists = (pair, node, choose) => {
     const list = (end, title) => {
       const rows = edgesOf(pair, node, end);
-      return listed(`${title} (${rows.length})`, [end === "in" ? "from" : "to", ...HEADS], rows, (row) =>
+      return listed(`${title} (${report.sized(rows.length)})`, [end === "in" ? "from" : "to", ...HEADS], rows, (row) =>
         [html("span", {}, nodeButton(row.other, choose), row.letter ? html("span", { class: "read" }, ` ${{ q: "query", k: "key", v: "value" }[row.letter]}`) : ""), ...scores(row)]);
     };
     return [node === "input" ? null : list("in", "Edges in"), node === "logits" ? null : list("out", "Edges out")];
@@ -88,7 +88,7 @@
     const rows = joined(SIDES.flatMap((side) =>
       pair[side].prompts[prompt].filter(([name]) => name === node)
         .map(([, query, key, score]) => ({ name: `${query} ${key}`, query, key, side, score }))));
-    return listed(`Attention edges on this prompt (${rows.length})`, ["query → key", ...HEADS], rows,
+    return listed(`Attention edges on this prompt (${report.sized(rows.length)})`, ["query → key", ...HEADS], rows,
       (row) => [`${tokens[row.query]} → ${tokens[row.key]}`, ...scores(row)]);
   };
 

@@ -23,6 +23,8 @@ const report = {};
   report.prefix = (side) => (report.isPair ? `${side}: ` : "");
 
   report.scored = (score) => (score === undefined ? "–" : (score > 0 ? "+" : "") + Number(score.toPrecision(3)));
+  // As circuits.numbers.sized writes it.
+  report.sized = (size) => (Math.abs(size) >= 999.95 ? Math.round(size).toLocaleString("en") : String(Number(size.toPrecision(4))));
   report.cut = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
   // How wide a drawing may be; a window that is being made or hidden may have no width for a moment.

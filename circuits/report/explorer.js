@@ -12,7 +12,7 @@
 
   report.counted = (size) => {
     const unit = data.units[chosen.by];
-    return `${Number(size.toPrecision(4))} ${size === 1 ? unit.slice(0, -1) : unit}`;
+    return `${report.sized(size)} ${size === 1 ? unit.slice(0, -1) : unit}`;
   };
   // Whether what the size counts is not the edges that are drawn.
   report.countsOther = () => chosen.by !== "edge";
@@ -26,8 +26,8 @@
 
   const showCount = () => {
     const shown = Math.min(chosen.count, drawing.most);
-    at("counted").textContent = `${shown} of ${drawing.most}`;
-    at("count").setAttribute("aria-valuetext", `${shown} of at most ${drawing.most}`);
+    at("counted").textContent = `${report.sized(shown)} of ${report.sized(drawing.most)}`;
+    at("count").setAttribute("aria-valuetext", `${report.sized(shown)} of at most ${report.sized(drawing.most)}`);
   };
 
   const remember = () => {

@@ -19,7 +19,7 @@ from circuits.results.comparison import AttentionExample, Comparison
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
-MOST_EDGES = 150_000
+MOST_EDGES = 100_000
 """Edges of all circuits of the page, about 2 MB; with more, big circuits lose their weakest."""
 
 

@@ -221,8 +221,8 @@
         const drawn = Math.min(count, circuit.score.length);
         panel.say(`${report.prefix(SIDES[index])}${report.counted(circuit.size)}` + (
           drawn === circuit.n_edges && !report.countsOther() ? ", all drawn"
-            : `; ${drawn} of ${circuit.n_edges} edges drawn` +
-              (circuit.n_edges > circuit.score.length ? ` (the page holds the ${circuit.score.length} strongest)` : "")));
+            : `; ${report.sized(drawn)} of ${report.sized(circuit.n_edges)} edges drawn` +
+              (circuit.n_edges > circuit.score.length ? ` (the page holds the ${report.sized(circuit.score.length)} strongest)` : "")));
       }),
       light: (chosen, hidden) => panels.forEach((panel) => panel.light(chosen, hidden)),
       mark: (text) => panels.forEach((panel) => panel.mark(text)),

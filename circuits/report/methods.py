@@ -15,6 +15,7 @@ import pandas as pd
 
 from circuits.choices import ABLATIONS, GATES, SELECTIONS
 from circuits.figures import UNITS
+from circuits.numbers import percent, sized
 from circuits.results.comparison import Comparison
 from circuits.results.discovery import DiscoverConfig
 
@@ -203,8 +204,8 @@ def latex_tables(comparison: Comparison) -> dict[str, str]:
         {
             "behaviour": [row["task"] for row in rows],
             "components": [UNITS[row["granularity"]] for row in rows],
-            "dense": [f"{row['dense']:.4g}" for row in rows],
-            "sparse": [f"{row['sparse']:.4g}" for row in rows],
+            "dense": [sized(row["dense"]) for row in rows],
+            "sparse": [sized(row["sparse"]) for row in rows],
             "dense / sparse": [_with_bounds(row, "ratio", 2) for row in rows],
             "F dense": [_with_bounds(row, "faithfulness_dense", 2) for row in rows],
             "F sparse": [_with_bounds(row, "faithfulness_sparse", 2) for row in rows],
@@ -217,9 +218,9 @@ def latex_tables(comparison: Comparison) -> dict[str, str]:
             "model": [row["model"] for row in several],
             "behaviour": [row["task"] for row in several],
             "metric": [f"{row['metric']:.3f}" for row in several],
-            "top answer right": [_percent(row["accuracy"]) for row in several],
+            "top answer right": [percent(row["accuracy"]) for row in several],
             "CE (nats)": ["" if pd.isna(row["ce"]) else f"{row['ce']:.3f}" for row in several],
-            "open edges": [_percent(row["density"]) for row in several],
+            "open edges": [percent(row["density"]) for row in several],
         }
     )
     tables = {"sizes": (sizes, "llrrlll"), "models": (models, "llrrrr")}
@@ -240,7 +241,7 @@ def _models(comparison: Comparison) -> str:
             said.append(f"cross-entropy {facts.ce:.3f} nats per token on held-out text")
         if facts.density < 1:
             said.append(
-                f"{100 * facts.density:.3g} % of its attention edges open at {facts.context} tokens"
+                f"{percent(facts.density)} of its attention edges open at {facts.context} tokens"
             )
         name = f" ({facts.name})" if facts.name != side else ""
         sentences.append(f"The model called {side}{name} has {', '.join(said)}.")
@@ -253,7 +254,7 @@ def _prompts(comparison: Comparison, config: DiscoverConfig) -> str:
         citation = f" [@{_TASKS[task]}]" if task in _TASKS else ""
         values = ", ".join(
             f"{side} {one.metric_full:.3g} (ablated {one.metric_empty:.3g}, top answer right on "
-            f"{_percent(one.accuracy)})"
+            f"{percent(one.accuracy)})"
             for side, one in found.items()
         )
         metric = next(iter(found.values())).metric
@@ -336,10 +337,6 @@ def _clause(sentences: Mapping[Any, str], choice: str) -> str:
     """The sentence of a choice as a part of another."""
     sentence = sentences[choice]
     return sentence[0].lower() + sentence[1:].rstrip(".")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def _with_bounds(row: Any, name: str, digits: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from circuits.figures import UNITS, rounded
+from circuits.figures import UNITS
+from circuits.numbers import rounded, sized
 from circuits.report.words import edges_first, headline, left_out_words
 from circuits.results.comparison import Comparison
 from circuits.results.discovery import Evidence
@@ -141,19 +142,19 @@ def _of_one(comparison: Comparison) -> list[Verdict]:
 
 
 def _share(granularity: str, one: Evidence) -> Share:
-    size = f"{one.size:.4g}"
+    size = sized(one.size)
     if not math.isnan(one.size_low):
-        size += f" [{one.size_low:.4g}, {one.size_high:.4g}]"
+        size += f" [{sized(one.size_low)}, {sized(one.size_high)}]"
     faithfulness = f"{one.faithfulness:.2f}"
     if not math.isnan(one.faithfulness_low):
         faithfulness += f" [{one.faithfulness_low:.2f}, {one.faithfulness_high:.2f}]"
     return Share(
         unit=UNITS[granularity],
         size=size,
-        components=f"{one.n_components:,.0f}",
+        components=sized(one.n_components),
         percent=round(100 * one.size / one.n_components, 2) if one.n_components else 0.0,
         faithfulness=faithfulness,
-        attribution=f"{one.n_attribution:.4g}",
+        attribution=sized(one.n_attribution),
     )
 
 
@@ -229,8 +230,8 @@ def _ratio(granularity: str, dense: Evidence, sparse: Evidence, reach: float) ->
         text += f" [{rounded(low)}, {rounded(high)}]"
     return Ratio(
         unit=UNITS[granularity],
-        dense=f"{dense.size:.4g}",
-        sparse=f"{sparse.size:.4g}",
+        dense=sized(dense.size),
+        sparse=sized(sparse.size),
         text=text,
         at=_place(ratio, reach),
         low=_place(low, reach),

@@ -22,7 +22,7 @@ from circuits.figures import (
     sizes_figure,
 )
 from circuits.figures.style import PAGE_CONFIG
-from circuits.pages import as_script_data, read_text_of, rendered
+from circuits.pages import as_packed_script, as_script_data, read_text_of, rendered
 from circuits.report.explorer import explorer_data
 from circuits.report.opening import pictured_head, verdicts
 from circuits.report.tables import page_table, roles_by_head, run_table, tables_of
@@ -93,5 +93,5 @@ def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:
         ),
         style=read_text_of("circuits.report", "page.css"),
         scripts=[read_text_of("circuits.report", name) for name in SCRIPTS],
-        plotly=get_plotlyjs(),
+        plotly=as_packed_script(get_plotlyjs()),
     )

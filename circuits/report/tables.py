@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits.figures import UNITS
+from circuits.numbers import percent, sized
 from circuits.report.columns import COLUMNS
 from circuits.results.comparison import ONLY, Comparison
 
@@ -20,6 +21,8 @@ TABLES = (
     *("overlap", "transfer", "structure", "roles"),
 )
 TABLES_OF_ONE = ("models", "evidence", "structure", "roles")
+SIZES = ("dense", "sparse", "size", "prefix", "prefix_dense", "prefix_sparse", "components")
+"""Columns that hold sizes, whole or as means: written as in the rest of the page."""
 _SAID_ONCE = (
     *("p", "interval", "note", "target", "measured_on", "prompts", "pruned", "minimal"),
     *("faithfulness_interval", "context", "tokenizer", "components"),
@@ -160,9 +163,10 @@ def in_words(column: str, value: Any) -> str:
     if value is None or math.isnan(value):
         return "-"
     if column in ("accuracy", "density", "target"):
-        return f"{100 * value:.3g} %"
+        return percent(value)
     if column == "ce":  # Twins differ in the third decimal.
         return f"{value:.4f}"
     if math.isinf(value):
         return "∞"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.3g}"
+    is_size = float(value).is_integer() or column in SIZES or abs(value) >= 100
+    return sized(value) if is_size else f"{value:.3g}"

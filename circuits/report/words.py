@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from circuits.figures import UNITS, counted, rounded
+from circuits.figures import UNITS, counted
+from circuits.numbers import percent, rounded, sized
 from circuits.results.comparison import Comparison
 from circuits.results.discovery import Discovery, Evidence
 from circuits.results.pair import size_ratio
@@ -47,20 +48,20 @@ def headline(comparison: Comparison, task: str, granularity: str) -> str:
     dense, sparse = (found[side].circuits[granularity] for side in comparison.sides)
     verdict = _verdict(*size_ratio(dense, sparse), dense.interval)
     if dense.is_minimal is not None:
-        verdict += f"; before pruning {dense.prefix_size:.4g} and {sparse.prefix_size:.4g}"
+        verdict += f"; before pruning {sized(dense.prefix_size)} and {sized(sparse.prefix_size)}"
     return (
-        f"{100 * found['dense'].config.target:.4g} % of the behaviour takes "
-        f"{counted(dense.size, granularity)} in the dense model and {sparse.size:.4g} in "
+        f"{percent(found['dense'].config.target, 4)} of the behaviour takes "
+        f"{counted(dense.size, granularity)} in the dense model and {sized(sparse.size)} in "
         f"the sparse one{verdict}."
     )
 
 
 def _headline_of_one(discovery: Discovery, granularity: str) -> str:
     one = discovery.circuits[granularity]
-    bounds = "" if math.isnan(one.size_low) else f" [{one.size_low:.4g}, {one.size_high:.4g}]"
+    bounds = "" if math.isnan(one.size_low) else f" [{sized(one.size_low)}, {sized(one.size_high)}]"
     return (
-        f"{100 * discovery.config.target:.4g} % of the behaviour takes "
-        f"{counted(one.size, granularity)}{bounds} of {one.n_components:,.4g}, which recover "
+        f"{percent(discovery.config.target, 4)} of the behaviour takes "
+        f"{counted(one.size, granularity)}{bounds} of {sized(one.n_components)}, which recover "
         f"{faithfulness_words(one)}."
     )
 
@@ -94,7 +95,7 @@ def warnings_of(comparison: Comparison) -> list[str]:
             the_model = f"The {side} model" if comparison.is_pair else "The model"
             if discovery.accuracy < ACCURACY_FLOOR:
                 found.append(
-                    f"{the_model} answers {discovery.accuracy:.1%} of the {task} prompts "
+                    f"{the_model} answers {percent(discovery.accuracy)} of the {task} prompts "
                     "right; a circuit of a behaviour that is not quite there means less."
                 )
             for granularity, one in discovery.circuits.items():

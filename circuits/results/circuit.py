@@ -23,6 +23,7 @@ from torch import Tensor
 from circuits.choices import GRANULARITIES, Granularity, check_choice
 from circuits.files import write_json
 from circuits.graph import LOGITS, READS, Graph, node_kind, node_layer
+from circuits.numbers import sized
 from circuits.results.notebook import table_html
 
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -137,7 +138,7 @@ class Circuit:
         names = {"head": self.heads, "mlp": self.mlps, "edge": self.edge_names}
         shown = ", ".join(names.get(self.granularity, [])[:3])
         more = f": {shown}{', ...' if self.size > 3 else ''}" if shown else ""
-        return f"Circuit({self.size:.4g} {self.granularity}s{more})"
+        return f"Circuit({sized(self.size)} {self.granularity}s{more})"
 
     @property
     def heads(self) -> list[str]:
@@ -208,7 +209,7 @@ class Circuit:
 
     def _repr_html_(self) -> str:
         caption = (
-            f"circuit of {self.granularity}s, size {self.size:.4g}; "
+            f"circuit of {self.granularity}s, size {sized(self.size)}; "
             f"{self.graph.n_layers} layers of {self.graph.n_heads} heads"
         )
         if "faithfulness" in self.provenance:

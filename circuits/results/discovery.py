@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from circuits.files import write_json
+from circuits.numbers import percent, sized
 from circuits.results.circuit import Circuit
 from circuits.results.discover_config import DiscoverConfig
 from circuits.results.notebook import table_html
@@ -121,7 +122,8 @@ class Evidence:
 
     def __repr__(self) -> str:
         return (
-            f"Evidence({self.size:.4g} of {self.n_components:.4g} {self.circuit.granularity}s, "
+            f"Evidence({sized(self.size)} of {sized(self.n_components)} "
+            f"{self.circuit.granularity}s, "
             f"faithfulness {self.faithfulness:.3f} on {self.n_measured} {self.measured_on} prompts)"
         )
 
@@ -185,10 +187,8 @@ class Discovery:
     circuits: dict[str, Evidence]
 
     def __repr__(self) -> str:
-        sizes = ", ".join(
-            f"{evidence.size:.4g} {name}s" for name, evidence in self.circuits.items()
-        )
-        return f"Discovery({self.task}: {sizes} at {self.config.target:.0%})"
+        sizes = ", ".join(f"{sized(one.size)} {name}s" for name, one in self.circuits.items())
+        return f"Discovery({self.task}: {sizes} at {percent(self.config.target, 4)})"
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns one row for each granularity: size and faithfulness with intervals, baselines.
@@ -225,8 +225,8 @@ class Discovery:
     def _repr_html_(self) -> str:
         caption = (
             f"{self.task}: {self.metric} {self.metric_full:.3f} (ablated {self.metric_empty:.3f}), "
-            f"accuracy {self.accuracy:.1%} on {self.n_reporting} reporting prompts; target "
-            f"{self.config.target:.0%}"
+            f"accuracy {percent(self.accuracy)} on {self.n_reporting} reporting prompts; target "
+            f"{percent(self.config.target, 4)}"
         )
         return table_html(caption, self.to_dataframe())
 

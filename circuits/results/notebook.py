@@ -10,14 +10,14 @@ import html
 
 import pandas as pd
 
+from circuits.numbers import sized
+
 MAX_ROWS = 12
 
 
 def table_html(caption: str, frame: pd.DataFrame) -> str:
     """Returns a caption above the first rows of a frame, and how many rows are left out."""
-    shown = frame.head(MAX_ROWS).to_html(
-        index=False, border=0, na_rep="", float_format="{:.4g}".format
-    )
+    shown = frame.head(MAX_ROWS).to_html(index=False, border=0, na_rep="", float_format=sized)
     left = len(frame) - MAX_ROWS
     more = f"<p>and {left} more</p>" if left > 0 else ""
     return f"<div><p><b>{html.escape(caption)}</b></p>{shown}{more}</div>"

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from circuits.files import replace_folder, write_text
 from circuits.gate.card import read_json
+from circuits.numbers import percent
 from circuits.sparsify.folder_lock import LOCK_FILES, check_free
 from circuits.sparsify.sharding import whole
 from circuits.sparsify.training_page.run_folder import RUN_FILE
@@ -199,7 +200,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             best = found.state
             lost = (
                 f"the best weights up to step {best['step']}, of step {best['best_step']} with "
-                f"{best['best_density']:.2%} of edges open, are lost: {wrong}"
+                f"{percent(best['best_density'])} of edges open, are lost: {wrong}"
             )
             without_best = replace(found, lost=lost)
     if without_best is not None:

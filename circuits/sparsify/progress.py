@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from circuits.progress import Steps, shown_steps
+from circuits.numbers import percent
+from circuits.progress import PATIENCE, Steps, shown_steps
 from circuits.sparsify.config import TrainConfig
 
-_BETWEEN_LINES = 10.0
-"""Seconds that lie at least between two lines of a log, but for evaluations."""
+BETWEEN_CHECKS = 10.0
+"""Seconds that lie at least between a line and that of a check of lambda."""
 
 
 class Shown:
@@ -25,7 +25,6 @@ class Shown:
         self._steps, self._config = steps, config
         self._measured = self._open = ""
         self._speeds: list[float] = []
-        self._told_at = time.monotonic()
 
     def show(self, step: int, record: dict[str, Any]) -> None:
         """Shows a run after `step` steps, by its line of the log.
@@ -37,15 +36,11 @@ class Shown:
         self._speeds = [*self._speeds[-9:], record["tokens_per_second"]]
         speed = sorted(self._speeds)[len(self._speeds) // 2]
         text = self._of_twin(record) if "lambda" in record else self._of_control(record)
-        is_check = "control_ce" in record and time.monotonic() - self._told_at > _BETWEEN_LINES
-        is_told = "ce" in record or is_check
-        if is_told:
-            self._told_at = time.monotonic()
         self._steps.reach(
             step,
             f"step {step:,} of {self._config.steps:,}",
             f"{text}, {speed:,.0f} tokens/s",
-            is_told=is_told,
+            after=0.0 if "ce" in record else BETWEEN_CHECKS if "control_ce" in record else PATIENCE,
         )
 
     def _of_control(self, record: dict[str, Any]) -> str:
@@ -60,14 +55,14 @@ class Shown:
                 held = f"KL {record['kl']:.4f} (epsilon {record['epsilon']:g}), {ce}"
             else:
                 held = f"{ce} (tau {record['tau']:.4f})"
-            self._measured, self._open = f"{held}, ", f"open {record['density']:.2%}, "
+            self._measured, self._open = f"{held}, ", f"open {percent(record['density'])}, "
         elif "control_kl" in record:
             bound = f"epsilon {self._config.epsilon:g}"
             self._measured = f"control KL {record['control_kl']:.4f} ({bound}), "
         elif "control_ce" in record:
             bound = f"bound {record['control_tau']:.4f}"
             self._measured = f"control CE {record['control_ce']:.4f} ({bound}), "
-        text = self._open or f"open {record['expected_density']:.1%} expected, "
+        text = self._open or f"open {percent(record['expected_density'])} expected, "
         return f"{self._measured}{text}lambda {record['lambda']:.2f}"
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuits.gate.card import GateCard
 from circuits.gate.density import Density
 from circuits.models.load import versions
+from circuits.numbers import percent
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.verdict import BoundWatch, is_attention_free, is_new_text
 
@@ -86,7 +87,7 @@ class TrainResult:
             )
         if is_attention_free(self.density):
             found.append(
-                f"{format_density(self.density.overall)} of attention edges are open: this model "
+                f"{percent(self.density.overall)} of attention edges are open: this model "
                 "does without attention, and has no circuits to find; lower the edge weight "
                 "(--edge-weight), and look whether the text needs attention at all"
             )
@@ -160,8 +161,3 @@ class TrainResult:
             },
             versions=versions(),
         )
-
-
-def format_density(density: float) -> str:
-    """Returns a density in percent, with so many digits that what is not 0 does not read as 0."""
-    return f"{density:.2%}" if density == 0 or density >= 5e-4 else f"{100 * density:.1g}%"

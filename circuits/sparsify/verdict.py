@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.gate.density import Density
+from circuits.numbers import percent
 
 MANY_UNKNOWN = 0.05
 """The share of unknown tokens from which on a run warns."""
@@ -70,7 +71,7 @@ def check_readable(
         ValueError: the dense model is worse than guessing among all tokens.
     """
     share, guessing = unknown_share(tokens, tokenizer), math.log(d_vocab)
-    unread = "" if share is None else f", of which {share:.1%} are unknown to the tokenizer,"
+    unread = "" if share is None else f", of which {percent(share)} are unknown to the tokenizer,"
     if dense_ce > guessing:
         raise ValueError(
             f"the dense model cannot read this text: its cross-entropy on the {tokens.numel()} "
@@ -80,8 +81,8 @@ def check_readable(
         )
     if share is not None and share > MANY_UNKNOWN:
         return (
-            f"{share:.1%} of the text's held-out tokens are unknown to the tokenizer, and all of "
-            "these are one token to the model; take text that it was made for"
+            f"{percent(share)} of the text's held-out tokens are unknown to the tokenizer, and all "
+            "of these are one token to the model; take text that it was made for"
         )
     return None
 

@@ -140,5 +140,5 @@ def test_the_table_of_circuits_says_both_counts(page, tmp_path):
     said, *_, last = page.circuit_rows(tmp_path).splitlines()
     assert said == "Clearly fewer in the twin: edges of `ioi`. Clearly more: none."
     cells = [cell.strip() for cell in last.strip("|").split("|")]
-    wanted = ["`ioi`", "edges", "9000", "4500", "2.00 [1.50, 2.50]", "800, 100", "8.00"]
+    wanted = ["`ioi`", "edges", "9,000", "4,500", "2.00 [1.50, 2.50]", "800, 100", "8.00"]
     assert cells == [*wanted, "0.91, 0.90", "40"]

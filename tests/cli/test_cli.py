@@ -135,7 +135,7 @@ def test_models_lists_the_embedded_pair_with_its_gate(capsys):
     code, printed, _ = run(capsys, "models")
     assert code == 0
     assert "dense-finetuned" in printed
-    assert "0.58% open, T = 128" in printed
+    assert "0.578 % open, T = 128" in printed
     assert max(map(len, printed.splitlines()[:9])) <= 80
     code, printed, _ = run(capsys, "models", "sparse")
     assert code == 0

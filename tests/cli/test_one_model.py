@@ -27,7 +27,7 @@ def test_the_command_writes_a_file_or_a_folder_and_show_opens_it(tmp_path, monke
     single = Discovery.load(tmp_path / "x.json")
     code, shown = run("show", str(tmp_path / "x.json"))
     assert code == 0
-    assert "Components that recover 90%" in shown
+    assert "Components that recover 90 %" in shown
     assert shown.partition("size:")[0] in said
     code, said = run("discover", *options, "--out", str(tmp_path / "results"))
     assert code == 0, said

@@ -109,7 +109,7 @@ def test_a_size_says_what_its_interval_is(changes, words):
     found = comparison.discoveries["ioi"]["dense"].circuits
     found["edge"] = replace(found["edge"], **changes)
     (bars,) = traces(sizes_figure(comparison), type="bar", name="dense")
-    assert list(bars.customdata[0]) == [40.0, words]
+    assert list(bars.customdata[0]) == ["6", "40", words]
 
 
 def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():

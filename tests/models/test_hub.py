@@ -53,7 +53,7 @@ def test_the_whole_folder_is_sent_with_a_card(sparse, sent, capsys):
     assert {"config.json", "gate.json", "model.safetensors", "tokenizer.json"} <= files
     card = (sparse / "README.md").read_text()
     assert 'load_model("someone/sparse-model")' in card
-    assert "| attention edges open | 0.58% at 128 tokens |" in card
+    assert "| attention edges open | 0.578 % at 128 tokens |" in card
     assert "| cross-entropy, nats per token | 1.2226 |" in card
     assert "(kept)" in card
 

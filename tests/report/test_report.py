@@ -1,3 +1,5 @@
+import base64
+import gzip
 import json
 import os
 import re
@@ -5,11 +7,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
+from circuits.figures import sizes_figure
 from circuits.report import (
     check_writable,
     figures_of,
     headlines,
+    latex_tables,
     methods_text,
     warnings_of,
     write_results,
@@ -90,11 +95,13 @@ def test_the_report_needs_no_network_and_holds_plotly_once(written):
     page = (written / "report.html").read_text()
     assert len(page.encode()) < 8e6
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="(https?:|//)', page)
-    outside_plotly = page[: page.index("plotly.js v")]
+    outside_plotly, _, packed = page.partition('<script type="application/gzip" id="plotly">')
     assert 'id="evidence-data"' in outside_plotly
     assert "<script src" not in outside_plotly
     assert "cdn." not in outside_plotly
-    assert page.count("plotly.js v") == 1
+    plotly = gzip.decompress(base64.b64decode(packed.partition("</script>")[0])).decode()
+    assert plotly == get_plotlyjs()
+    assert "plotly.js v" not in page
 
 
 def test_the_report_answers_first_then_explores_then_proves(written):
@@ -278,7 +285,7 @@ def test_a_low_accuracy_is_warned_of():
     sides = comparison.discoveries["ioi"]
     low = sides | {"sparse": replace(sides["sparse"], accuracy=0.9)}
     (warning,) = warnings_of(replace(comparison, discoveries={"ioi": low}))
-    assert "The sparse model answers 90.0% of the ioi prompts" in warning
+    assert "The sparse model answers 90 % of the ioi prompts" in warning
 
 
 def test_a_new_an_empty_and_an_own_folder_are_accepted(written, tmp_path):
@@ -424,3 +431,37 @@ def test_a_behaviour_that_one_model_does_not_do_says_why():
 def test_a_methods_paragraph_is_of_two_models():
     with pytest.raises(ValueError, match="these are results of one model"):
         methods_text(make_study())
+
+
+def test_big_sizes_have_no_exponent_anywhere(tmp_path):
+    comparison = one_task()
+    sides = comparison.discoveries["ioi"]
+    big = {
+        side: replace(
+            one,
+            circuits={
+                "edge": replace(
+                    one.circuits["edge"],
+                    size=22_730.4,
+                    size_low=18_779.0,
+                    size_high=31_000.5,
+                    n_components=123_211,
+                    n_attribution=13_048.5,
+                )
+            },
+        )
+        for side, one in sides.items()
+    }
+    comparison = replace(comparison, discoveries={"ioi": big})
+    write_results(comparison, tmp_path / "results")
+    page = (tmp_path / "results" / "report.html").read_text()
+    opening = page[page.index("<body>") : page.index('id="explorer"')]
+    assert "22,730" in opening
+    texts = [
+        re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL),
+        " ".join(str(bar.text) + str(bar.customdata) for bar in sizes_figure(comparison).data),
+        *headlines(comparison),
+        repr(big["dense"]),
+        latex_tables(comparison)["sizes"],
+    ]
+    assert not [found for text in texts for found in re.findall(r"\d(?:\.\d+)?e\+0\d", text)]

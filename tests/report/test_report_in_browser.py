@@ -397,7 +397,7 @@ def test_big_circuits_stay_quick_to_change(browser, tmp_path):
     path.write_text(report_html(big_comparison(), {}))
     assert path.stat().st_size < 8e6
     page, said, _ = opened(browser, path.as_uri())
-    assert "dense: 9029 edges; 60 of 9029 edges drawn" in captions(page)
+    assert "dense: 9,029 edges; 60 of 9,029 edges drawn" in captions(page)
     # The median of several, as seen from inside the page; a machine under load is given room.
     times = page.evaluate(
         """() => {

@@ -92,7 +92,7 @@ def test_a_discovery_shows_its_task_escaped():
     discovery = replace(make_comparison().discoveries["ioi"]["dense"], task=SCRIPT)
     shown = discovery._repr_html_()
     assert "<script>" not in shown
-    assert "logit_diff 4.000 (ablated -1.000), accuracy 99.0% on 20 reporting prompts" in shown
+    assert "logit_diff 4.000 (ablated -1.000), accuracy 99 % on 20 reporting prompts" in shown
 
 
 def test_a_comparison_shows_both_tables_escaped():

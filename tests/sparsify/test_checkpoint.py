@@ -144,7 +144,7 @@ def test_best_weights_that_no_state_has_whole_are_told_to_be_lost(
     save_checkpoint(step_path(tmp_path, 6), TENSORS, state)
     shutil.rmtree(step_path(tmp_path, 4))
     damage(best_path(tmp_path, 1) / name)
-    message = "up to step 6, of step 1 with 1.25% of edges open, are lost: .*going on from .*0006 "
+    message = "up to step 6, of step 1 with 1.25 % of edges open, are lost: .*going on from .*0006 "
     with pytest.warns(UserWarning, match=message):
         found = latest_checkpoint(tmp_path)
     assert found is not None

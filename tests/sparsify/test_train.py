@@ -32,6 +32,7 @@ from circuits.gate.gate import add_gate, is_gated
 from circuits.gate.top_k import add_top_k
 from circuits.models.load import load_model
 from circuits.models.saving import save_model
+from circuits.numbers import percent
 from circuits.sparsify import progress as progress_module
 from circuits.sparsify import run as run_module
 from circuits.sparsify.checkpoint import load_checkpoint, save_checkpoint
@@ -716,7 +717,7 @@ def test_without_a_terminal_each_evaluation_is_a_line_with_the_numbers_of_the_lo
     for text, line in zip(told, evaluated, strict=True):
         assert text.startswith(
             f"step {line['step']} of 12: CE {line['ce']:.4f} (tau {line['tau']:.4f}), open "
-            f"{line['density']:.2%}, lambda {line['lambda']:.2f}, "
+            f"{percent(line['density'])}, lambda {line['lambda']:.2f}, "
         )
         assert re.search(r"[\d,]+ tokens/s \(\d+% done, .* so far, about .* left\)$", text)
 
@@ -724,14 +725,15 @@ def test_without_a_terminal_each_evaluation_is_a_line_with_the_numbers_of_the_lo
 def test_a_check_of_lambda_is_told_where_evaluations_are_far_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress_module, "_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress_module, "BETWEEN_CHECKS", 0.0)
     post_train(new_dense(), CountingStream(), make_config(), tmp_path / "run", frozen=())
     told = capsys.readouterr().err.splitlines()
     checked = log_of(tmp_path / "run")[1]
     assert [line.split(":")[0] for line in told] == [f"step {n} of 12" for n in range(2, 13, 2)]
     assert told[0].startswith(
         f"step 2 of 12: control CE {checked['control_ce']:.4f} (bound "
-        f"{checked['control_tau']:.4f}), open {checked['expected_density']:.1%} expected, lambda "
+        f"{checked['control_tau']:.4f}), open {percent(checked['expected_density'])} expected, "
+        "lambda "
     )
 
 

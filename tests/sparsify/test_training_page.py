@@ -311,6 +311,19 @@ def test_show_opens_a_run_and_makes_the_page_of_one_that_has_none(tmp_path, monk
     assert "opened" in capsys.readouterr().out
 
 
+def test_show_opens_the_page_of_each_seed_in_their_order(tmp_path, monkeypatch, capsys):
+    folders = [tmp_path / "runs" / name for name in ("seed2", "seed10")]
+    for folder in folders:
+        make_run_folder(folder)
+    (tmp_path / "runs" / "seedling").mkdir()
+    opened = []
+    monkeypatch.setattr("webbrowser.open", lambda address: not opened.append(address))
+    assert main(["show", str(tmp_path / "runs")]) == 0
+    assert opened == [(folder / "training.html").as_uri() for folder in folders]
+    assert main(["show", "--no-browser", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("open this in a browser") == 2
+
+
 def train(out: Path, **options: Any) -> Any:
     resume = options.pop("resume", False)
     config = TrainConfig(

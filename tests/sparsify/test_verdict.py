@@ -17,7 +17,7 @@ from circuits.cli import main
 from circuits.gate.density import Density
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import CorpusStream
-from circuits.sparsify.result import TrainResult, format_density
+from circuits.sparsify.result import TrainResult
 from circuits.sparsify.train import post_train
 from circuits.sparsify.verdict import (
     BoundWatch,
@@ -73,7 +73,7 @@ def test_worse_than_guessing_is_refused_with_both_numbers() -> None:
     tokens = torch.tensor([[2, 2, 2, 7]])
     with pytest.raises(
         ValueError,
-        match=r"cross-entropy on the 4 held-out tokens, of which 75.0% are unknown to the "
+        match=r"cross-entropy on the 4 held-out tokens, of which 75 % are unknown to the "
         r"tokenizer, is 12.6700 nats, above the ln\(320\) = 5.7683 of guessing",
     ):
         check_readable(12.67, 320, tokens, TOKENIZER)
@@ -86,7 +86,7 @@ def test_many_unknown_tokens_are_warned_of_and_few_are_not() -> None:
     tokens[0, :5] = 2
     assert check_readable(1.0, 320, tokens, TOKENIZER) is None
     tokens[0, 5] = 2
-    assert "6.0% of the text's held-out tokens are unknown" in str(
+    assert "6 % of the text's held-out tokens are unknown" in str(
         check_readable(1.0, 320, tokens, TOKENIZER)
     )
 
@@ -132,7 +132,7 @@ class HalfUnknown(CorpusStream):
 def test_unknown_words_are_warned_of_at_once_and_in_the_result(tmp_path: Path) -> None:
     stream = HalfUnknown(TOKENIZER, context=CONTEXT)
     model = make_taught_model(stream, tokenizer=TOKENIZER)
-    message = "50.0% of the text's held-out tokens are unknown to the tokenizer"
+    message = "50 % of the text's held-out tokens are unknown to the tokenizer"
     with pytest.warns(UserWarning, match=message):
         result = post_train(
             model, stream, make_config(slack=10.0), tmp_path / "run", frozen=(), progress=False
@@ -157,11 +157,6 @@ def test_a_model_without_attention_is_known(density: float, context: int, free: 
     assert is_attention_free(Density(torch.full((2, 2), density), context)) == free
 
 
-def test_a_density_that_is_not_nothing_does_not_read_so() -> None:
-    shown = [format_density(density) for density in (0.0, 4e-6, 0.00031, 0.0123, 1.0)]
-    assert shown == ["0.00%", "0.0004%", "0.03%", "1.23%", "100.00%"]
-
-
 def test_a_success_has_nothing_to_be_said_against_it() -> None:
     result = make_result()
     assert (result.failures, result.warnings) == ((), ())
@@ -169,7 +164,7 @@ def test_a_success_has_nothing_to_be_said_against_it() -> None:
 
 def test_a_twin_without_attention_is_a_failure() -> None:
     (reason,) = make_result(density=Density(torch.zeros(2, 2), 128)).failures
-    assert reason.startswith("0.00% of attention edges are open: this model does without attention")
+    assert reason.startswith("0 % of attention edges are open: this model does without attention")
 
 
 def test_a_broken_bound_is_a_failure() -> None:
@@ -252,16 +247,16 @@ def test_the_command_fails_with_the_reason_and_keeps_the_files(
     )  # fmt: skip
     printed = capsys.readouterr()
     assert code == 1
-    assert "0.00% of edges open" in printed.out
+    assert "0 % of edges open" in printed.out
     assert "CE on the control set was not checked" in printed.out
     # Both twins are trained, and both are told of.
     last = printed.err.splitlines()[-1]
     for seed in (0, 1):
         folder = out / f"seed{seed}"
-        assert f"{folder / 'model'}: 0.00% of attention edges are open" in last
+        assert f"{folder / 'model'}: 0 % of attention edges are open" in last
         training = json.loads((folder / "model" / "gate.json").read_text())["training"]
         written = json.loads((folder / "run.json").read_text())["result"]
         for held in (training, written):
-            assert held["failures"][0].startswith("0.00% of attention edges are open")
+            assert held["failures"][0].startswith("0 % of attention edges are open")
             assert held["warnings"][0].startswith("CE is 2.00 nats under the dense model's")
     assert printed.err.count("circuits: warning: CE is 2.00 nats under the dense model's") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from circuits.numbers import percent
 from circuits.progress import clock
 from circuits.sparsify.training_page.run_folder import RunFolder
 
@@ -80,11 +81,6 @@ def gap(value: float, limit: float) -> str:
     """Returns how far two numbers are apart; what is not 0 does not read as 0."""
     apart = abs(value - limit)
     return f"{apart:.4f}" if apart == 0 or apart >= 5e-5 else f"{apart:.1g}"
-
-
-def percent(share: float) -> str:
-    """Returns a share in percent, to three digits."""
-    return f"{100 * share:.3g} %"
 
 
 def headline_numbers(run: RunFolder) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.files import write_text
+from circuits.numbers import percent
 from circuits.pages import as_script_data, read_text_of, rendered
 from circuits.progress import clock
 from circuits.recipe import RECIPE_FILE
@@ -17,7 +18,7 @@ from circuits.settings import defaults_of, settings_of
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.training_page.charts import charts_of
 from circuits.sparsify.training_page.run_folder import RunFolder, read_run
-from circuits.sparsify.training_page.words import alerts, headline_numbers, percent, verdict
+from circuits.sparsify.training_page.words import alerts, headline_numbers, verdict
 
 TRAINING_PAGE = "training.html"
 SUMMARY_FILE = "summary.txt"
