@@ -21,7 +21,7 @@ from torch import Tensor
 
 from circuits.attribute.gradients import check_differentiable
 from circuits.attribute.score_product import product_of_scores
-from circuits.gate.gate import gate_bias, is_gated
+from circuits.gate.gate import gates, is_gated
 from circuits.graph import INPUT, Graph
 from circuits.intervene.activations import Activations, record_activations, source_outputs
 from circuits.intervene.behind_heads import linear_changes, norm_of
@@ -112,7 +112,7 @@ def split_score_of_tokens(
         pairs=(read[0] @ product @ read[1].T).cpu(),
         by_position=by_position,
         score=float(scores[key]),
-        gate_bias=gate_bias(model) if is_gated(model) else None,
+        gate_bias=gates(model)[layer].bias if is_gated(model) else None,
         pattern=float(pattern[key]),
     )
     _check_sum(split, torch.finfo(scores.dtype).eps)
