@@ -17,9 +17,9 @@ from circuits.results.comparison import ONLY, Comparison
 
 TABLES = (
     *("summary", "models", "others", "seeds", "evidence"),
-    *("overlap", "transfer", "structure", "roles"),
+    *("stability", "overlap", "transfer", "structure", "roles"),
 )
-TABLES_OF_ONE = ("models", "evidence", "structure", "roles")
+TABLES_OF_ONE = ("models", "evidence", "stability", "structure", "roles")
 _SAID_ONCE = (
     *("p", "interval", "note", "target", "measured_on", "prompts", "pruned", "minimal"),
     *("faithfulness_interval", "context", "tokenizer", "components"),
