@@ -1,6 +1,7 @@
 from .attribute import register_method as register_method
 from .attribute.attribution_patching import attribution_patching as attribution_patching
 from .attribute.input_path import integrated_gradients as integrated_gradients
+from .attribute.score_split import split_score as split_score
 from .attribute.scores import Scores as Scores
 from .comparison.compare_models import compare as compare
 from .comparison.study_model import study as study
@@ -29,6 +30,7 @@ from .results.comparison_file import (
 )
 from .results.discover_config import DiscoverConfig as DiscoverConfig
 from .results.discovery import Discovery as Discovery
+from .results.score_split import ScoreSplit as ScoreSplit
 from .show import show_attention as show_attention
 from .sparsify.config import TrainConfig as TrainConfig
 from .sparsify.train import post_train as post_train

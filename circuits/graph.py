@@ -226,3 +226,15 @@ def node_layer(name: str) -> int:
     if match is None:
         raise ValueError(f"{name!r} has no layer")
     return int(match["mlp"] if match["mlp"] is not None else match["layer"])
+
+
+def head_of(name: str) -> tuple[int, int]:
+    """Returns the layer and the number of a head's name, `a3.h7`.
+
+    Raises:
+        ValueError: the name is no head's.
+    """
+    match = _NODE.fullmatch(name)
+    if match is None or match["head"] is None or match["read"] is not None:
+        raise ValueError(f"{name!r} is no head; a head is written like 'a3.h7' (layer 3, head 7)")
+    return int(match["layer"]), int(match["head"])

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.attribute.score_split import check_head
 from circuits.figures.patterns import head_figure
 from circuits.models.load import as_model, tokenizer_of
 
@@ -52,12 +53,7 @@ def _attention(
     model: Model, prompt: str, layer: int, head: int
 ) -> tuple[list[str], Float[Tensor, "query key"]]:
     """The prompt's tokens as text, and the head's pattern on them."""
-    cfg = model.cfg
-    if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
-        raise ValueError(
-            f"{cfg.model_name} has no head a{layer}.h{head}: it has layers 0 to "
-            f"{cfg.n_layers - 1}, of heads 0 to {cfg.n_heads - 1}"
-        )
+    check_head(model, layer, head)
     tokenizer = tokenizer_of(model)
     tokens = model.to_tokens(prompt)
     place = f"blocks.{layer}.attn.hook_pattern"

@@ -12,6 +12,7 @@ from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import ONLY, AttentionExample, Comparison, ModelFacts
 from circuits.results.discovery import DiscoverConfig, Discovery, Evidence
 from circuits.results.roles import HeadRole
+from circuits.results.stability import Stability
 
 GRAPH = Graph(2, 2)
 TOKENS = ("<|endoftext|>", " When", " <script>alert(1)</script>", ' "quoted"', "\n")
@@ -46,6 +47,13 @@ def make_circuit(scores: dict[str, float], granularity: str = "edge", graph: Gra
     )
 
 
+def without_last(circuit: Circuit) -> Circuit:
+    """Returns the circuit without its last edge and without nodes that are then without any."""
+    edges = circuit.edges.clone()
+    edges[edges.nonzero()[-1:].unbind(dim=1)] = False
+    return replace(circuit, edges=edges, nodes=edges.any(dim=1))
+
+
 def make_found(circuit: Circuit, redrawn: Sequence[float] | None = None) -> Evidence:
     """Returns evidence for a circuit whose faithfulness rises in three steps."""
     size = float(circuit.size)
@@ -73,6 +81,7 @@ def make_found(circuit: Circuit, redrawn: Sequence[float] | None = None) -> Evid
         size_high=high,
         redrawn_sizes=redrawn,
         redrawn_prefixes=redrawn,
+        stability=Stability.of([circuit, circuit, circuit, without_last(circuit)]),
         resampled_templates=redrawn,
         template_sizes={"template": size},
         n_attribution=size + 3,

@@ -28,6 +28,7 @@ from circuits.cli.show import show_command
 from circuits.cli.tasks import tasks_command
 from circuits.cli.text import text_command
 from circuits.cli.train import train_command
+from circuits.cli.why import why_command
 
 app = typer.Typer(
     name="circuits",
@@ -50,6 +51,7 @@ for name, command in {
     "train": train_command,
     "text": text_command,
     "push": push_command,
+    "why": why_command,
 }.items():
     app.command(name, cls=ThemedCommand)(command)
 app.add_typer(models_app, name="models")

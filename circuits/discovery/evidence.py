@@ -155,6 +155,7 @@ def gather_evidence(
         faithfulness_of_rest=float(share(measured.rest)),
         redrawn_sizes=redrawn.sizes,
         redrawn_prefixes=redrawn.prefixes,
+        stability=redrawn.stability,
         # Resamples of the search's trials say nothing about what pruning would leave.
         resampled_templates=tuple(templates_drawn.tolist()) if pruned is None else (),
         template_sizes=dict(zip(dict.fromkeys(templates), of_each.tolist(), strict=True)),

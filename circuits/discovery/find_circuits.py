@@ -34,7 +34,9 @@ from circuits.metrics import accuracy
 from circuits.models.backend import backend_of
 from circuits.models.load import as_model, tokenizer_of
 from circuits.prompts import Prompts
+from circuits.results.circuit import Circuit
 from circuits.results.discovery import DiscoverConfig, Discovery, Evidence
+from circuits.results.stability import Stability
 from circuits.tasks import Task, TaskPrompts, find_task
 from circuits.workers import ALONE, Workers
 
@@ -229,7 +231,7 @@ def _redraw(
     chosen: Mapping[str, _Chosen],
     on_step: Callable[[], None],
 ) -> dict[str, Redrawn]:
-    """Finds every circuit again on halves of the prompts, and keeps their sizes."""
+    """Finds every circuit again on halves of the prompts: their sizes, and what is in them."""
     drawn, halves = halves_to_redraw(
         ranking,
         sizing,
@@ -237,7 +239,7 @@ def _redraw(
         n=config.redraws,
         seed=config.seed,
     )
-    sizes: dict[str, list[tuple[float, float]]] = {granularity: [] for granularity in chosen}
+    again: dict[str, list[tuple[Circuit, float]]] = {granularity: [] for granularity in chosen}
     for to_rank, to_size in halves:
         scores = _scores(to_rank, to_size, config)
         for granularity, (_, found, _) in chosen.items():
@@ -246,10 +248,13 @@ def _redraw(
             _, search, pruned = _choose(ranked, to_size, config, on_step, start=start)
             prefix = first_of(ranked.orders, search.chosen)
             left = prefix if pruned is None else pruned.chosen
-            sizes[granularity].append((ranked.circuit(left).size, ranked.circuit(prefix).size))
+            again[granularity].append((ranked.circuit(left), ranked.circuit(prefix).size))
     return {
-        granularity: Redrawn(drawn, *(tuple(column) for column in zip(*pairs, strict=True)))
-        if pairs
-        else Redrawn(drawn)
-        for granularity, pairs in sizes.items()
+        granularity: Redrawn(
+            drawn,
+            sizes=tuple(circuit.size for circuit, _ in several),
+            prefixes=tuple(prefix for _, prefix in several),
+            stability=Stability.of([circuit for circuit, _ in several]),
+        )
+        for granularity, several in again.items()
     }

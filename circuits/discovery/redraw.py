@@ -6,7 +6,8 @@ random, within templates, and everything is done again on the halves: scores, ra
 pruning if there was any. Halves of one set of prompts differ from each other about as much as
 whole sets of other prompts would (the delete-d jackknife with d half of the prompts, Shao and Wu
 1989): the mean of a half has, given the set, the variance that the mean of the set has. Where the
-sizes lie is not looked at, since half the prompts rank worse; only how far they lie apart.
+sizes lie is not looked at, since half the prompts rank worse; only how far they lie apart, and how
+far the circuits agree on which components are in.
 
 Two models on the same prompts are found again on the same halves, so their ratio is a paired one.
 """
@@ -22,6 +23,7 @@ import torch
 from circuits.discovery.resample import LEAST_PROMPTS, members_of, too_few
 from circuits.intervene.experiment import Experiment
 from circuits.prompts import Prompts
+from circuits.results.stability import Stability
 
 ABOVE = 4
 """Searches on halves begin at about so many times the size found on all prompts."""
@@ -35,11 +37,13 @@ class Redrawn:
         drawn: What was drawn, or "none: " and why nothing was.
         sizes: The size of the circuit, after pruning if there was any.
         prefixes: The size before pruning.
+        stability: Which components are in how many of the circuits; None of attention edges.
     """
 
     drawn: str
     sizes: tuple[float, ...] = ()
     prefixes: tuple[float, ...] = ()
+    stability: Stability | None = None
 
 
 DrawableT = TypeVar("DrawableT", Prompts, Experiment)

@@ -11,6 +11,7 @@ from circuits.figures.diagram import circuit_figure
 from circuits.figures.export import PRINT_WIDTHS, for_print, save_figure
 from circuits.figures.patterns import head_figure, patterns_figure
 from circuits.figures.robustness import robustness_figure
+from circuits.figures.score_split import score_split_figure
 from circuits.figures.sizes import faithfulness_figure, sizes_figure
 from circuits.figures.style import COLOURS, UNITS, counted
 from circuits.figures.training import frontier_figure, training_figure
@@ -32,6 +33,7 @@ __all__ = [
     "patterns_figure",
     "robustness_figure",
     "save_figure",
+    "score_split_figure",
     "sizes_figure",
     "spelled_token",
     "token_labels",

@@ -23,8 +23,11 @@ from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
 from circuits.numbers import sized
 from circuits.results.circuit import Circuit
 from circuits.results.comparison import Comparison
+from circuits.results.stability import Stability
 
 MAX_EDGES = 400
+PALEST = 0.25
+"""How opaque is what no half of the prompts has in its circuit."""
 DASHES = {"q": "dash", "k": "dot", "v": "solid", "": "solid"}
 _BEND = 0.09
 _POINTS = 9
@@ -39,7 +42,9 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     the dense model's only, orange ones in the sparse model's only, pale ones in neither or only in
     the other. Edges are green where they support the behaviour and pink where they counter it, as
     wide as the root of their share of the circuit's strongest score, dashed where they are read as
-    a query and dotted as a key. Of a circuit with more than 400 edges the strongest 400 are drawn,
+    a query and dotted as a key. Nodes, and edges of a circuit of edges, are the paler, the fewer of
+    the circuits that were found again on halves of the prompts have them (`Evidence.stability`, where
+    it is known). Of a circuit with more than 400 edges the strongest 400 are drawn,
     and the panel says so.
 
     Raises:
@@ -52,10 +57,11 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
             f"the comparison holds no circuits of granularity {granularity!r} for task {task!r}; "
             f"it holds {', '.join(known)}"
         )
-    circuits = {
-        side: found[side].circuits[granularity].circuit  # type: ignore[index]
+    chosen = {
+        side: found[side].circuits[granularity]  # type: ignore[index]
         for side in comparison.sides
     }
+    circuits = {side: one.circuit for side, one in chosen.items()}
     figure = make_subplots(
         rows=1,
         cols=len(circuits),
@@ -67,10 +73,11 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     members = {side: _node_names(circuit) for side, circuit in circuits.items()}
     shared = set.intersection(*members.values()) if comparison.is_pair else {INPUT, LOGITS}
     for column, (side, circuit) in enumerate(circuits.items(), start=1):
-        places = _places(circuit.graph)
-        for trace in _edge_traces(circuit, places):
+        places, stability = _places(circuit.graph), chosen[side].stability
+        for trace in _edge_traces(circuit, places, stability):
             figure.add_trace(trace, row=1, col=column)
-        figure.add_trace(_node_trace(circuit, side, places, shared), row=1, col=column)
+        nodes = _node_trace(circuit, side, places, shared, stability)
+        figure.add_trace(nodes, row=1, col=column)
         n_edges = int(circuit.edges.sum())
         if n_edges > MAX_EDGES:
             figure.add_annotation(
@@ -84,7 +91,8 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
                 showarrow=False,
                 font={"color": GREY},
             )
-    for trace in _legend(_node_legend(comparison)):
+    is_shaded = any(one.stability is not None for one in chosen.values())
+    for trace in _legend(_node_legend(comparison), is_shaded=is_shaded):
         figure.add_trace(trace, row=1, col=1)
     graphs = [circuit.graph for circuit in circuits.values()]
     width, n_layers = max(g.n_heads for g in graphs), max(g.n_layers for g in graphs)
@@ -117,30 +125,50 @@ def _places(graph: Graph) -> dict[str, Point]:
     return places
 
 
-def _edge_traces(circuit: Circuit, places: dict[str, Point]) -> list[go.Scatter]:
+def _shade(share: float) -> float:
+    """How opaque is drawn what a share of the halves has: seen also where none has it."""
+    return PALEST + (1 - PALEST) * round(4 * share) / 4
+
+
+def _in_halves(share: float | None, stability: Stability | None) -> str:
+    """The share in words, for what is pointed at; nothing where it is not known."""
+    if share is None or stability is None:
+        return ""
+    return f"<br>in {share * stability.n:.0f} of {stability.n} halves"
+
+
+def _edge_traces(
+    circuit: Circuit, places: dict[str, Point], stability: Stability | None
+) -> list[go.Scatter]:
     graph, scores = circuit.graph, circuit.scores
+    shares = None if stability is None else stability.edge_shares(circuit)
     drawn = sorted(circuit.edges.nonzero().tolist(), key=lambda edge: -abs(float(scores[*edge])))
     drawn = drawn[:MAX_EDGES]
     strongest = abs(float(scores[*drawn[0]])) if drawn else 0.0
     # Plotly draws one width, dash and colour a trace: edges are gathered into a few classes.
-    classes: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    classes: dict[tuple[str, str, int, float], list[tuple[int, int]]] = {}
     for src, dest in drawn:
         score = float(scores[src, dest])
         width = 1 + round(3 * math.sqrt(abs(score) / (strongest or 1.0)))
         read = graph.destinations[dest].partition("<")[2].rstrip(">")
         colour = SUPPORTS if score >= 0 else COUNTERS
-        classes.setdefault((colour, DASHES[read], width), []).append((src, dest))
+        shade = 1.0 if shares is None else _shade(float(shares[src, dest]))
+        classes.setdefault((colour, DASHES[read], width, shade), []).append((src, dest))
     traces = []
     middles: list[Point] = []
     texts = []
-    for (colour, dash, width), members in sorted(classes.items(), key=lambda item: item[0][2]):
+    for (colour, dash, width, shade), members in sorted(
+        classes.items(), key=lambda item: item[0][2]
+    ):
         points: list[Point | tuple[None, None]] = []
         for src, dest in members:
             ends = graph.sources[src], graph.destinations[dest].partition("<")[0]
             arc = _arc(places[ends[0]], places[ends[1]])
             points += [*arc, (None, None)]
             middles.append(arc[_POINTS // 2])
-            texts.append(f"{safe(graph.edge_name(src, dest))}  {float(scores[src, dest]):+.3g}")
+            text = f"{safe(graph.edge_name(src, dest))}  {float(scores[src, dest]):+.3g}"
+            known = "" if shares is None else _in_halves(float(shares[src, dest]), stability)
+            texts.append(text + known)
         xs, ys = zip(*points, strict=True)
         traces.append(
             go.Scatter(
@@ -148,7 +176,7 @@ def _edge_traces(circuit: Circuit, places: dict[str, Point]) -> list[go.Scatter]
                 y=ys,
                 mode="lines",
                 line={"color": colour, "width": width, "dash": dash},
-                opacity=0.3 + 0.15 * width,
+                opacity=(0.3 + 0.15 * width) * shade,
                 hoverinfo="skip",
                 showlegend=False,
             )
@@ -183,12 +211,22 @@ def _arc(start: Point, end: Point) -> list[Point]:
 
 
 def _node_trace(
-    circuit: Circuit, side: str, places: dict[str, Point], shared: set[str]
+    circuit: Circuit,
+    side: str,
+    places: dict[str, Point],
+    shared: set[str],
+    stability: Stability | None,
 ) -> go.Scatter:
     own = _node_names(circuit)
     totals = circuit.scores.sum(dim=1).tolist()
     score_of = dict(zip(circuit.graph.sources, totals, strict=True))
     names = list(places)
+    share_of: dict[str, float] = {}
+    if stability is not None:
+        shares = stability.node_shares(circuit).tolist()
+        share_of = dict(zip(circuit.graph.sources[1:], shares[1:], strict=True))
+    # What is not in the circuit is pale by its colour.
+    shades = [_shade(share_of.get(name, 1.0)) if name in own else 1.0 for name in names]
     colours = [
         (SHARED if name in shared else COLOURS[side]) if name in own else ABSENT for name in names
     ]
@@ -202,14 +240,17 @@ def _node_trace(
         marker={
             "size": [size if name in own else size / 2 for name in names],
             "color": colours,
-            "opacity": 1,
+            "opacity": shades,
             "line": {"color": "white", "width": 1},
         },
         text=[name if name in own and size > 24 else "" for name in names],
         textposition="middle center",
-        textfont={"size": 10, "color": "white"},
+        textfont={"size": 10, "color": ["white" if s > 0.6 else "#222222" for s in shades]},
         customdata=[
-            f"{name}  {score_of[name]:+.3g}" if name in score_of else name for name in names
+            f"{name}  {score_of[name]:+.3g}{_in_halves(share_of.get(name), stability)}"
+            if name in score_of
+            else name
+            for name in names
         ],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
@@ -223,7 +264,7 @@ def _node_legend(comparison: Comparison) -> dict[str, str]:
     return {"in both": SHARED} | only
 
 
-def _legend(nodes: dict[str, str]) -> Iterable[go.Scatter]:
+def _legend(nodes: dict[str, str], *, is_shaded: bool) -> Iterable[go.Scatter]:
     """Traces without points that put the meaning of colours and dashes into the legend."""
     for name, colour in nodes.items():
         yield go.Scatter(
@@ -243,4 +284,9 @@ def _legend(nodes: dict[str, str]) -> Iterable[go.Scatter]:
             mode="lines",
             name=name,
             line={"color": colour, "dash": dash, "width": 2},
+        )
+    if is_shaded:
+        pale = {"color": GREY, "size": 12, "opacity": PALEST}
+        yield go.Scatter(
+            x=[None], y=[None], mode="markers", name="pale: in few halves of prompts", marker=pale
         )

@@ -10,6 +10,7 @@ COLUMNS = {
     "attribution_sparse": "Components of the sparse model that hold the target's share of all "
     "absolute attribution; no intervention.",
     "accuracy": "Share of the reporting prompts that the model answers right.",
+    "by_chance": "About what the Jaccard index of random circuits of the same sizes would be.",
     "ce": "Cross-entropy on held-out text, in nats per token.",
     "cmd": "Area between the faithfulness curve and 1, over the share of components (MIB). "
     "Smaller is better.",
@@ -43,11 +44,15 @@ COLUMNS = {
     "found_in": "The model that the circuit was found in.",
     "granularity": "What is counted: heads, MLPs, edges between components, or attention edges "
     "(one query looking at one key inside a head).",
+    "halves": "On how many halves of the ranking and sizing prompts the circuit was found again.",
     "head": "Layer and head, counted from 0.",
     "heads": "Heads of the circuit that do this.",
     "holding_attribution": "Components that hold the target's share of all absolute attribution; "
     "no intervention.",
+    "in_all": "Components that are in the circuits of all halves.",
+    "in_any": "Components that are in the circuit of one half at least.",
     "in_circuit": "Whether the head is in its model's circuit.",
+    "in_half": "Components that are in the circuits of half of the halves at least.",
     "induction": "Mean attention to what followed the first occurrence of the same token, 0 to 1.",
     "interval": "What was drawn for the interval of the size, or why there is none.",
     "jaccard": "Shared components as a share of those in either circuit, 0 to 1.",

@@ -10,12 +10,16 @@ from bisect import bisect
 from itertools import accumulate
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from circuits.figures import UNITS, spelled_token
 from circuits.graph import LOGITS
 from circuits.report.opening import pictured_head
 from circuits.report.words import edges_first
 from circuits.results.circuit import Circuit
 from circuits.results.comparison import AttentionExample, Comparison
+from circuits.results.stability import Stability
 
 MOST_NUMBERS = 400_000
 """Numbers in all attention patterns of the page; with more, only heads of the circuits are kept."""
@@ -78,7 +82,7 @@ def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
     return {
         "circuits": {
             name: {
-                side: _graph_data(circuit, cap)
+                side: _graph_data(circuit, found[side].circuits[name].stability, cap)
                 if name in as_graph
                 else _arcs_data(circuit, examples)
                 for side, circuit in pair.items()
@@ -97,7 +101,7 @@ def _task_data(comparison: Comparison, task: str, cap: int) -> dict[str, Any]:
     }
 
 
-def _graph_data(circuit: Circuit, cap: int) -> dict[str, Any]:
+def _graph_data(circuit: Circuit, stability: Stability | None, cap: int) -> dict[str, Any]:
     """A circuit as nodes and edges, the strongest edge first; ends are numbers of `nodes`."""
     graph = circuit.graph
     totals = circuit.scores.sum(dim=1).tolist()
@@ -118,7 +122,27 @@ def _graph_data(circuit: Circuit, cap: int) -> dict[str, Any]:
         # One letter an edge: q, k or v of a head, - of an MLP or the logits.
         "read": "".join(read[:1] or "-" for _, _, read in reads),
         "score": [_rounded(score) for score in scores[order].tolist()],
+    } | _halves_data(circuit, stability, nodes, order)
+
+
+def _halves_data(
+    circuit: Circuit, stability: Stability | None, nodes: list[str], order: Int[Tensor, " edge"]
+) -> dict[str, Any]:
+    """Of how many halves of the prompts the circuits have each node and edge, where it is known."""
+    if stability is None:
+        return {}
+    shares = dict(
+        zip(circuit.graph.sources[1:], stability.node_shares(circuit)[1:].tolist(), strict=True)
+    )
+    found = {
+        "halves": stability.n,
+        "nodes_in": [round(shares.get(name, 1.0) * stability.n) for name in nodes],
     }
+    edges = stability.edge_shares(circuit)
+    if edges is not None:
+        counts = (edges[circuit.edges][order] * stability.n).round().int()
+        found["edges_in"] = counts.tolist()
+    return found
 
 
 def _arcs_data(circuit: Circuit, examples: tuple[AttentionExample, ...]) -> dict[str, Any]:

@@ -52,6 +52,9 @@
     return `M${tenth(x0)} ${tenth(y0)}C${tenth(x0 + bend)} ${tenth(y0 - rise)} ${tenth(x1 + bend)} ${tenth(y1 + rise)} ${tenth(x1)} ${tenth(y1)}`;
   };
 
+  // How opaque is drawn what so many halves of the prompts have in their circuits; all, if unknown.
+  const shadeOf = (circuit, count) => (count === undefined ? 1 : 0.25 + (0.75 * Math.round((4 * count) / circuit.halves)) / 4);
+
   // A circuit's edges, the strongest first, and those of each node; paths are made when needed.
   const prepared = (circuit, places, kindOf) => {
     const own = new Map(circuit.nodes.map((name) => [name, []]));
@@ -64,7 +67,8 @@
       const sign = score < 0 ? "counters" : "supports";
       // What it is in the legend: an edge is hidden with any of these, its ends' entries included.
       const entries = [sign, kind, kindOf(from), kindOf(to)];
-      const edge = { from, to, look: `${sign} ${kind} ${level}`, entries, read, path: null };
+      const shade = shadeOf(circuit, circuit.edges_in?.[number]);
+      const edge = { from, to, look: `${sign} ${kind} ${shade} ${level}`, entries, read, path: null };
       own.get(from).push(edge);
       own.get(to).push(edge);
       return edge;
@@ -83,22 +87,27 @@
     }
     const order = [...looks].sort(([a], [b]) => a.slice(-1) - b.slice(-1));
     return order.map(([look, paths]) => {
-      const [sign, kind, level] = look.split(" ");
-      return svg("path", { d: paths.join(""), class: `edge ${sign} ${kind}`, "stroke-width": Math.max(thinnest, WIDTHS[level]), opacity: 0.4 + 0.1 * level });
+      const [sign, kind, shade, level] = look.split(" ");
+      return svg("path", { d: paths.join(""), class: `edge ${sign} ${kind}`, "stroke-width": Math.max(thinnest, WIDTHS[level]), opacity: tenth(10 * (0.4 + 0.1 * level) * shade) / 10 });
     });
   };
 
-  const nodeElement = (name, place, edges, total, side, kind) => {
+  const nodeElement = (name, place, edges, total, side, kind, circuit) => {
     const own = edges !== undefined;
+    // Of a circuit's nodes only: others have a mark of their own.
+    const count = own && isInner(name) ? circuit.nodes_in?.[circuit.nodes.indexOf(name)] : undefined;
+    const shade = shadeOf(circuit, count);
     const outgoing = own ? edges.filter((edge) => edge.from === name).length : 0;
     const described = own
       ? `${name}, ${report.isPair ? `${side} model, ${kind === "shared" ? "in both circuits" : "in this circuit only"}; ` : ""}` +
-        `${edges.length - outgoing} edges in, ${outgoing} out${name === "logits" ? "" : `; score ${scored(total)}`}`
+        `${edges.length - outgoing} edges in, ${outgoing} out${name === "logits" ? "" : `; score ${scored(total)}`}` +
+        (count === undefined ? "" : `; in ${count} of ${circuit.halves} halves of the prompts`)
       : `${name}, ${side} model, not in this circuit`;
     const label = place.w >= 36 || !isInner(name) ? name : place.w >= 17 ? name.replace(/^a\d+\./, "") : "";
     const size = Math.min(11, place.h * 0.75, (1.7 * place.w) / Math.max(2, label.length));
     return svg("g",
-      { class: `node ${own ? kind : "absent"}`, "data-node": name, tabindex: -1, role: "button", "aria-label": described,
+      { class: `node ${own ? kind : "absent"}${shade < 1 ? " shaded" : ""}${shade < 0.6 ? " pale" : ""}`, "data-node": name, tabindex: -1, role: "button", "aria-label": described,
+        style: shade < 1 ? `--shade: ${Math.round(100 * shade)}%` : null,
         transform: `translate(${tenth(place.x)} ${tenth(place.y)})` },
       svg("title", {}, described),
       own
@@ -128,7 +137,7 @@
     const base = svg("svg", { ...size, class: "edges", "aria-hidden": "true" });
     const lit = svg("g", { class: "lit" });
     const nodes = [...places].filter(([name]) => kindOf(name)).map(([name, place]) =>
-      ({ name, place, kind: kindOf(name), element: nodeElement(name, place, own.get(name), totals.get(name), side, kindOf(name)) }));
+      ({ name, place, kind: kindOf(name), element: nodeElement(name, place, own.get(name), totals.get(name), side, kindOf(name), circuit) }));
     const top = svg("svg", { ...size, class: "nodes", role: "group", "aria-label": `Circuit of the ${report.isPair ? `${side} model` : side}; arrow keys go from node to node` },
       svg("g", { class: "layers", "aria-hidden": "true" },
         svg("text", { x: 0, y: 10, class: "axis-name" }, "layer"),
@@ -205,7 +214,8 @@
     container.replaceChildren(...panels.map((panel) => panel.element));
     return {
       most: Math.max(1, ...SIDES.map((side) => pair[side].score.length)),
-      reading: `Layers run from the bottom to the top. A node ${report.isPair ? "stands at the same place in both models, and " : ""}is pale where ` +
+      reading: (SIDES.some((side) => pair[side].halves) ? "Nodes and edges are the paler, the fewer halves of the prompts have them in a circuit found again. " : "") +
+        `Layers run from the bottom to the top. A node ${report.isPair ? "stands at the same place in both models, and " : ""}is pale where ` +
         "none of its edges is drawn. An edge is the wider the larger its share of its circuit's strongest score. Click a " +
         "node, or Tab to it and use the arrow keys.",
       legend: [

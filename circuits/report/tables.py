@@ -18,9 +18,9 @@ from circuits.results.comparison import ONLY, Comparison
 
 TABLES = (
     *("summary", "models", "others", "seeds", "evidence"),
-    *("overlap", "transfer", "structure", "roles"),
+    *("stability", "overlap", "transfer", "structure", "roles"),
 )
-TABLES_OF_ONE = ("models", "evidence", "structure", "roles")
+TABLES_OF_ONE = ("models", "evidence", "stability", "structure", "roles")
 SIZES = ("dense", "sparse", "size", "prefix", "prefix_dense", "prefix_sparse", "components")
 """Columns that hold sizes, whole or as means: written as in the rest of the page."""
 _SAID_ONCE = (

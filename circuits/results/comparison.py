@@ -28,6 +28,7 @@ from circuits.results.pair import (
 )
 from circuits.results.roles import HeadRole
 from circuits.results.shape import circuit_shape
+from circuits.results.stability import chance_jaccard
 from circuits.results.transfer import Transfer
 
 SIDES = ("dense", "sparse")
@@ -289,6 +290,33 @@ class Comparison:
                 for granularity, evidence in discovery.circuits.items()
             ]
         )
+
+    def stability_table(self) -> pd.DataFrame:
+        """Returns one row for each task, granularity and model: whether halves find the same.
+
+        `jaccard` is the mean over pairs of halves of the ranking and sizing prompts, `by_chance`
+        about what random circuits of the same sizes would have. Attention edges are of single
+        prompts and have no row.
+        """
+        columns = ["task", "granularity", "model", "halves", "jaccard", "by_chance"]
+        rows = [
+            {
+                "task": task,
+                "granularity": granularity,
+                "model": side,
+                "halves": kept.n,
+                "jaccard": kept.jaccard,
+                "by_chance": chance_jaccard(one.redrawn_sizes, one.n_components),
+                "in_all": kept.n_in(granularity, one.circuit, 1.0),
+                "in_half": kept.n_in(granularity, one.circuit, 0.5),
+                "in_any": kept.n_in(granularity, one.circuit, 1 / kept.n),
+            }
+            for task, found in self.discoveries.items()
+            for side, discovery in found.items()
+            for granularity, one in discovery.circuits.items()
+            if (kept := one.stability) is not None
+        ]
+        return pd.DataFrame(rows, columns=[*columns, "in_all", "in_half", "in_any"])
 
     def others_table(self) -> pd.DataFrame:
         """Returns one row for each task, granularity and model but the dense one.

@@ -20,9 +20,12 @@ from circuits.numbers import percent, sized
 from circuits.results.circuit import Circuit
 from circuits.results.discover_config import DiscoverConfig
 from circuits.results.notebook import table_html
+from circuits.results.stability import Stability
 
-FORMAT = 4
+FORMAT = 5
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
+READ = (4, FORMAT)
+"""The formats that are read: 4 lacks `Evidence.stability` alone."""
 
 RESULTS_FILE = "comparison.json"
 """What a folder of results holds its discoveries in."""
@@ -74,6 +77,8 @@ class Evidence:
         redrawn_sizes: The size of the circuit found again on each pair of halves of the ranking and
             the sizing prompts, for paired ratios; none without an interval.
         redrawn_prefixes: The same before pruning.
+        stability: How often each component is in the circuits of the halves; None without halves,
+            of attention edges, and in files of before it was kept.
         resampled_templates: The size in each resample of whole templates; none where there are
             fewer than five.
         template_sizes: The size that each template alone would need, along the same ranking.
@@ -119,6 +124,7 @@ class Evidence:
     curve_high: tuple[float, ...]
     cpr: float
     cmd: float
+    stability: Stability | None = None
 
     def __repr__(self) -> str:
         return (
@@ -142,7 +148,8 @@ class Evidence:
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in _BOUNDS:
             plain[name] = _each(plain[name], lambda end: None if math.isnan(end) else end)
-        return plain | {"circuit": self.circuit.to_json()}
+        kept = None if self.stability is None else asdict(self.stability)
+        return plain | {"circuit": self.circuit.to_json(), "stability": kept}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evidence:
@@ -154,6 +161,8 @@ class Evidence:
         for name in _BOUNDS:
             values[name] = _each(values[name], lambda end: math.nan if end is None else end)
         values["circuit"] = Circuit.from_json(content["circuit"])
+        if (kept := content.get("stability")) is not None:
+            values["stability"] = Stability.from_json(kept)
         return cls(**values)
 
 
@@ -306,8 +315,9 @@ def check_format(content: dict[str, Any], path: str | Path, mark: str, command: 
     Raises:
         ValueError: the file's format is not this one.
     """
-    if mark in content and content.get("format", 1) != FORMAT:
+    if mark in content and content.get("format", 1) not in READ:
+        read = " and ".join(map(str, READ))
         raise ValueError(
             f"{path} was saved in format {content.get('format', 1)} by another version of "
-            f"circuits; this version reads format {FORMAT}. Make it again with `{command}`"
+            f"circuits; this version reads formats {read}. Make it again with `{command}`"
         )

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
@@ -182,8 +183,10 @@ def test_few_prompts_have_no_interval(n, drawn):
 def test_a_size_found_again_on_halves_is_what_discover_finds_there():
     model = make_tiny_model()
     prompts = made_up_prompts(model, n=16)
-    config = DiscoverConfig(granularities=("edge", "attention_edge"), redraws=3, seed=5)
+    granularities = ("head", "edge", "attention_edge")
+    config = DiscoverConfig(granularities=granularities, redraws=3, seed=5)
     found = discover(model, TASK, config, prompts=prompts).circuits
+    members: dict[str, list[set[str]]] = {"head": [], "edge": []}
     for number, (ranking, sizing) in enumerate(
         halves(prompts.ranking, prompts.sizing, n=3, seed=5)
     ):
@@ -192,6 +195,16 @@ def test_a_size_found_again_on_halves_is_what_discover_finds_there():
         alone = discover(model, TASK, config, prompts=part, redraws=0).circuits
         for granularity, one in found.items():
             assert one.redrawn_sizes[number] == alone[granularity].size
+        members["head"].append(set(alone["head"].circuit.heads))
+        members["edge"].append(set(alone["edge"].circuit.edge_names))
+    for granularity, sets in members.items():
+        one = found[granularity]
+        assert one.stability is not None
+        shared = [len(a & b) / len(a | b) for a, b in combinations(sets, 2)]
+        assert one.stability.jaccard == pytest.approx(sum(shared) / 3)
+        assert one.stability.n_in(granularity, one.circuit, 1) == len(set.intersection(*sets))
+        assert one.stability.n_in(granularity, one.circuit, 0.1) == len(set.union(*sets))
+    assert found["attention_edge"].stability is None
 
 
 @pytest.mark.parametrize(

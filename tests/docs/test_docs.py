@@ -46,6 +46,7 @@ def test_every_option_of_every_command_is_there(site, capsys):
         "tasks",
         "text",
         "train",
+        "why",
     ):
         assert main([*command.split(), "--help"]) == 0
         shown = capsys.readouterr().out

@@ -20,6 +20,7 @@ from circuits.figures.style import COUNTERS, SHARED, SUPPORTS
 from circuits.graph import Graph
 from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import SIDES
+from circuits.results.stability import Stability
 from tests.fake_comparison import GRAPH, TOKENS, make_circuit, make_comparison, make_found
 
 FIGURES = {
@@ -202,11 +203,41 @@ def test_edges_show_sign_as_colour_strength_as_width_and_the_read_as_dash():
     assert max(line.width for line in lines) == 4
 
 
-def test_an_edge_tells_its_name_and_score():
+def test_an_edge_tells_its_name_and_score_and_in_how_many_halves_it_is():
     dense, sparse = traces(circuit_figure(make_comparison(), "ioi"), name="edges")
-    assert "a0.h0-&gt;a1.h0&lt;q&gt;  +0.5" in dense.text
-    assert "input-&gt;a1.h0&lt;k&gt;  -0.25" in dense.text
+    assert "a0.h0-&gt;a1.h0&lt;q&gt;  +0.5<br>in 4 of 4 halves" in dense.text
+    assert "input-&gt;a1.h0&lt;k&gt;  -0.25<br>in 4 of 4 halves" in dense.text
+    assert "a1.h0-&gt;logits  +2<br>in 3 of 4 halves" in dense.text
     assert len(sparse.text) == len(sparse.x) == 3
+
+
+def test_what_few_halves_have_is_pale():
+    comparison = make_comparison()
+    found = comparison.discoveries["ioi"]["dense"].circuits
+    few = make_circuit({"input->a0.h0<v>": 1.0})
+    found["edge"] = replace(
+        found["edge"], stability=Stability.of([found["edge"].circuit, few, few, few])
+    )
+    figure = circuit_figure(comparison, "ioi")
+    nodes, _ = traces(figure, name="nodes")
+    names = [text.split()[0] for text in nodes.customdata]
+    opacity = dict(zip(names, nodes.marker.opacity, strict=True))
+    assert opacity["input"] == opacity["logits"] == 1
+    assert opacity["m0"] == pytest.approx(0.25 + 0.75 / 4)
+    assert opacity["a1.h1"] == 1  # in neither circuit, which its colour says
+    hover = dict(zip(names, nodes.customdata, strict=True))
+    assert hover["m0"].endswith("<br>in 1 of 4 halves")
+    lines = [t for t in figure.data if t.mode == "lines" and t.xaxis == "x" and t.x[0] is not None]
+    of_width = {(line.line.width, round(line.opacity / (0.3 + 0.15 * line.line.width), 2))
+                for line in lines}  # fmt: skip
+    assert {shade for _, shade in of_width} == {1.0, 0.44}
+    assert "pale: in few halves of prompts" in [trace.name for trace in figure.data]
+    unknown = {name: replace(one, stability=None) for name, one in found.items()}
+    sides = comparison.discoveries["ioi"]
+    sides |= {side: replace(one, circuits=unknown) for side, one in sides.items()}
+    plain = circuit_figure(comparison, "ioi")
+    assert "pale: in few halves of prompts" not in [trace.name for trace in plain.data]
+    assert not any("halves" in text for text in traces(plain, name="edges")[0].text)
 
 
 def test_a_large_circuit_is_cut_and_says_so():

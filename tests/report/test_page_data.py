@@ -57,6 +57,22 @@ def test_the_explorer_holds_every_edge_of_the_circuit_the_strongest_first(side):
         assert total == pytest.approx(sum(own))
 
 
+def test_the_explorer_says_in_how_many_halves_each_node_and_edge_is():
+    circuits = explorer_data(one_task("edge", "head"))["tasks"]["ioi"]["circuits"]
+    data = circuits["edge"]["dense"]
+    assert data["halves"] == 4
+    in_halves = dict(zip(edges_of(data), data["edges_in"], strict=True))
+    assert in_halves == {name: 3 if name == "a1.h0->logits" else 4 for name in EDGES["dense"]}
+    nodes = dict(zip(data["nodes"], data["nodes_in"], strict=True))
+    assert nodes == {"input": 4, "a0.h0": 4, "m0": 4, "a1.h0": 3, "logits": 4}
+    assert "edges_in" not in circuits["head"]["dense"]  # its edges were not chosen
+    comparison = one_task()
+    found = comparison.discoveries["ioi"]["dense"].circuits
+    found["edge"] = replace(found["edge"], stability=None)
+    unknown = explorer_data(comparison)["tasks"]["ioi"]["circuits"]["edge"]["dense"]
+    assert not {"halves", "nodes_in", "edges_in"} & set(unknown)
+
+
 def test_with_too_many_edges_the_weakest_go_and_the_count_stays():
     data = explorer_data(one_task(), most_edges=5)["tasks"]["ioi"]["circuits"]["edge"]
     assert [len(data[side]["score"]) for side in ("dense", "sparse")] == [2, 2]

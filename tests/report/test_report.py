@@ -26,7 +26,7 @@ from tests.fake_comparison import EDGES, make_comparison, make_found, make_study
 
 TABLES = [
     *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
-    *("roles.csv", "seeds.csv", "structure.csv", "summary.csv", "transfer.csv"),
+    *("roles.csv", "seeds.csv", "stability.csv", "structure.csv", "summary.csv", "transfer.csv"),
 ]
 
 
@@ -375,7 +375,7 @@ def written_of_one(tmp_path_factory):
 def test_one_model_has_the_tables_and_figures_that_compare_nothing(written_of_one):
     assert sorted(path.name for path in written_of_one.iterdir()) == [
         *("circuits", "comparison.json", "evidence.csv", "figures", "models.csv"),
-        *("report.html", "roles.csv", "structure.csv"),
+        *("report.html", "roles.csv", "stability.csv", "structure.csv"),
     ]
     assert sorted(path.name for path in (written_of_one / "figures").iterdir()) == [
         *("ioi.arcs.html", "ioi.attention.html", "ioi.circuits.html", "ioi.faithfulness.html"),

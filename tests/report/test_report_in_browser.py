@@ -186,9 +186,32 @@ def test_the_slider_draws_the_strongest_and_the_numbers_keep_the_whole_circuit(p
         "dense: 6 edges; 1 of 6 edges drawn",
         "sparse: 3 edges; 1 of 3 edges drawn",
     ]
-    assert node(page, "a1.h0").get_attribute("class") == "node shared"
+    assert node(page, "a1.h0").get_attribute("class") == "node shared shaded"
     assert "faint" in node(page, "a0.h0").get_attribute("class")
     assert "6" in page.inner_text(".verdicts .sizes >> nth=0")
+
+
+def test_what_fewer_halves_have_is_paler(page):
+    colours = {
+        name: page.evaluate(
+            "node => getComputedStyle(node.querySelector('rect')).fill",
+            node(page, name).element_handle(),
+        )
+        for name in ("a0.h0", "m0", "a1.h0")
+    }
+    assert colours["a0.h0"] == colours["m0"]  # in the dense circuit only, and in all halves
+    assert node(page, "a1.h0").get_attribute("style") == "--shade: 81%"
+    assert colours["a1.h0"].startswith("color(srgb")  # mixed with the page's colour
+    said = node(page, "a1.h0").get_attribute("aria-label")
+    assert said.endswith("in 3 of 4 halves of the prompts")
+    opacities = page.eval_on_selector_all(
+        "svg.edges >> nth=0 >> path",
+        "paths => paths.map(path => Number(path.getAttribute('opacity')))",
+    )
+    # Drawn last, a1.h0->logits is the strongest, but in 3 of 4 halves only.
+    assert opacities[-1] == pytest.approx(0.9 * 0.8125, abs=0.01)
+    assert max(opacities[:-1]) == 0.8
+    assert "the paler, the fewer halves" in page.inner_text("#reading")
 
 
 def test_a_node_that_is_clicked_lights_up_in_both_models_and_its_edges_are_listed(page):
