@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from circuits.cli.console import out_console, print_frame, usage_errors
+from circuits.cli.console import out_console, print_table, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
 from circuits.files import check_folder, write_text
 
@@ -67,7 +67,7 @@ def why_command(
         out_console.print(head_line, markup=False, highlight=False, soft_wrap=True)
         up, down = (frame.score[side].sum() for side in (frame.score > 0, frame.score < 0))
         listed = f"{up:+.3f} in all from pairs that raise it, {down:+.3f} from others"
-        print_frame(frame.head(pairs), "pairs that raise it most")
+        print_table(frame.head(pairs).to_dict("records"), "pairs that raise it most")
         out_console.print(listed, markup=False, highlight=False, soft_wrap=True)
         for line in _account(models[name], prompt, split, n_off, seed):
             out_console.print(line, markup=False, highlight=False, soft_wrap=True)

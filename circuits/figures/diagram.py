@@ -43,9 +43,9 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     the other. Edges are green where they support the behaviour and pink where they counter it, as
     wide as the root of their share of the circuit's strongest score, dashed where they are read as
     a query and dotted as a key. Nodes, and edges of a circuit of edges, are the paler, the fewer of
-    the circuits that were found again on halves of the prompts have them (`Evidence.stability`, where
-    it is known). Of a circuit with more than 400 edges the strongest 400 are drawn,
-    and the panel says so.
+    the circuits that were found again on halves of the prompts have them (`Evidence.stability`,
+    where it is known). Of a circuit with more than 400 edges the strongest 400 are drawn, and the
+    panel says so.
 
     Raises:
         ValueError: this granularity was not looked for.
