@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from results_page import UNITS, markdown, with_interval
+from results_tables import UNITS, markdown, with_interval
 
 from circuits.files import write_text
 from circuits.numbers import sized

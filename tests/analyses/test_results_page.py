@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location(
-    "results_page", ROOT / "analyses" / "results_page.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-results_page = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(results_page)
 
 
-def test_the_page_in_the_docs_is_made_of_the_tables_beside_it():
+@pytest.fixture
+def results_page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "analyses"))
+    return importlib.import_module("results_page")
+
+
+def test_the_page_in_the_docs_is_made_of_the_tables_beside_it(results_page):
     made = results_page.page_text(ROOT / "docs" / "results")
     assert (ROOT / "docs" / "results.md").read_text() == made
 
@@ -37,7 +37,7 @@ def ratios(*rows):
     ],
     ids=["all", "too small", "one", "none clear"],
 )
-def test_a_ratio_is_judged_by_its_interval(rows, verdict):
+def test_a_ratio_is_judged_by_its_interval(results_page, rows, verdict):
     assert results_page.ratio_verdict(rows, 1.4) == verdict
 
 
@@ -50,7 +50,7 @@ def test_a_ratio_is_judged_by_its_interval(rows, verdict):
         (1.02, 0.003, "not reproduced"),
     ],
 )
-def test_a_density_counts_only_at_equal_cross_entropy(ce, density, verdict):
+def test_a_density_counts_only_at_equal_cross_entropy(results_page, ce, density, verdict):
     dense = {"ce": 1.0, "density": 1.0, "context": 128}
     sparse = {"ce": ce, "density": density, "context": 128}
     claim = results_page.density_claim("here", dense, sparse)
@@ -58,7 +58,7 @@ def test_a_density_counts_only_at_equal_cross_entropy(ce, density, verdict):
     assert f"CE {ce - 1:+.4f}" in claim["measured here"]
 
 
-def test_orders_and_gates_are_listed_at_the_base_of_all_other_choices():
+def test_orders_and_gates_are_listed_at_the_base_of_all_other_choices(results_page):
     base = {
         "task": "ioi", "granularity": "edge", "method": "ig", "selection": "absolute",
         "gates": "follow", "ablation": "corrupted", "metric": "logit_diff", "target": 0.9,
@@ -82,7 +82,7 @@ def test_orders_and_gates_are_listed_at_the_base_of_all_other_choices():
     assert set(listed["ratio [95 %]"]) == {"0.53 [0.39, 0.69]"}
 
 
-def test_pruned_sizes_stand_beside_those_before_and_the_count_by_attribution():
+def test_pruned_sizes_stand_beside_those_before_and_the_count_by_attribution(results_page):
     row = {
         "task": "ioi", "granularity": "edge", "dense": 22.0, "sparse": 23.0, "ratio": 22 / 23,
         "ratio_low": float("nan"), "ratio_high": float("nan"),
