@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from circuits.cli.console import out_console, progress_bar, usage_errors
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def figures_command(
@@ -19,6 +23,16 @@ def figures_command(
     column: Annotated[
         str, typer.Option(help="Width: single (3.35 in) where a figure fits, or double (6.9 in).")
     ] = "single",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Figures to write, such as sizes or ioi.circuits; `*.arcs` for those of all "
+            "behaviours. Repeatable; all if left out."
+        ),
+    ] = None,
+    font: Annotated[
+        str | None, typer.Option(help="Font of all text, such as 'Times New Roman'.")
+    ] = None,
 ) -> None:
     """Write the figures of a comparison for print: vector graphics as wide as a column."""
     with usage_errors():
@@ -35,15 +49,33 @@ def figures_command(
             raise ValueError(f"unknown column {column!r}; choose one of {known}")
         check_folder(out)
         comparison = load_comparison(results)
+        figures = _chosen(dict(figures_of(comparison)), only or ["*"])
     out.mkdir(parents=True, exist_ok=True)
-    figures = dict(figures_of(comparison))
     written = []
     with one_browser(), progress_bar(len(figures)) as step:
         for name, figure in figures.items():
             step(name)
+            if font is not None:
+                figure.update_layout(font_family=font)
             width = column if fits(figure, column) else "double"
             path = out / f"{file_name_of(name)}.{format}"
             save_figure(figure, path, width)
             written.append(f"{path}  ({PRINT_WIDTHS[width]} in)")
     for line in written:
         out_console.print(line, highlight=False, soft_wrap=True)
+
+
+def _chosen(figures: dict[str, go.Figure], patterns: list[str]) -> dict[str, go.Figure]:
+    """The figures whose names match a pattern.
+
+    Raises:
+        ValueError: a pattern matches none.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in figures):
+            raise ValueError(f"--only {pattern} names no figure; there is {', '.join(figures)}")
+    return {
+        name: figure
+        for name, figure in figures.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    }

@@ -120,16 +120,36 @@ def test_the_command_writes_every_figure_of_a_comparison(tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}.svg" for name in names)
 
 
+@pytest.mark.slow
+@browser
+def test_the_command_writes_the_figures_that_are_named_in_the_font_that_is_given(tmp_path):
+    save_comparison(make_comparison(tasks=["ioi"]), tmp_path / "comparison.json")
+    out = tmp_path / "figures"
+    wanted = ["--only", "sizes", "--only", "*.arcs", "--font", "Times New Roman"]
+    assert main(["figures", str(tmp_path), "--out", str(out), "--format", "svg", *wanted]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["ioi.arcs.svg", "sizes.svg"]
+    for path in out.iterdir():
+        text = path.read_text()
+        assert "Times New Roman" in text
+        assert "system-ui" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--format", "jpg"], "unknown format 'jpg'; choose one of pdf, svg, png"),
+        (
+            ["--only", "nothing"],
+            "--only nothing names no figure; there is density, density_per_head",
+        ),
         (["--column", "triple"], "unknown column 'triple'; choose one of single, double"),
         ([], "make one with `circuits compare`"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, tmp_path, capsys):
     out = tmp_path / "figures"
+    if "--only" in arguments:
+        save_comparison(make_comparison(tasks=["ioi"]), tmp_path / "comparison.json")
     assert main(["figures", str(tmp_path), "--out", str(out), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()

@@ -249,8 +249,7 @@ def test_a_large_circuit_is_cut_and_says_so():
     figure = circuit_figure(comparison, "ioi")
     dense, _ = traces(figure, name="edges")
     assert len(dense.text) == MAX_EDGES
-    cut = len(names) - MAX_EDGES
-    assert f"400 strongest of {len(names)} edges drawn, {cut} cut" in texts(figure)
+    assert f"400 strongest of {len(names)} edges drawn" in texts(figure)
 
 
 def test_an_empty_circuit_can_be_drawn():
