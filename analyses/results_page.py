@@ -18,6 +18,7 @@ from real_text_page import section
 from results_tables import (
     attribution_counts,
     controls,
+    heads_of_prompts,
     listed,
     markdown,
     orders,
@@ -52,7 +53,17 @@ def write_page(tables: Path, page: Path) -> None:
 
 def page_text(tables: Path) -> str:
     """Returns the page as Markdown."""
-    names = ("models", "summary", "others", "seeds", "transfer", "roles", "robustness", "verbs")
+    names = (
+        "models",
+        "summary",
+        "others",
+        "seeds",
+        "transfer",
+        "roles",
+        "robustness",
+        "verbs",
+        "heads",
+    )
     found = {name: pd.read_csv(tables / f"{name}.csv", keep_default_na=True) for name in names}
     real = tables / "real_text.csv"
     language = tables.parent / "real_model"
@@ -98,6 +109,10 @@ def page_text(tables: Path) -> str:
         "construction, and what it leaves out was not tried. Whether the paper counts so could "
         "not be verified.",
         markdown(attribution_counts(found)),
+        "In how many of the heads does 80 % of the attribution of a single prompt lie? Means over "
+        "prompts of their own, with standard errors; by attribution patching, again without "
+        "interventions:",
+        markdown(heads_of_prompts(found["heads"])),
         "## The same algorithm?",
         "Each circuit run in the other model, on held-out prompts. `own` is what the circuit "
         "found in that model itself recovers; `random` what random circuits of that size do.",

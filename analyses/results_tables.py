@@ -89,6 +89,16 @@ def attribution_counts(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     )
 
 
+def heads_of_prompts(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns the numbers of heads that hold 80 % of single prompts' attribution, by model."""
+    cells = table.assign(heads=[f"{r['mean']:.1f} ± {r['sem']:.1f}" for _, r in table.iterrows()])
+    models = list(dict.fromkeys(table["model"]))
+    wide = cells.pivot(index="task", columns="model", values="heads")
+    return (
+        wide.loc[list(dict.fromkeys(table["task"])), models].rename_axis("behaviour").reset_index()
+    )
+
+
 def sizes(summary: pd.DataFrame) -> pd.DataFrame:
     """Returns the table of sizes with both intervals."""
     templates = summary.rename(columns={"templates_low": "low", "templates_high": "high"})
