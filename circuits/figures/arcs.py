@@ -8,7 +8,7 @@ from collections import Counter
 import plotly.graph_objects as go
 
 from circuits.figures.attention import short_label
-from circuits.figures.style import COLOURS, counted, safe, styled
+from circuits.figures.style import COLOURS, counted, styled, titled
 from circuits.results.circuit import AttentionEdge
 from circuits.results.comparison import Comparison
 
@@ -66,7 +66,7 @@ def arcs_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.Figure
     figure.update_xaxes(visible=False, range=[-0.8, len(tokens) - 0.2])
     below = reach if comparison.is_pair else _BAND + 0.5
     figure.update_yaxes(visible=False, range=[-below, reach])
-    title = f"{safe(task)}: attention edges of one prompt ({'; '.join(notes)})"
+    title = f"{titled(task)}: attention edges of one prompt ({'; '.join(notes)})"
     return styled(figure, title, 360 + 14 * len(tokens), legend_rows=1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.figures.style import COLOURS, safe, styled
+from circuits.figures.style import COLOURS, safe, styled, titled
 from circuits.results.comparison import Comparison
 
 MAX_HEADS = 8
@@ -67,7 +67,7 @@ def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.F
         )
     # Panels share the names of the tokens at the left and at the foot of their column.
     labels = [f"{i} {short_label(token)}" for i, token in enumerate(example.clean)]
-    ticks = {"tickvals": tokens, "ticktext": labels, "tickfont": {"size": 10}, "mirror": True}
+    ticks = {"tickvals": tokens, "ticktext": labels, "mirror": True}
     figure.update_yaxes(autorange="reversed", showticklabels=False, **ticks)
     figure.update_yaxes(showticklabels=True, col=1)
     figure.update_xaxes(showticklabels=False, tickangle=90, **ticks)
@@ -75,8 +75,10 @@ def attention_figure(comparison: Comparison, task: str, prompt: int = 0) -> go.F
         last = max(row for row, other in cells if other == column)
         figure.update_xaxes(showticklabels=True, row=last, col=column)
     figure.update_annotations(font={"size": 12})
-    title = f"{safe(task)}: attention after the gate on one reporting prompt (rows look at columns)"
-    return styled(figure, title, 200 + n_rows * max(160, 13 * len(tokens)), legend_rows=0)
+    title = (
+        f"{titled(task)}: attention after the gate on one reporting prompt (rows look at columns)"
+    )
+    return styled(figure, title, 200 + n_rows * max(160, 15 * len(tokens)), legend_rows=0)
 
 
 def token_labels(tokens: Sequence[str]) -> list[str]:

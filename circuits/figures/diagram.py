@@ -18,6 +18,7 @@ from circuits.figures.style import (
     counted,
     safe,
     styled,
+    titled,
 )
 from circuits.graph import INPUT, LOGITS, Graph, node_kind, node_layer
 from circuits.numbers import sized
@@ -98,7 +99,7 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     width, n_layers = max(g.n_heads for g in graphs), max(g.n_layers for g in graphs)
     figure.update_xaxes(visible=False, range=[-0.8, width + 1.4])
     figure.update_yaxes(visible=False, range=[-0.8, 2 * n_layers + 1.6])
-    title = f"{safe(task)}: the circuit{'s side by side' if comparison.is_pair else ''}"
+    title = f"{titled(task)}: the circuit{'s side by side' if comparison.is_pair else ''}"
     # The legend explains colours and dashes, which cross: no trace is one entry's alone to hide.
     figure.update_layout(legend={"itemclick": False, "itemdoubleclick": False})
     return styled(figure, title, 280 + 92 * n_layers, legend_rows=2)
@@ -243,9 +244,9 @@ def _node_trace(
             "opacity": shades,
             "line": {"color": "white", "width": 1},
         },
-        text=[name if name in own and size > 24 else "" for name in names],
+        text=[name if name in own and size > 30 else "" for name in names],
         textposition="middle center",
-        textfont={"size": 10, "color": ["white" if s > 0.6 else "#222222" for s in shades]},
+        textfont={"size": 12, "color": ["white" if s > 0.6 else "#222222" for s in shades]},
         customdata=[
             f"{name}  {score_of[name]:+.3g}{_in_halves(share_of.get(name), stability)}"
             if name in score_of

@@ -21,10 +21,12 @@ Column = Literal["single", "double"]
 
 # Inches of a column and of both, as in two-column proceedings.
 PRINT_WIDTHS: dict[str, float] = {"single": 3.35, "double": 6.9}
-# Pixels that a figure is laid out in before it is scaled to its width: the smallest that its
-# labels do not collide in, and the largest that leaves them legible.
-_LAYOUT_WIDTHS = {"single": 480, "double": 940}
-LEGIBLE = 5.0  # points
+# Pixels that a figure is laid out in before it is scaled to its width: the most that leave text of
+# 12 pixels, the least in any figure here, legible.
+_LAYOUT_WIDTHS = {"single": 388, "double": 826}
+LEGIBLE = 7.0  # points
+# What a figure has above its plots for its title, and print does not need.
+_TITLE_ROOM = 56
 FORMATS = (".pdf", ".svg", ".png")
 # Kaleido prints a PDF with this margin, in inches, on a page that does not leave room for it: what
 # lies at the right and at the foot is cut off, unless the figure has that much to spare.
@@ -40,10 +42,10 @@ def fits(figure: go.Figure, column: Column | str) -> bool:
 
 
 def for_print(figure: go.Figure, column: Column | str = "double") -> go.Figure:
-    """Returns the figure laid out for a column: no title (a caption says it), slim margins.
+    """Returns the figure laid out for a column: no title (a caption says it), trimmed margins.
 
     Raises:
-        ValueError: the column is unknown, text of the figure would be smaller than 5 points, or
+        ValueError: the column is unknown, text of the figure would be smaller than 7 points, or
             panels would stand side by side in a single column.
     """
     obstacle = _obstacle(figure, column)
@@ -51,8 +53,7 @@ def for_print(figure: go.Figure, column: Column | str = "double") -> go.Figure:
         raise ValueError(obstacle)
     laid_out = go.Figure(figure)
     margin = figure.layout.margin
-    # The title is 26 pixels under the top; what it took is given back.
-    saved = 34 if figure.layout.title.text else 0
+    saved = _TITLE_ROOM if figure.layout.title.text else 0
     laid_out.update_layout(
         title=None,
         width=_LAYOUT_WIDTHS[column],
@@ -60,10 +61,13 @@ def for_print(figure: go.Figure, column: Column | str = "double") -> go.Figure:
         margin={
             "t": max(10, (margin.t or 100) - saved),
             "r": 10,
-            "l": margin.l,
-            "b": margin.b or 60,
+            "l": 10,
+            "b": 16,
         },
     )
+    # The labels of axes take the room that they need, and no more.
+    laid_out.update_xaxes(automargin=True)
+    laid_out.update_yaxes(automargin=True)
     return laid_out
 
 

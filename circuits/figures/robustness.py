@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.figures.style import GREY, UNITS, safe, styled
+from circuits.figures.style import GREY, UNITS, styled, titled
 
 _CHOICES = ["method", "selection", "gates", "ablation", "metric", "prompts"]
 # Okabe and Ito (2008), from the first setting on.
@@ -28,7 +28,9 @@ def robustness_figure(table: pd.DataFrame) -> go.Figure:
         shared_xaxes=True,
         shared_yaxes=True,
         subplot_titles=[
-            f"{safe(task)}: {UNITS[granularity]}" for granularity in granularities for task in tasks
+            f"{titled(task)}: {UNITS[granularity]}"
+            for granularity in granularities
+            for task in tasks
         ],
         vertical_spacing=0.12,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, safe, styled
+from circuits.figures.style import COLOURS, GREY, SHADES, UNITS, styled, titled
 from circuits.numbers import percent, rounded, sized
 from circuits.results.comparison import Comparison
 from circuits.results.discovery import Evidence
@@ -29,7 +29,7 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
         cols=n_cols,
         rows=n_rows,
         shared_yaxes="all",  # type: ignore[arg-type]
-        subplot_titles=[safe(task) for task in tasks],
+        subplot_titles=[titled(task) for task in tasks],
         vertical_spacing=0.22 / n_rows,
         horizontal_spacing=0.03,
     )
@@ -60,7 +60,7 @@ def sizes_figure(comparison: Comparison) -> go.Figure:
                 yshift=26,
                 text=_ratio_text(*size_ratio(*pair)),
                 showarrow=False,
-                font={"size": 11},
+                font={"size": 12},
             )
     top = max(1.0, *(max(one.size, one.size_high) for one in every))
     if is_log:
@@ -145,7 +145,7 @@ def faithfulness_figure(comparison: Comparison, task: str) -> go.Figure:
     low, high = max(-0.6, min([0.0, *shown])), min(1.7, max([1.0, *shown]))
     figure.update_yaxes(range=[low - 0.08, high + 0.08])
     figure.update_yaxes(title="faithfulness", row=1, col=1)
-    title = f"{safe(task)}: faithfulness at each size (dashed: target, {percent(target, 4)})"
+    title = f"{titled(task)}: faithfulness at each size (dashed: target, {percent(target, 4)})"
     return styled(figure, title, height=480, legend_rows=3)
 
 

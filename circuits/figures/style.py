@@ -12,6 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.names import behaviour_name
 from circuits.numbers import sized
 from circuits.results.comparison import ONLY
 
@@ -61,6 +62,11 @@ def counted(size: float, granularity: str) -> str:
     """Returns a size with its unit: "1 head", "12,345 edges", "3.5 attention edges"."""
     unit = UNITS[granularity]
     return f"{sized(size)} {unit[:-1] if size == 1 else unit}"
+
+
+def titled(task: str) -> str:
+    """Returns a behaviour's name as a figure shows it."""
+    return safe(behaviour_name(task))
 
 
 def safe(text: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from circuits.figures import UNITS
+from circuits.names import spaced
 from circuits.numbers import percent, sized
 from circuits.report.columns import COLUMNS
 from circuits.results.comparison import ONLY, Comparison
@@ -89,14 +90,14 @@ def page_table(frame: pd.DataFrame) -> Table:
     return Table(
         heads=[
             Head(
-                _spaced(name),
+                spaced(name),
                 COLUMNS.get(name, ""),
                 any(isinstance(row.get(name), str) for row in records),
             )
             for name in shown
         ],
         rows=[[_cell(name, row) for name in shown] for row in records],
-        same=[(_spaced(name), text) for name in once if (text := in_words(name, records[0][name]))],
+        same=[(spaced(name), text) for name in once if (text := in_words(name, records[0][name]))],
         csv=whole.to_csv(index=False),
     )
 
@@ -116,7 +117,7 @@ def roles_by_head(comparison: Comparison) -> pd.DataFrame:
     tasks = list(comparison.discoveries)
     return pd.DataFrame(
         [
-            {"task": task, "role": _spaced(name)}
+            {"task": task, "role": spaced(name)}
             | {columns[side]: ", ".join(heads) for side, heads in by_side.items()}
             for (task, name), by_side in sorted(ordered, key=lambda row: tasks.index(row[0][0]))
         ]
@@ -131,10 +132,6 @@ def run_table(comparison: Comparison) -> pd.DataFrame:
             value = ", ".join(f"{key} {one}" for key, one in value.items())
         rows.append({"run": name, "value": str(value)})
     return pd.DataFrame(rows)
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _is_constant(column: Any) -> bool:

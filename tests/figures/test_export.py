@@ -39,6 +39,15 @@ def test_a_figure_for_print_has_the_width_of_its_column_and_no_title():
     assert figure.layout.title.text  # the one given stays as it was
 
 
+def test_text_of_12_pixels_is_7_points_high_and_less_is_refused():
+    def with_text_of(size):
+        return go.Figure(go.Scatter(x=[0], y=[0], text=["a"], textfont={"size": size}))
+
+    for column in PRINT_WIDTHS:
+        assert fits(with_text_of(12), column)
+        assert not fits(with_text_of(11.8), column)
+
+
 def test_panels_side_by_side_do_not_fit_a_single_column():
     figure = circuit_figure(make_comparison(), "ioi")
     assert fits(figure, "double")
