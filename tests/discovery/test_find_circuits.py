@@ -345,7 +345,7 @@ def test_fields_of_the_config_can_be_given_by_themselves():
 def test_a_discovery_is_shown_in_a_line_and_equals_what_was_saved(tmp_path):
     found = discover(INDUCTION.model, TASK, prompts=known_prompts(), granularities=("head", "edge"))
     shown = repr(found)
-    assert shown.startswith("Discovery(made_up: ") and shown.endswith("edges at 90%)")
+    assert shown.startswith("Discovery(made_up: ") and shown.endswith("edges at 90 %)")
     assert "\n" not in shown and len(repr(found.circuits["edge"])) < 120
     found.save(tmp_path / "d.json")
     assert Discovery.load(tmp_path / "d.json") == found
