@@ -124,10 +124,7 @@ class Noise:
     def uniform(self, shape: torch.Size) -> Tensor:
         """Returns the next numbers, in a tensor that the caller may overwrite."""
         if self._device.type != "cpu":
-            noise = torch.rand(
-                shape, generator=self._generator, device=self._device, dtype=torch.float32
-            )
-            return noise.clamp_(2**-24, 1 - 2**-24)
+            return _uniform_on_device(shape, self._device, self._generator)
         count = math.prod(shape)
         words = self._words.random_raw(-(-count // 4)).view(np.int16)[:count]
         noise = torch.from_numpy(words).to(torch.float32)
@@ -141,7 +138,15 @@ def _uniform_numbers(device: torch.device) -> Callable[[torch.Size], Tensor]:
     """
     if device.type == "cpu":
         return Noise(device).uniform
-    return lambda shape: torch.rand(shape, device=device).clamp_(2**-24, 1 - 2**-24)
+    return lambda shape: _uniform_on_device(shape, device)
+
+
+def _uniform_on_device(
+    shape: torch.Size, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Returns numbers in (0, 1) that a device draws, by default with its own generator."""
+    noise = torch.rand(shape, generator=generator, device=device, dtype=torch.float32)
+    return noise.clamp_(2**-24, 1 - 2**-24)
 
 
 def masked_below(dtype: torch.dtype) -> float:
