@@ -10,6 +10,7 @@ import typer
 from circuits.cli.console import out_console, print_table, usage_errors
 from circuits.cli.options import Device, Seed, TrustRemoteCode
 from circuits.files import check_folder, write_text
+from circuits.numbers import percent
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -95,7 +96,9 @@ def _account(model: Model, prompt: str, split: ScoreSplit, n_off: int, seed: int
     )
     if over is not None and over > 0 and n_off <= split.pairs.numel() - n_off:
         shut = split.shut_at_random(n_off, seed=seed)
-        lines.append(f"As many other pairs, drawn 1,000 times at random, shut it in {shut:.1%}.")
+        lines.append(
+            f"As many other pairs, drawn 1,000 times at random, shut it in {percent(shut)}."
+        )
     return lines
 
 
