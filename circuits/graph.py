@@ -166,7 +166,7 @@ class Graph:
                 f"layers of {self.n_heads} heads; sources are like {', '.join(self.sources[:3])}, "
                 f"destinations like {self.destinations[0]}, {self.destinations[-1]}"
             )
-        if not self.mask[row, column]:
+        if not self._is_edge[row][column]:
             raise ValueError(
                 f"edge {name!r} does not run forwards; an edge must go to a later layer"
                 + ("" if self.parallel_attn_mlp else " or to the MLP of its own")
@@ -180,6 +180,11 @@ class Graph:
     @cached_property
     def _columns(self) -> dict[str, int]:
         return {name: column for column, name in enumerate(self.destinations)}
+
+    @cached_property
+    def _is_edge(self) -> list[list[bool]]:
+        # Looking up one element of a tensor takes as long as a hundred of these.
+        return self.mask.tolist()
 
     def connected(self, edges: Bool[Tensor, "src dest"]) -> Bool[Tensor, "src dest"]:
         """Returns those of `edges` that lie on a path from `input` to `logits` inside `edges`.

@@ -257,11 +257,13 @@ class Circuit:
             | ({} if graph.d_model is None else {"d_model": graph.d_model}),
             "nodes": nodes,
             "edges": {
-                graph.edge_name(src, dest): {
-                    "score": float(self.scores[src, dest]),
-                    "in_graph": bool(self.edges[src, dest]),
-                }
-                for src, dest in graph.mask.nonzero().tolist()
+                graph.edge_name(src, dest): {"score": score, "in_graph": is_in}
+                for (src, dest), score, is_in in zip(
+                    graph.mask.nonzero().tolist(),
+                    self.scores[graph.mask].tolist(),
+                    self.edges[graph.mask].tolist(),
+                    strict=True,
+                )
             },
             "granularity": self.granularity,
             "size": self.size,
@@ -312,10 +314,12 @@ class Circuit:
             cfg.get("d_model"),
         )
         edges, scores = torch.zeros_like(graph.mask), torch.zeros(graph.mask.shape)
-        for name, edge in content["edges"].items():
-            src, dest = graph.edge_index(name)
-            edges[src, dest] = _flag(name, edge)
-            scores[src, dest] = _finite(name, edge.get("score", 0.0))
+        if listed := content["edges"]:
+            places = tuple(torch.tensor([graph.edge_index(name) for name in listed]).T)
+            edges[places] = torch.tensor([_flag(name, edge) for name, edge in listed.items()])
+            scores[places] = torch.tensor(
+                [_finite(name, edge.get("score", 0.0)) for name, edge in listed.items()]
+            )
         granularity = content.get("granularity", "edge")
         nodes = edges.any(dim=1)
         if content["nodes"]:

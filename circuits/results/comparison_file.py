@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from circuits.files import write_json
 from circuits.results.comparison import AttentionExample, Comparison, ModelFacts
 from circuits.results.discovery import FORMAT, RESULTS_FILE, Discovery, check_format
+from circuits.results.packed import pack_lists, unpack_lists
 from circuits.results.roles import HeadRole
 from circuits.results.transfer import Transfer
 
@@ -24,7 +25,7 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
             for task, found in comparison.discoveries.items()
         },
         "examples": {
-            task: [asdict(example) for example in examples]
+            task: [_packed(example) for example in examples]
             for task, examples in comparison.examples.items()
         },
         "transfers": [asdict(transfer) for transfer in comparison.transfers],
@@ -34,6 +35,18 @@ def save_comparison(comparison: Comparison, path: Path) -> None:
         "run": comparison.run,
     }
     write_json(path, content)
+
+
+def _packed(example: AttentionExample) -> dict[str, Any]:
+    patterns = {side: pack_lists(layers) for side, layers in example.patterns.items()}
+    return {f.name: getattr(example, f.name) for f in fields(example)} | {"patterns": patterns}
+
+
+def _example(content: dict[str, Any]) -> AttentionExample:
+    patterns = {side: unpack_lists(layers) for side, layers in content["patterns"].items()}
+    tokens = {key: tuple(content[key]) for key in ("clean", "corrupted")}
+    values: dict[str, Any] = content | tokens | {"patterns": patterns}
+    return AttentionExample(**values)
 
 
 def _facts(content: dict[str, Any]) -> ModelFacts:
@@ -61,13 +74,7 @@ def load_comparison(path: str | Path) -> Comparison:
         check_format(content, path, "discoveries", "circuits compare")
         models = {side: _facts(facts) for side, facts in content["models"].items()}
         examples = {
-            task: tuple(
-                AttentionExample(
-                    **example | {key: tuple(example[key]) for key in ("clean", "corrupted")}
-                )
-                for example in several
-            )
-            for task, several in content["examples"].items()
+            task: tuple(map(_example, several)) for task, several in content["examples"].items()
         }
         discoveries = {
             task: {side: Discovery.from_json(discovery) for side, discovery in found.items()}

@@ -20,12 +20,13 @@ from circuits.numbers import percent, sized
 from circuits.results.circuit import Circuit
 from circuits.results.discover_config import DiscoverConfig
 from circuits.results.notebook import table_html
+from circuits.results.packed import pack_circuit, unpack_circuit
 from circuits.results.stability import Stability
 
-FORMAT = 5
+FORMAT = 6
 """Of saved discoveries and comparisons; a file of another format was written by another version."""
-READ = (4, FORMAT)
-"""The formats that are read: 4 lacks `Evidence.stability` alone."""
+READ = (4, 5, FORMAT)
+"""The formats that are read: up to 5 circuits were not packed, and 4 lacks `Evidence.stability`."""
 
 RESULTS_FILE = "comparison.json"
 """What a folder of results holds its discoveries in."""
@@ -149,7 +150,7 @@ class Evidence:
         for name in _BOUNDS:
             plain[name] = _each(plain[name], lambda end: None if math.isnan(end) else end)
         kept = None if self.stability is None else asdict(self.stability)
-        return plain | {"circuit": self.circuit.to_json(), "stability": kept}
+        return plain | {"circuit": pack_circuit(self.circuit), "stability": kept}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Evidence:
@@ -160,7 +161,7 @@ class Evidence:
         }
         for name in _BOUNDS:
             values[name] = _each(values[name], lambda end: math.nan if end is None else end)
-        values["circuit"] = Circuit.from_json(content["circuit"])
+        values["circuit"] = unpack_circuit(content["circuit"])
         if (kept := content.get("stability")) is not None:
             values["stability"] = Stability.from_json(kept)
         return cls(**values)
@@ -316,7 +317,7 @@ def check_format(content: dict[str, Any], path: str | Path, mark: str, command: 
         ValueError: the file's format is not this one.
     """
     if mark in content and content.get("format", 1) not in READ:
-        read = " and ".join(map(str, READ))
+        read = f"{READ[0]} to {READ[-1]}"
         raise ValueError(
             f"{path} was saved in format {content.get('format', 1)} by another version of "
             f"circuits; this version reads formats {read}. Make it again with `{command}`"

@@ -54,7 +54,7 @@ def test_a_comparison_without_its_run_is_refused(tmp_path):
         load_comparison(path)
 
 
-@pytest.mark.parametrize("format_", [None, 3, 6])
+@pytest.mark.parametrize("format_", [None, 3, 7])
 def test_a_comparison_of_another_version_is_refused_in_words(tmp_path, format_):
     path = tmp_path / "a.json"
     save_comparison(make_comparison(), path)
