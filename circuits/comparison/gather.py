@@ -158,6 +158,7 @@ def gather(
             "ablation": config.ablation,
             "gates": config.gates,
             "prune": config.prune,
+            "prune_margin": config.prune_margin,
             "prompts": config.n_prompts,
             **({"kept_parts": len(kept.discoveries)} if kept.discoveries else {}),
         },

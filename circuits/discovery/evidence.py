@@ -128,6 +128,7 @@ def gather_evidence(
         "selection": config.selection,
         "target": config.target,
         "prune": config.prune,
+        "prune_margin": config.prune_margin,
         "seed": config.seed,
         "faithfulness": float(share(measured.circuit)),
         "measured_on": measured.on,

@@ -220,8 +220,10 @@ def _choose(
         weights=None if weights is None else torch.cat([weights.drawn, weights.each]),
         on_trial=on_step,
     )
-    pruned = prune(ranked, sizing, search, on_trial=on_step) if config.prune else None
-    return ranked, search, pruned
+    if not config.prune:
+        return ranked, search, None
+    margin = config.prune_margin
+    return ranked, search, prune(ranked, sizing, search, margin=margin, on_trial=on_step)
 
 
 def _redraw(

@@ -17,7 +17,8 @@ So the guarantee is that **no single component can go**: without any one of them
 under the target on the sizing prompts. The circuit is minimal in that sense (1-minimal) and need
 not be the smallest: pairs are not tried, and another order may end in another circuit. A component
 that counters the behaviour cannot stay, since faithfulness is higher without it. And the circuit is
-fitted to its prompts: on others it does less.
+fitted to its prompts: on others it does less. A margin, in standard errors of faithfulness over the
+sizing prompts, counters that: a component then goes only if the rest is over the target by so much.
 
 The number of trials is bounded by a multiple of the sizes that a search may try, so that a model
 with thousands of components is pruned in reasonable time. Where the bound ends it, `is_minimal`
@@ -34,7 +35,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.discovery.ranked import Ranked, first_of
-from circuits.discovery.search import Search, candidate_sizes, group_faithfulness
+from circuits.discovery.search import (
+    Search,
+    candidate_sizes,
+    faithfulness_error,
+    group_faithfulness,
+)
 from circuits.intervene.experiment import Experiment
 
 BUDGET = 3
@@ -58,7 +64,7 @@ class Pruned:
     Attributes:
         chosen: The components that are left, for each group, in the order of the ranking.
         values: The metric of every sizing prompt with its group's circuit.
-        is_minimal: Whether no single component can go, in any group.
+        is_minimal: Whether no single component can go, in any group, by the margin.
         n_trials: How many circuits were run.
         n_effects: How often effects were computed.
     """
@@ -75,27 +81,31 @@ def prune(
     experiment: Experiment,
     search: Search,
     *,
+    margin: float = 0.0,
     on_trial: Callable[[], None] = lambda: None,
 ) -> Pruned:
     """Returns the circuits that a search chose, without what can go.
 
     The groups are pruned side by side, in the same forward passes. Where the search chose a circuit
-    that is under the target (everything, by no more than rounding), what it has is held.
+    that is under the target (everything, by no more than rounding), or over it by less than the
+    margin, what it has is held.
 
     Args:
         ranked: The components in order.
         experiment: The sizing prompts, the ones that were searched on.
         search: What the search chose on them.
+        margin: By how many standard errors faithfulness must be over the target.
         on_trial: Called after each trial, to show progress.
     """
     groups = search.groups
     circuits = ranked.connected(first_of(ranked.orders, search.chosen))
     values = search.values_at(search.chosen)
 
-    def faithfulness_of(metric: Float[Tensor, " batch"]) -> Float[Tensor, " group"]:
-        return group_faithfulness(metric[None], search.full, search.empty, groups)[0]
+    def surely(metric: Float[Tensor, " batch"]) -> Float[Tensor, " group"]:
+        known = (metric[None], search.full, search.empty, groups)
+        return (group_faithfulness(*known) - margin * faithfulness_error(*known))[0]
 
-    floor = faithfulness_of(values).clamp(max=search.target)
+    floor = surely(values).clamp(max=search.target)
     asking = [_shrink(circuit) for circuit in circuits]
     asked: dict[int, Tensor | None] = {}
 
@@ -121,7 +131,7 @@ def prune(
         metric = ranked.run(experiment, tried).cpu().double()
         n_trials += 1
         on_trial()
-        holds = faithfulness_of(metric) >= floor
+        holds = surely(metric) >= floor
         for group in trials:
             if holds[group]:
                 circuits[group] = tried[group]

@@ -76,6 +76,27 @@ def group_faithfulness(
     return ((values - empty) @ member) / gap
 
 
+def faithfulness_error(
+    values: Float[Tensor, "trial batch"],
+    full: Float[Tensor, " batch"],
+    empty: Float[Tensor, " batch"],
+    groups: Int[Tensor, " batch"],
+) -> Float[Tensor, "trial group"]:
+    """Returns the standard error of `group_faithfulness` over the prompts of each group.
+
+    That of a ratio of two means, to first order (Cochran, Sampling Techniques, 1977, chapter 6): of
+    the mean of what each prompt has over its share, `values - empty - F (full - empty)`, over the
+    mean gap. A group of one prompt has none: 0.
+    """
+    member = torch.nn.functional.one_hot(groups).to(values.dtype)  # [batch, group]
+    n_prompts = member.sum(dim=0)
+    share = group_faithfulness(values, full, empty, groups) @ member.T
+    over = values - empty - share * (full - empty)
+    variance = over.square() @ member / (n_prompts - 1).clamp(min=1)
+    gap = (full - empty) @ member / n_prompts
+    return (variance / n_prompts).sqrt() / gap.abs()
+
+
 def kept_from(
     faithfulness: Float[Tensor, "*more trial group"],
     sizes: Int[Tensor, "trial group"],

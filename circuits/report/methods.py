@@ -285,8 +285,13 @@ def _circuits(config: DiscoverConfig) -> str:
     if config.prune:
         sentences.append(
             "From it components were taken out, those first whose effect in the circuit's own run "
-            "was least, until no single one could go without faithfulness falling under "
-            "the target on the prompts that chose the size."
+            "was least, until no single one could go without faithfulness"
+            + (
+                f", less {config.prune_margin:g} of its standard errors over these prompts,"
+                if config.prune_margin
+                else ""
+            )
+            + " falling under the target on the prompts that chose the size."
         )
     if config.gates != "follow":
         sentences.append(f"Gates: {_clause(GATES, config.gates)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,12 @@ class DiscoverConfig:
         SEARCH,
         "Take out of each circuit what can go, until no single component can.",
     )
+    prune_margin: float = setting(
+        0.0,
+        SEARCH,
+        "By how many standard errors over the sizing prompts a pruned circuit must be above the "
+        "target: 1 keeps a little more, which then holds better on fresh prompts.",
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.target <= 1:
@@ -107,4 +114,8 @@ class DiscoverConfig:
             raise ValueError(
                 f"redraws must be 0 (no intervals) or at least 2, got {self.redraws}; 8 is usual"
             )
+        if not 0 <= self.prune_margin < math.inf:
+            raise ValueError(f"prune_margin must be 0 or more, got {self.prune_margin}")
+        if self.prune_margin and not self.prune:
+            raise ValueError("prune_margin is for circuits that are pruned; set prune as well")
         check_seed(self.seed)

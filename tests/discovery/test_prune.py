@@ -14,9 +14,15 @@ from circuits.discovery import prune as module
 from circuits.discovery.hand_built import HAND_BUILT
 from circuits.discovery.prune import Pruned, prune
 from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
-from circuits.discovery.search import Search, find_smallest, group_faithfulness
+from circuits.discovery.search import (
+    Search,
+    faithfulness_error,
+    find_smallest,
+    group_faithfulness,
+)
 from circuits.gate.gate import add_gate
 from circuits.intervene.experiment import Experiment, prepare_experiment
+from circuits.results.discovery import DiscoverConfig
 from tests.helpers import (
     make_prompts,
     make_tiny_model,
@@ -267,3 +273,49 @@ def test_where_the_budget_ends_it_pruning_says_so_and_holds_the_target(monkeypat
     assert not pruned.is_minimal
     assert pruned.n_trials == len(told) <= 12
     assert search_faithfulness(search, pruned)[0] >= 0.8
+
+
+def test_the_error_of_faithfulness_is_that_of_means_of_resamples():
+    generator = torch.Generator().manual_seed(0)
+    full = 3 + torch.randn(400, generator=generator).double()
+    empty = 0.3 * torch.randn(400, generator=generator).double()
+    values = 0.8 * full + 0.5 * torch.randn(400, generator=generator).double()
+    groups = (torch.arange(400) % 4 == 0).long()
+    errors = faithfulness_error(values[None], full, empty, groups)[0]
+    for group, error in enumerate(errors):
+        rows = (groups == group).nonzero()[:, 0]
+        drawn = rows[torch.randint(len(rows), (4000, len(rows)), generator=generator)]
+        shares = (values - empty)[drawn].sum(dim=1) / (full - empty)[drawn].sum(dim=1)
+        assert error.item() == pytest.approx(shares.std().item(), rel=0.05)
+    alone = faithfulness_error(values[None, :1], full[:1], empty[:1], groups[:1] * 0)
+    assert alone.tolist() == [[0.0]]
+
+
+def test_by_a_margin_the_rest_stays_above_the_target():
+    experiment = experiment_of("plain")
+    ranked = ranked_of(experiment, "edge")
+    search = searched(ranked, experiment, 0.8)
+    everything = [len(ranked.orders[0])]
+    search = starting_from(search, ranked, experiment, everything)
+    close, wide = (prune(ranked, experiment, search, margin=margin) for margin in (0, 2))
+    assert wide.is_minimal and len(wide.chosen[0]) > len(close.chosen[0])
+
+    def surely(chosen):
+        metric = ranked.run(experiment, [chosen]).double()
+        mean = search_faithfulness(search, replace(wide, values=metric))[0]
+        over = metric - experiment.empty - mean * (experiment.full - experiment.empty)
+        gap = (experiment.full - experiment.empty).mean()
+        return mean - 2 * float(over.double().std() / len(metric) ** 0.5 / gap)
+
+    chosen = wide.chosen[0]
+    assert surely(chosen) >= 0.8 - 1e-6
+    for place in range(len(chosen)):
+        assert surely(torch.cat([chosen[:place], chosen[place + 1 :]])) < 0.8
+
+
+def test_a_margin_is_of_circuits_that_are_pruned():
+    assert DiscoverConfig(prune=True, prune_margin=1).prune_margin == 1
+    with pytest.raises(ValueError, match="set prune as well"):
+        DiscoverConfig(prune_margin=1)
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        DiscoverConfig(prune=True, prune_margin=-1)
