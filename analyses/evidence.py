@@ -16,20 +16,17 @@ import argparse
 import itertools
 import random
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from heads_of_prompts import heads_table
 from results_page import write_page
 
 from circuits.cli import main as circuits
-from circuits.discovery.holding import heads_holding
 from circuits.figures import frontier_figure, save_figure
 from circuits.files import write_text
-from circuits.intervene import prepare_experiment
 from circuits.models.load import load_model, tokenizer_of
-from circuits.tasks import get_task
 from circuits.tasks.ioi import THINGS
 
 TASKS = ("ioi", "greater_than", "induction", "pronoun", "subject_verb")
@@ -73,20 +70,6 @@ def verbs_by_number(name: str) -> dict[str, object]:
     return row
 
 
-def heads_of_prompts(names: Iterable[str]) -> pd.DataFrame:
-    """Returns in how many heads 80 % of the attribution of single prompts lies: means, errors."""
-    found = []
-    for name in names:
-        model = load_model(name)
-        for task in TASKS:
-            (prompts,) = get_task(task).draw(tokenizer_of(model), N_PROMPTS)
-            experiment = prepare_experiment(model, prompts, metric=get_task(task).metric)
-            rows = heads_holding({name: experiment})
-            found.append(rows.assign(task=task))
-    held = pd.concat(found).groupby(["task", "model"], sort=False)["heads"]
-    return held.agg(["mean", "sem", "count"]).reset_index()
-
-
 def write_frontier(tables: Path, path: Path) -> None:
     """Draws cross-entropy against density of the models of real text.
 
@@ -126,7 +109,10 @@ def main() -> None:
     names = ("dense", "sparse", "dense-finetuned", *TWINS)
     verbs = pd.DataFrame([verbs_by_number(name) for name in names])
     write_text(out / "verbs.csv", verbs.to_csv(index=False))
-    write_text(out / "heads.csv", heads_of_prompts(names).to_csv(index=False))
+    heads = pd.concat(
+        row for name in names for row in heads_table({name: load_model(name)}, TASKS, N_PROMPTS)
+    )
+    write_text(out / "heads.csv", heads.to_csv(index=False))
     shutil.copyfile(work / "robustness" / "robustness.csv", out / "robustness.csv")
     if arguments.real_text is not None:
         for name in ("real_text", "real_text_run"):

@@ -11,8 +11,11 @@ was made so but for what docs/real_model.md tells. Then are written
     OUT/text.csv        CE, its difference to the dense model's, KL(dense || model) and density of
                         all models and of naive top-k attention, on each kind of held-out text
     OUT/behaviours.csv  which behaviours the models do, and how much of them the twin keeps
+    OUT/heads.csv       in how many heads 80 % of the attribution of a single prompt lies
     OUT/run.csv         the states that both runs passed through
     OUT/compare         `circuits compare` of the behaviours that the dense model does
+    OUT/pruned          `circuits compare --prune` of some of them, a folder a behaviour, and their
+                        tables in pruned.csv and pruned_others.csv
 
 Every part that is done is kept, down to the cells of a table, and what was stopped goes on where it
 was. `--docs docs` puts the tables into docs/real_model, and into the page docs/real_model.md.
@@ -30,6 +33,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from heads_of_prompts import heads_table
 from jaxtyping import Int
 from real_model_page import TABLES, fill_page
 from real_model_text import write_texts
@@ -53,6 +57,11 @@ DENSE = "smollm2"
 CONTEXTS = (128, 256)
 TOP_K = (8, 32)
 BEHAVIOUR_PROMPTS = 100
+HEADS_OF = ("ioi", "greater_than", "induction", "pronoun", "subject_verb")
+PRUNED = (
+    "--prune --granularity head --granularity attention_edge --prompts 40 --redraws 5 --processes 1"
+)
+"""What `circuits compare` is given for circuits that are pruned, which takes long."""
 TRAINING = (
     "--model smollm2 --context 256 --batch-size 32 --steps 1000 --lora-rank 24 --beta2 0.99 "
     "--learning-rate 1.5e-3 --precision auto --attention hooks --save adapter-bfloat16 "
@@ -182,6 +191,21 @@ def measure_behaviours(path: Path, models: Callable[[], dict[str, Any]], n_promp
         write_text(path, with_shares(table).to_csv(index=False))
 
 
+def measure_heads(path: Path, models: Callable[[], dict[str, Any]], n_prompts: int) -> None:
+    """Writes the rows of the table of heads that are not there yet."""
+    columns: dict[str, list[str]] = {"task": [], "model": []}
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns)
+    there = set(zip(table["task"], table["model"], strict=True))
+    for name in ("dense", *RECIPES):
+        missing = [task for task in HEADS_OF if (task, name) not in there]
+        if not missing:
+            continue
+        for row in heads_table({name: models()[name]}, missing, n_prompts):
+            table = pd.concat([table, row]) if len(table) else row
+            write_text(path, table.to_csv(index=False))
+            say(f"{path}: {name}, {row['task'].iloc[0]}")
+
+
 def with_shares(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the table with the share of the dense model's margin that each model keeps.
 
@@ -217,6 +241,21 @@ def compare(
     run_command(["compare", *pair, *control, *kinds, *tasks, *place, *resume])
 
 
+def compare_pruned(out: Path, sources: dict[str, str], tasks: list[str], device: str) -> None:
+    """Compares pruned circuits, a folder for each behaviour that has none, and joins the tables."""
+    models = ["--dense", sources["dense"], "--sparse", sources["sparse"]]
+    models += ["--model", f"control={sources['control']}"]
+    for task in tasks:
+        folder = out / "pruned" / task
+        if not folder.is_dir():
+            resume = ["--resume"] if folder.with_name(f"{task}.parts").exists() else []
+            place = ["--task", task, "--device", device, "--out", str(folder), *resume]
+            run_command(["compare", *models, *PRUNED.split(), *place])
+    for name, table in (("pruned", "summary"), ("pruned_others", "others")):
+        found = [pd.read_csv(out / "pruned" / task / f"{table}.csv") for task in tasks]
+        write_text(out / f"{name}.csv", pd.concat(found).to_csv(index=False))
+
+
 def put_into_docs(out: Path, docs: Path) -> None:
     """Puts the tables that there are into the docs, and fills the page."""
     for name, made in TABLES.items():
@@ -233,6 +272,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where all this is done, such as cuda")
     parser.add_argument("--tokens", type=int, default=8192, help="tokens of each new cell of text")
     parser.add_argument("--behaviour-prompts", type=int, default=BEHAVIOUR_PROMPTS)
+    parser.add_argument("--heads-prompts", type=int, default=40, help="prompts of OUT/heads.csv")
     parser.add_argument(
         "--granularities",
         nargs="*",
@@ -241,6 +281,13 @@ def main() -> None:
         help="what circuits are compared of; none after the option: no comparison",
     )
     parser.add_argument("--prompts", type=int, default=50, help="prompts in each set of compare")
+    parser.add_argument(
+        "--pruned",
+        nargs="*",
+        choices=HEADS_OF,
+        default=["greater_than", "ioi"],
+        help="behaviours whose circuits are pruned; none after the option: none",
+    )
     parser.add_argument(
         "--runs", nargs="*", metavar="NAME=FOLDER", help="other runs than OUT's for OUT/run.csv"
     )
@@ -278,9 +325,12 @@ def main() -> None:
         parts = (one.partition("=") for one in runs)
         table = pd.concat([states(name, Path(run)) for name, _, run in parts])
         write_text(out / "run.csv", table.to_csv(index=False))
+    measure_heads(out / "heads.csv", models, arguments.heads_prompts)
     loaded.clear()  # The comparison loads them anew.
     if arguments.granularities:
         compare(out, sources, arguments.granularities, arguments.prompts, device=arguments.device)
+    if arguments.pruned:
+        compare_pruned(out, sources, arguments.pruned, arguments.device)
     if arguments.docs is not None:
         put_into_docs(out, arguments.docs)
 

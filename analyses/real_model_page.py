@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from results_tables import UNITS, markdown, with_interval
+from results_tables import UNITS, heads_of_prompts, markdown, with_interval
 
 from circuits.files import write_text
 from circuits.numbers import sized
@@ -26,6 +26,9 @@ TABLES = {
     "run.csv": "run.csv",
     "sources.txt": "text/sources.md",
     "circuits.csv": "compare/summary.csv",
+    "pruned.csv": "pruned.csv",
+    "pruned_others.csv": "pruned_others.csv",
+    "heads.csv": "heads.csv",
 }
 """The tables of the page, and what `real_model.py` writes them as."""
 
@@ -150,14 +153,51 @@ def circuit_rows(folder: Path) -> str:
         }
         for row in table
     ]
-    fewer = [one for one, row in zip(rows, table, strict=True) if row["ratio_low"] > 1]
-    more = [one for one, row in zip(rows, table, strict=True) if row["ratio_high"] < 1]
-    said = f"Clearly fewer in the twin: {_named(fewer)}. Clearly more: {_named(more)}."
-    return f"{said}\n\n{markdown(pd.DataFrame(rows))}"
+    return f"{clear_differences(table)}\n\n{markdown(pd.DataFrame(rows))}"
+
+
+def pruned_rows(folder: Path) -> str:
+    """Returns how big the pruned circuits of the pair and of the control are."""
+    both = ("dense", "sparse")
+    table = rows_of(pd.read_csv(folder / "pruned.csv"))
+    others = pd.read_csv(folder / "pruned_others.csv")
+    of_control = others[others["model"] == "control"].set_index(["task", "granularity"])
+    rows = []
+    for row in table:
+        control = of_control.loc[(row["task"], row["granularity"])]
+        rows.append(
+            {
+                "behaviour": f"`{row['task']}`",
+                "components": UNITS[row["granularity"]],
+                **{side: sized(row[side]) for side in both},
+                "control": "-" if pd.isna(control["size"]) else sized(control["size"]),
+                "dense / sparse [95 %]": with_interval(row),
+                "dense / control [95 %]": with_interval(control),
+                "before pruning": ", ".join(sized(row[f"prefix_{side}"]) for side in both),
+                "ratio before [95 %]": with_interval(
+                    {name: row[f"prefix_{name}"] for name in ("ratio", "ratio_low", "ratio_high")}
+                ),
+                "faithfulness": ", ".join(f"{row[f'faithfulness_{side}']:.2f}" for side in both),
+                "minimal": {True: "yes", False: "not all tried"}[bool(row["minimal"])],
+            }
+        )
+    return f"{clear_differences(table)}\n\n{markdown(pd.DataFrame(rows))}"
+
+
+def head_rows(folder: Path) -> str:
+    """Returns in how many heads 80 % of the attribution of single prompts lies."""
+    return markdown(heads_of_prompts(pd.read_csv(folder / "heads.csv")))
+
+
+def clear_differences(rows: list[Any]) -> str:
+    """Returns of which rows of a summary the interval of the ratio leaves out 1."""
+    fewer = [row for row in rows if row["ratio_low"] > 1]
+    more = [row for row in rows if row["ratio_high"] < 1]
+    return f"Clearly fewer in the twin: {_named(fewer)}. Clearly more: {_named(more)}."
 
 
 def _named(rows: list[Any]) -> str:
-    return ", ".join(f"{row['components']} of {row['behaviour']}" for row in rows) or "none"
+    return ", ".join(f"{UNITS[row['granularity']]} of `{row['task']}`" for row in rows) or "none"
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -166,6 +206,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "text": text,
     "behaviours": behaviour_rows,
     "circuits": circuit_rows,
+    "pruned": pruned_rows,
+    "heads": head_rows,
 }
 
 

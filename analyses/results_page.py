@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from real_model_page import SPEECHES, circuit_rows, with_error
+from real_model_page import SPEECHES, circuit_rows, head_rows, pruned_rows, with_error
 from real_text_page import section
 from results_tables import (
     attribution_counts,
@@ -179,6 +179,12 @@ def language_model(folder: Path) -> str:
         f"{kept.max():.0%} of the margin in {len(kept)} behaviours. The smallest circuits that "
         "recover 90 %:\n\n"
         f"{circuit_rows(folder)}\n\n"
+        "What is left of such circuits when all is taken out again that can go, of the control, "
+        "too, which was trained on the same text without a gate:\n\n"
+        f"{pruned_rows(folder)}\n\n"
+        "In how many of the heads 80 % of the attribution of a single prompt lies, without "
+        "interventions:\n\n"
+        f"{head_rows(folder)}\n\n"
         "[A real model](real_model.md) has all tables, what is behind them, and how to make them."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from circuits.cli import main
+from circuits.discovery.holding import heads_holding
 from circuits.gate.gate import add_gate
 from circuits.gate.top_k import add_top_k
-from circuits.models.load import copy_model
+from circuits.intervene import prepare_experiment
+from circuits.models.load import copy_model, load_model, tokenizer_of
+from circuits.tasks import get_task
 from tests.helpers import make_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -142,3 +146,79 @@ def test_the_table_of_circuits_says_both_counts(page, tmp_path):
     cells = [cell.strip() for cell in last.strip("|").split("|")]
     wanted = ["`ioi`", "edges", "9,000", "4,500", "2.00 [1.50, 2.50]", "800, 100", "8.00"]
     assert cells == [*wanted, "0.91, 0.90", "40"]
+
+
+def test_the_table_of_pruned_circuits_has_the_control_beside_the_pair(page, tmp_path):
+    row = {"task": "ioi", "granularity": "head", "dense": 20.0, "sparse": 30.0, "minimal": True}
+    row |= {"ratio": 0.67, "ratio_low": 0.5, "ratio_high": 0.9}
+    row |= {"prefix_dense": 114.0, "prefix_sparse": 94.0, "prefix_ratio": 1.21}
+    row |= {"prefix_ratio_low": 0.48, "prefix_ratio_high": 3.06}
+    row |= {"faithfulness_dense": 0.91, "faithfulness_sparse": 0.88}
+    edges = row | {"granularity": "attention_edge", "minimal": False, "ratio_high": 1.1}
+    pd.DataFrame([row, edges]).to_csv(tmp_path / "pruned.csv", index=False)
+    other = {"task": "ioi", "granularity": "head", "model": "control", "size": 25.0}
+    other |= {"ratio": 0.8, "ratio_low": 0.7, "ratio_high": 1.0}
+    none = other | {"granularity": "attention_edge", "size": None, "ratio": None}
+    foreign = other | {"model": "sparse", "size": 99.0}
+    table = pd.DataFrame([foreign, other, none])
+    table.to_csv(tmp_path / "pruned_others.csv", index=False)
+    said, *_, first, last = page.pruned_rows(tmp_path).splitlines()
+    assert said == "Clearly fewer in the twin: none. Clearly more: heads of `ioi`."
+    wanted = ["`ioi`", "heads", "20", "30", "25", "0.67 [0.50, 0.90]", "0.80 [0.70, 1.00]"]
+    wanted += ["114, 94", "1.21 [0.48, 3.06]", "0.91, 0.88", "yes"]
+    assert [cell.strip() for cell in first.strip("|").split("|")] == wanted
+    assert "| - | 0.67 [0.50, 1.10] | does not do the task |" in last
+    assert last.endswith("| not all tried |")
+
+
+def test_only_rows_of_heads_that_are_missing_are_measured(real, tmp_path, monkeypatch):
+    asked = []
+
+    def rows(models, tasks, _n_prompts):
+        for name, task in itertools.product(models, tasks):
+            asked.append((name, task))
+            yield pd.DataFrame({"task": [task], "model": [name], "mean": [1.5], "sem": [0.1]})
+            if len(asked) == 7:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(real, "heads_table", rows)
+    models = dict.fromkeys(("dense", "sparse", "control"))
+    path = tmp_path / "heads.csv"
+    with pytest.raises(KeyboardInterrupt):
+        real.measure_heads(path, lambda: models, 2)
+    real.measure_heads(path, lambda: models, 2)
+    assert asked == list(itertools.product(models, real.HEADS_OF))
+    assert len(pd.read_csv(path)) == 15
+    real.measure_heads(path, pytest.fail, 2)
+
+
+def test_pruned_circuits_are_found_for_each_behaviour_once(real, tmp_path, monkeypatch):
+    asked = []
+
+    def command(arguments):
+        folder = Path(arguments[arguments.index("--out") + 1])
+        asked.append((arguments[arguments.index("--task") + 1], "--resume" in arguments))
+        folder.mkdir(parents=True)
+        for name in ("summary", "others"):
+            pd.DataFrame({"task": [folder.name]}).to_csv(folder / f"{name}.csv", index=False)
+
+    monkeypatch.setattr(real, "run_command", command)
+    (tmp_path / "pruned" / "ioi.parts").mkdir(parents=True)
+    sources = {"dense": "a", "sparse": "b", "control": "c"}
+    for _ in range(2):
+        real.compare_pruned(tmp_path, sources, ["greater_than", "ioi"], "cpu")
+    assert asked == [("greater_than", False), ("ioi", True)]
+    for name in ("pruned", "pruned_others"):
+        assert pd.read_csv(tmp_path / f"{name}.csv")["task"].tolist() == ["greater_than", "ioi"]
+
+
+def test_the_rows_of_heads_are_means_over_prompts(real):
+    model = load_model("dense")
+    (row,) = real.heads_table({"x": model}, ["pronoun"], 3)
+    task = get_task("pronoun")
+    (prompts,) = task.draw(tokenizer_of(model), 3)
+    held = heads_holding(prepare_experiment(model, prompts, metric=task.metric))["heads"].tolist()
+    mean = sum(held) / 3
+    error = (sum((one - mean) ** 2 for one in held) / 2 / 3) ** 0.5
+    assert row.drop(columns=["mean", "sem"]).values.tolist() == [["pronoun", "x", 3]]
+    assert row[["mean", "sem"]].values[0] == pytest.approx([mean, error])
