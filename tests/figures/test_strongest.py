@@ -26,10 +26,10 @@ def role_of(model, head, role, task="ioi"):
 def random_comparison(graph, n_edges, seed):
     """Circuits of random edges, of which each head has a random role or none."""
     draw = random.Random(seed)
-    names = [graph.edge_name(*edge) for edge in graph.mask.nonzero().tolist()]
+    known = graph.mask.nonzero().tolist()
     comparison = make_comparison(tasks=("ioi",), granularities=("edge",))
     for side in SIDES:
-        scores = {name: draw.gauss(0, 1) for name in draw.sample(names, n_edges)}
+        scores = {graph.edge_name(*e): draw.gauss(0, 1) for e in draw.sample(known, n_edges)}
         circuit = make_circuit(scores, graph=graph)
         comparison = with_circuit(comparison, "ioi", side, "edge", circuit)
     heads = [name for name in graph.sources if name.startswith("a")]
