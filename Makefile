@@ -1,4 +1,7 @@
-.PHONY: quick check format
+.PHONY: quick check format docs
+
+# A folder that `circuits compare` wrote, or is to write: the site shows its report.
+CIRCUITS_RESULTS ?= results
 
 # While you work: under a minute on two cores.
 quick:
@@ -16,3 +19,10 @@ check:
 format:
 	ruff format
 	ruff check --fix
+
+# The site, with the report of the embedded pair: some minutes where there is none yet.
+docs: $(CIRCUITS_RESULTS)/report.html
+	CIRCUITS_RESULTS=$(CIRCUITS_RESULTS) mkdocs build --strict
+
+$(CIRCUITS_RESULTS)/report.html:
+	circuits compare --out $(CIRCUITS_RESULTS)

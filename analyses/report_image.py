@@ -1,4 +1,4 @@
-"""The picture of the report in the README and on the site's first page.
+"""The picture of the report on the page that says how to read it.
 
     circuits compare --task greater_than --out results
     python analyses/report_image.py results docs/images/report.png

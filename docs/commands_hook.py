@@ -2,13 +2,17 @@
 
 The options of every command go into the page of the command line, the fields of configs where
 `<!-- settings: module.Class -->` stands, and the table of architectures where its marker does.
+With CIRCUITS_RESULTS in the environment, a folder that `circuits compare` wrote, its report is part
+of the site, and linked where `<!-- report -->` stands.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from circuits.settings import defaults_of, settings_of
 
 MARKER = "<!-- commands -->"
 ARCHITECTURES = "<!-- architectures -->"
+REPORT = "<!-- report -->"
+REPORT_PAGE = "report_of_the_embedded_pair.html"
 CHECKS = ("runs", "gate", "edges", "attention_edges", "trains", "saved")
 SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 
@@ -27,10 +33,38 @@ SETTINGS = re.compile(r"<!-- settings: ([\w.]+)\.(\w+) -->")
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replaces markers: by a section for each command, as its --help has it, or by a table."""
     markdown = SETTINGS.sub(lambda found: settings(*found.groups()), markdown)
+    markdown = markdown.replace(REPORT, report_link() if report_file() else "")
     if ARCHITECTURES in markdown:
         table = architectures(Path(__file__).with_name("architectures.csv"))
         markdown = markdown.replace(ARCHITECTURES, table)
     return markdown.replace(MARKER, commands()) if MARKER in markdown else markdown
+
+
+def on_post_build(config: Any) -> None:
+    """Copies the report into the site, where there is one."""
+    report = report_file()
+    if report is not None:
+        shutil.copyfile(report, Path(config.site_dir) / REPORT_PAGE)
+
+
+def report_file() -> Path | None:
+    """Returns the report that the site shows; None without CIRCUITS_RESULTS.
+
+    Raises:
+        FileNotFoundError: the folder that it names has none.
+    """
+    folder = os.environ.get("CIRCUITS_RESULTS")
+    if not folder:
+        return None
+    report = Path(folder) / "report.html"
+    if not report.is_file():
+        raise FileNotFoundError(f"CIRCUITS_RESULTS has no {report}; run circuits compare first")
+    return report
+
+
+def report_link() -> str:
+    """Returns the line that leads to the report, which is no page that mkdocs knows."""
+    return f'<a href="{REPORT_PAGE}"><strong>Open the report of the embedded pair</strong></a>'
 
 
 def architectures(path: Path) -> str:

@@ -49,7 +49,7 @@ def figures_command(
             raise ValueError(f"unknown column {column!r}; choose one of {known}")
         check_folder(out)
         comparison = load_comparison(results)
-        figures = _chosen(dict(figures_of(comparison)), only or ["*"])
+        figures = _chosen(dict(figures_of(comparison, narrow=column == "single")), only or ["*"])
     out.mkdir(parents=True, exist_ok=True)
     written = []
     with one_browser(), progress_bar(len(figures)) as step:

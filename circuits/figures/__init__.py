@@ -13,6 +13,7 @@ from circuits.figures.patterns import head_figure, patterns_figure
 from circuits.figures.robustness import robustness_figure
 from circuits.figures.score_split import score_split_figure
 from circuits.figures.sizes import faithfulness_figure, sizes_figure
+from circuits.figures.strongest import strongest_figure
 from circuits.figures.style import COLOURS, UNITS, counted
 from circuits.figures.training import frontier_figure, training_figure
 
@@ -36,6 +37,7 @@ __all__ = [
     "score_split_figure",
     "sizes_figure",
     "spelled_token",
+    "strongest_figure",
     "token_labels",
     "training_figure",
 ]

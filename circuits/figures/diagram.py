@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from circuits.figures.marks import DASHES, Point, circuits_of, hover, node_legend
 from circuits.figures.style import (
     ABSENT,
     COLOURS,
@@ -29,11 +30,8 @@ from circuits.results.stability import Stability
 MAX_EDGES = 400
 PALEST = 0.25
 """How opaque is what no half of the prompts has in its circuit."""
-DASHES = {"q": "dash", "k": "dot", "v": "solid", "": "solid"}
 _BEND = 0.09
 _POINTS = 9
-
-Point = tuple[float, float]
 
 
 def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge") -> go.Figure:
@@ -51,17 +49,7 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
     Raises:
         ValueError: this granularity was not looked for.
     """
-    found = comparison.discoveries[task]
-    known = {str(name): one.circuit for name, one in found[comparison.sides[0]].circuits.items()}
-    if granularity not in known:
-        raise ValueError(
-            f"the comparison holds no circuits of granularity {granularity!r} for task {task!r}; "
-            f"it holds {', '.join(known)}"
-        )
-    chosen = {
-        side: found[side].circuits[granularity]  # type: ignore[index]
-        for side in comparison.sides
-    }
+    chosen = circuits_of(comparison, task, granularity)
     circuits = {side: one.circuit for side, one in chosen.items()}
     figure = make_subplots(
         rows=1,
@@ -93,7 +81,7 @@ def circuit_figure(comparison: Comparison, task: str, granularity: str = "edge")
                 font={"color": GREY},
             )
     is_shaded = any(one.stability is not None for one in chosen.values())
-    for trace in _legend(_node_legend(comparison), is_shaded=is_shaded):
+    for trace in _legend(node_legend(comparison), is_shaded=is_shaded):
         figure.add_trace(trace, row=1, col=1)
     graphs = [circuit.graph for circuit in circuits.values()]
     width, n_layers = max(g.n_heads for g in graphs), max(g.n_layers for g in graphs)
@@ -182,21 +170,7 @@ def _edge_traces(
                 showlegend=False,
             )
         )
-    return [*traces, _hover(middles, texts)]
-
-
-def _hover(middles: list[Point], texts: list[str]) -> go.Scatter:
-    """Unseen markers at the middle of the edges: lines alone have no text to point at."""
-    return go.Scatter(
-        x=[x for x, _ in middles],
-        y=[y for _, y in middles],
-        mode="markers",
-        name="edges",
-        marker={"size": 9, "opacity": 0},
-        text=texts,
-        hovertemplate="%{text}<extra></extra>",
-        showlegend=False,
-    )
+    return [*traces, hover(middles, texts)]
 
 
 def _arc(start: Point, end: Point) -> list[Point]:
@@ -256,13 +230,6 @@ def _node_trace(
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
-
-
-def _node_legend(comparison: Comparison) -> dict[str, str]:
-    if not comparison.is_pair:
-        return {}
-    only = {f"only {side}": COLOURS[side] for side in comparison.sides}
-    return {"in both": SHARED} | only
 
 
 def _legend(nodes: dict[str, str], *, is_shaded: bool) -> Iterable[go.Scatter]:

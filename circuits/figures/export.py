@@ -25,6 +25,7 @@ PRINT_WIDTHS: dict[str, float] = {"single": 3.35, "double": 6.9}
 # 12 pixels, the least in any figure here, legible.
 _LAYOUT_WIDTHS = {"single": 388, "double": 826}
 LEGIBLE = 7.0  # points
+_TALLEST = 9.0  # inches: what a page leaves for a figure and its caption
 # What a figure has above its plots for its title, and print does not need.
 _TITLE_ROOM = 56
 FORMATS = (".pdf", ".svg", ".png")
@@ -113,6 +114,16 @@ def _obstacle(figure: go.Figure, column: str) -> str:
     panels = {tuple(axis.domain or (0, 1)) for axis in figure.select_xaxes()}
     if column == "single" and len(panels) > 1:
         return f"a single column is too narrow for {len(panels)} panels; give column='double'"
+    laid_out = _LAYOUT_WIDTHS[column]
+    if (figure.layout.width or 0) > laid_out:
+        return f"the figure is too wide for a {column} column; give column='double'"
+    saved = _TITLE_ROOM if figure.layout.title.text else 0
+    inches = ((figure.layout.height or 450) - saved) * PRINT_WIDTHS[column] / laid_out
+    if column == "single" and inches > _TALLEST:
+        return (
+            f"the figure would be {inches:.1f} inches high in a single column, more than a page; "
+            "give column='double'"
+        )
     smallest = min(_font_sizes(figure.to_plotly_json()), default=12.0)
     inches = (PRINT_WIDTHS[column] - 2 * _PDF_MARGIN) / _LAYOUT_WIDTHS[column]
     points = smallest * inches * _POINTS_PER_INCH

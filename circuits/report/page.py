@@ -20,7 +20,10 @@ from circuits.figures import (
     faithfulness_figure,
     head_density_figure,
     sizes_figure,
+    strongest_figure,
 )
+from circuits.figures.export import fits
+from circuits.figures.strongest import N_NARROW
 from circuits.figures.style import PAGE_CONFIG
 from circuits.pages import as_packed_script, as_script_data, read_text_of, rendered
 from circuits.report.explorer import explorer_data
@@ -33,8 +36,14 @@ SCRIPTS = ("draw.js", "graph.js", "arcs.js", "detail.js", "explorer.js", "eviden
 """The page's scripts, in the order in which they need each other."""
 
 
-def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
-    """Yields all figures with their names."""
+def figures_of(comparison: Comparison, *, narrow: bool = False) -> Iterator[tuple[str, go.Figure]]:
+    """Yields all figures with their names.
+
+    Args:
+        comparison: The comparison.
+        narrow: Whether panels stand one above the other in a figure that has a form for a single
+            column, and is short enough in it.
+    """
     # A dense model alone leaves every edge open: there is nothing to see.
     if comparison.is_pair or comparison.models[comparison.sides[0]].density < 1:
         yield "density", density_figure(comparison)
@@ -45,10 +54,19 @@ def figures_of(comparison: Comparison) -> Iterator[tuple[str, go.Figure]]:
         known = found[comparison.sides[0]].circuits
         granularity = "edge" if "edge" in known else next(iter(known))
         yield f"{task}.circuits", circuit_figure(comparison, task, granularity)
+        yield f"{task}.strongest", _strongest(comparison, task, granularity, narrow=narrow)
         if task in comparison.examples:
             yield f"{task}.attention", attention_figure(comparison, task)
             if "attention_edge" in known:
                 yield f"{task}.arcs", arcs_figure(comparison, task)
+
+
+def _strongest(comparison: Comparison, task: str, granularity: str, *, narrow: bool) -> go.Figure:
+    if narrow:
+        figure = strongest_figure(comparison, task, granularity, n_edges=N_NARROW, stacked=True)
+        if fits(figure, "single"):
+            return figure
+    return strongest_figure(comparison, task, granularity)
 
 
 def report_html(comparison: Comparison, figures: dict[str, go.Figure]) -> str:

@@ -125,7 +125,9 @@ def test_the_command_writes_every_figure_of_a_comparison(tmp_path, capsys):
     assert main(["figures", str(tmp_path), "--out", str(out), "--format", "svg"]) == 0
     assert "ioi.arcs.svg  (3.35 in)" in capsys.readouterr().out
     names = ("density", "density_per_head", "sizes")
-    names += tuple(f"ioi.{name}" for name in ("arcs", "attention", "circuits", "faithfulness"))
+    names += tuple(
+        f"ioi.{name}" for name in ("arcs", "attention", "circuits", "faithfulness", "strongest")
+    )
     assert sorted(path.name for path in out.iterdir()) == sorted(f"{name}.svg" for name in names)
 
 

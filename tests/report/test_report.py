@@ -65,7 +65,7 @@ def test_everything_is_written(written):
         + [
             f"{task}.{kind}.html"
             for task in ("ioi", "greater_than")
-            for kind in ("arcs", "attention", "circuits", "faithfulness")
+            for kind in ("arcs", "attention", "circuits", "faithfulness", "strongest")
         ]
     )
     assert [path.name for path in written.parent.iterdir()] == ["results"]
@@ -379,6 +379,7 @@ def test_one_model_has_the_tables_and_figures_that_compare_nothing(written_of_on
     ]
     assert sorted(path.name for path in (written_of_one / "figures").iterdir()) == [
         *("ioi.arcs.html", "ioi.attention.html", "ioi.circuits.html", "ioi.faithfulness.html"),
+        "ioi.strongest.html",
         *("plotly.min.js", "sizes.html"),
     ]
     assert sorted(path.name for path in (written_of_one / "circuits").iterdir()) == sorted(
