@@ -18,14 +18,8 @@ from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
 from circuits.models.adapter import DIGEST, weights_digest
 from circuits.models.adapter_updates import read_updates
-from circuits.models.load import (
-    copy_model,
-    from_hf,
-    load_bridge,
-    load_model,
-    model_info,
-    named_weights,
-)
+from circuits.models.info import model_info
+from circuits.models.load import copy_model, from_hf, load_bridge, load_model, named_weights
 from circuits.models.save_adapter import LowRankUpdate, check_adapter, save_adapter
 from circuits.sparsify.low_rank import (
     add_low_rank,

@@ -13,7 +13,7 @@ from circuits.gate.density import measure_density
 from circuits.models import load_model, names
 from circuits.models.adapter import base_of, read_adapter
 from circuits.models.fetch import fetch_model
-from circuits.models.load import model_info
+from circuits.models.info import model_info
 from circuits.models.names import EMBEDDED_ADAPTERS, FETCHED, find_folder
 
 MATRICES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from circuits.gate.card import GateCard
-from circuits.models.load import from_hf, load_model, model_info, named_weights
+from circuits.models.info import model_info
+from circuits.models.load import from_hf, load_model, named_weights
 from circuits.tasks import task_from_file
 from tests.helpers import make_tiny_model, word_tokenizer
 

@@ -30,20 +30,14 @@ from transformers import (
     Qwen2Config,
 )
 
+from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias, is_gated
 from circuits.models import bridge
 from circuits.models import names as finding
 from circuits.models.backend import backend_of, component_hooks
 from circuits.models.hf_files import HFSource
-from circuits.models.load import (
-    GateCard,
-    as_model,
-    from_hf,
-    load_model,
-    model_info,
-    named_weights,
-    versions,
-)
+from circuits.models.info import model_info
+from circuits.models.load import as_model, from_hf, load_model, named_weights, versions
 from circuits.models.saving import check_saveable, frozen_parameters, save_model
 from tests.helpers import END, make_tiny_model, needs_hooked_transformer, word_tokenizer
 
