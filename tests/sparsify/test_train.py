@@ -33,6 +33,7 @@ from circuits.gate.top_k import add_top_k
 from circuits.models.load import load_model
 from circuits.models.saving import save_model
 from circuits.numbers import percent
+from circuits.sparsify import objective
 from circuits.sparsify import progress as progress_module
 from circuits.sparsify import run as run_module
 from circuits.sparsify.checkpoint import load_checkpoint, save_checkpoint
@@ -187,7 +188,7 @@ def test_without_a_weight_the_cross_entropy_has_no_part_in_the_loss(
     alone = {"slack": 10.0, "distillation": 1.0, "ce_weight": 0.0}
     first = run(tmp_path / "first", **alone)
     both = run(tmp_path / "both", **(alone | {"ce_weight": 1.0}))
-    monkeypatch.setattr(run_module, "cross_entropy", lambda *args: 7 * cross_entropy(*args))
+    monkeypatch.setattr(objective, "cross_entropy", lambda *args: 7 * cross_entropy(*args))
     second = run(tmp_path / "second", **alone)
     assert_same_weights(first.model, second.model)
     assert not torch.equal(first.model.W_E, both.model.W_E)
@@ -635,13 +636,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
 def test_a_loss_that_is_no_number_stops_before_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = run_module.cross_entropy, []
+    real, calls = objective.cross_entropy, []
 
     def broken(logits: Tensor, tokens: Tensor) -> Tensor:
         calls.append(logits)
         return real(logits, tokens) * (math.nan if logits.requires_grad and len(calls) > 9 else 1)
 
-    monkeypatch.setattr(run_module, "cross_entropy", broken)
+    monkeypatch.setattr(objective, "cross_entropy", broken)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; .*step_0000000"):
         run(tmp_path / "run")
 
