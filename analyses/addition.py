@@ -38,7 +38,7 @@ from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import evaluate, evaluate_ce, post_train
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    from circuits.models.backend import Model
 
 PLUS, EQUALS, START = 10, 11, 12
 TOKENS = (*"0123456789", "+", "=", ";")
@@ -112,7 +112,7 @@ class Sums:
         return {"kind": "two-digit sums", "seed": self._seed, "shares": SHARES}
 
 
-def train_dense(sums: Sums, seed: int) -> HookedTransformer:
+def train_dense(sums: Sums, seed: int) -> Model:
     """Returns a model of one layer that adds.
 
     Operand digits are taught as the uniform distribution. Their plain cross-entropy would teach
@@ -163,7 +163,7 @@ def is_right(
 
 @torch.no_grad()
 def patterns_of(
-    model: HookedTransformer, rows: Int[Tensor, "batch pos"]
+    model: Model, rows: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch head query key"]:
     """Returns the attention patterns after the gate."""
     _, cache = model.run_with_cache(rows)
@@ -171,7 +171,7 @@ def patterns_of(
 
 
 @torch.no_grad()
-def quality(model: HookedTransformer, rows: Int[Tensor, "batch pos"]) -> dict[str, float]:
+def quality(model: Model, rows: Int[Tensor, "batch pos"]) -> dict[str, float]:
     """Returns accuracy, cross-entropy of the answer and of everything, and density."""
     logits = model(rows)
     answer = logits[:, ANSWER_FROM:-1].flatten(0, 1)
@@ -194,9 +194,7 @@ def quality(model: HookedTransformer, rows: Int[Tensor, "batch pos"]) -> dict[st
 
 
 @torch.no_grad()
-def attention_rows(
-    model: HookedTransformer, rows: Int[Tensor, "batch pos"]
-) -> list[dict[str, object]]:
+def attention_rows(model: Model, rows: Int[Tensor, "batch pos"]) -> list[dict[str, object]]:
     """Returns for each answer digit, head and kind of source: attention and open edges."""
     pattern = patterns_of(model, rows)
     table = []
@@ -223,7 +221,7 @@ def attention_rows(
 
 
 @torch.no_grad()
-def gate_rows(model: HookedTransformer, rows: Int[Tensor, "batch pos"]) -> list[dict[str, object]]:
+def gate_rows(model: Model, rows: Int[Tensor, "batch pos"]) -> list[dict[str, object]]:
     """Returns how often the edges to a column's digits are open, for each value of the digit.
 
     Heads without an open edge to that column are left out.
@@ -243,9 +241,7 @@ def gate_rows(model: HookedTransformer, rows: Int[Tensor, "batch pos"]) -> list[
 
 
 @torch.no_grad()
-def ablation_rows(
-    model: HookedTransformer, rows: Int[Tensor, "batch pos"]
-) -> list[dict[str, object]]:
+def ablation_rows(model: Model, rows: Int[Tensor, "batch pos"]) -> list[dict[str, object]]:
     """Returns how often each digit is right when edges carry their mean over all sums instead.
 
     What a head reads along an edge is A_ij v_j; at one answer position, all heads read the mean
@@ -280,7 +276,7 @@ def ablation_rows(
 
 def main() -> None:
     """Reads the command line, trains both models and writes tables and figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--figures", type=Path, help="folder for the figures as HTML, 5 MB each")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of both trainings")
@@ -310,9 +306,7 @@ def main() -> None:
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 
-def write_figures(
-    models: dict[str, HookedTransformer], test: Int[Tensor, "batch pos"], folder: Path
-) -> None:
+def write_figures(models: dict[str, Model], test: Int[Tensor, "batch pos"], folder: Path) -> None:
     """Writes the patterns on one sum, and their mean over all."""
     folder.mkdir(parents=True, exist_ok=True)
     # An unseen sum with a carry in both columns.

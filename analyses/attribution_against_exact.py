@@ -129,7 +129,7 @@ def compare_methods(
 
 def main() -> None:
     """Reads the command line and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--prompts", type=int, default=30, help="prompts that rank")
     parser.add_argument("--sizing", type=int, default=100, help="prompts that size circuits")

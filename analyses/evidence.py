@@ -78,7 +78,7 @@ def write_frontier(tables: Path, path: Path) -> None:
     """
     models, run = (pd.read_csv(tables / f"real_text{name}.csv") for name in ("", "_run"))
     series = models["model"].str.replace(r"top \d+", "top k", regex=True)
-    dense = models.set_index("model")["ce"]["dense"]
+    dense = float(models.loc[models["model"] == "dense", "ce"].item())
     passed = run.assign(series="sparse, along its run", ce=dense + run["ce"] - run["tau"])
     points = pd.concat([passed, models.assign(series=series)])
     save_figure(frontier_figure(points, bound=dense), path)

@@ -35,6 +35,7 @@ def main(out: Path, n_draws: int, n_prompts: int) -> None:
     config = DiscoverConfig(granularities=GRANULARITIES, n_prompts=n_prompts)
     models = {side: load_model(side) for side in SIDES}
     found: dict[tuple[str, str, str], list[Evidence]] = {}
+    table = pd.DataFrame()
     for seed, task in track(list(itertools.product(range(n_draws), TASKS))):
         for side, model in models.items():
             for granularity, one in discover(model, task, config, seed=seed).circuits.items():

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -131,7 +131,8 @@ def drop_whole_heads(model: GPT2LMHeadModel, dropout: HeadDropout) -> list[Any]:
         kept = (torch.rand(batch, 1, heads, 1) >= probability) / (1 - probability)
         return ((z.view(batch, pos, heads, width // heads) * kept).view(batch, pos, width),)
 
-    return [block.attn.c_proj.register_forward_pre_hook(drop) for block in model.transformer.h]
+    blocks: Any = model.transformer.h
+    return [block.attn.c_proj.register_forward_pre_hook(drop) for block in blocks]
 
 
 @torch.no_grad()
@@ -143,7 +144,8 @@ def let_heads_copy(model: GPT2LMHeadModel) -> None:
     Kolter 2023, arXiv 2305.09828).
     """
     width = model.config.n_embd
-    for block in model.transformer.h:
+    blocks: Any = model.transformer.h
+    for block in blocks:
         rotation = torch.linalg.qr(torch.randn(width, width)).Q
         block.attn.c_attn.weight[:, 2 * width :] += rotation
         block.attn.c_proj.weight += COPYING * rotation.T
@@ -199,9 +201,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
         initializer_range=INITIALIZER_RANGE,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast("int", tokenizer.bos_token_id),
+        eos_token_id=cast("int", tokenizer.eos_token_id),
+        pad_token_id=cast("int", tokenizer.pad_token_id),
     )
     model = GPT2LMHeadModel(config)
     let_heads_copy(model)
@@ -260,15 +262,15 @@ def train_cycle(
 def train_dense(out: Path, seed: int) -> Path:
     """Trains the dense model, or the cycles that are not yet in `out`; returns its folder."""
     tokenizer = corpus_tokenizer(context=CONTEXT)
-    skip = 0
+    model: Any = None
+    folder, skip = out / "dense", 0
     for number, cycle in enumerate(CYCLES, start=1):
         folder = out / ("dense" if number == len(CYCLES) else f"dense.cycle{number}")
         torch.manual_seed(seed + number - 1)
         if folder.is_dir():
             model = GPT2LMHeadModel.from_pretrained(folder)
         else:
-            if number == 1:
-                model = new_model(tokenizer)
+            model = new_model(tokenizer) if model is None else model
             train_cycle(model, tokenizer, cycle, seed, skip)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -322,7 +324,7 @@ def make_model(dense: Path, out: Path, name: str, further: Sequence[str]) -> Non
 
 def main() -> None:
     """Reads the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

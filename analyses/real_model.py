@@ -120,13 +120,13 @@ def measured(models: dict[str, Any], tokens: Int[Tensor, "row pos"]) -> pd.DataF
     """
     numbers: dict[str, list[list[float]]] = {name: [] for name in models}
     device = next(next(iter(models.values())).parameters()).device
-    for row in tokens.to(device).split(1):
+    for sequence in tokens.to(device).split(1):
         first: Any = None
         for name, model in models.items():
             is_sparse = is_gated(model) or is_top_k(model)
             with record_open_edges(model) if is_sparse else nullcontext() as edges:
-                logits = model(row)
-            ce = cross_entropy(logits, row).item()
+                logits = model(sequence)
+            ce = cross_entropy(logits, sequence).item()
             first = (logits, ce) if first is None else first
             kl = distillation_loss(logits, first[0]).item()
             density = density_of(edges, context=tokens.shape[1]).overall if edges else 1.0

@@ -89,7 +89,7 @@ def text(folder: Path) -> str:
             by_name = models.set_index("model")
             row = {"text": kind, "sequences": by_name.loc["dense", "sequences"]}
             row["dense CE"] = with_error(by_name.loc["dense"], "ce")
-            for name, values in by_name.drop("dense").iterrows():
+            for name, values in by_name.drop("dense").to_dict("index").items():
                 row[f"{name}: CE"] = with_error(values, "difference", sign="+")
                 row[f"{name}: KL"] = with_error(values, "kl")
                 if values["density"] < 1:
@@ -102,7 +102,7 @@ def text(folder: Path) -> str:
 def ranges(table: pd.DataFrame) -> str:
     """Returns in a sentence what the twin and naive top-k attention lose, over kinds and T."""
 
-    def span(values: pd.Series, how: str) -> str:
+    def span(values: Any, how: str) -> str:
         return f"{values.min():{how}} to {values.max():{how}}"
 
     sentences = []
@@ -110,9 +110,9 @@ def ranges(table: pd.DataFrame) -> str:
         if name != "dense":
             is_speech = cells["text"] == SPEECHES
             said = f"`{name}`: KL {span(cells.loc[~is_speech, 'kl'], '.3f')} nats"
-            if is_speech.any():
+            if any(is_speech):
                 said += f", on the speeches {span(cells.loc[is_speech, 'kl'], '.3f')}"
-            if (cells["density"] < 1).any():
+            if any(cells["density"].lt(1)):
                 said += f", with {span(cells['density'], '.1%')} of attention edges open"
             sentences.append(said)
     return "Over the kinds of held-out text and both contexts, " + "; ".join(sentences) + "."
@@ -126,7 +126,7 @@ def behaviour_rows(folder: Path) -> str:
         by_name = models.set_index("model")
         row: dict[str, Any] = {"behaviour": f"`{task}`", "prompts": by_name["n_prompts"].max()}
         row["metric"] = f"`{by_name['metric'].iloc[0]}`"
-        for name, values in by_name.iterrows():
+        for name, values in by_name.to_dict("index").items():
             row[str(name)] = with_error(values, "margin") if values["does"] else "not done"
         for name in by_name.index.drop("dense"):
             row[f"{name} keeps"] = with_error(by_name.loc[name], "kept", how=".0%")

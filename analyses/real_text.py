@@ -26,7 +26,7 @@ import shutil
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -35,14 +35,14 @@ from rich.console import Console
 from rich.progress import track
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from circuits.cli import main as circuits
 from circuits.discovery.resample import resample_templates
 from circuits.files import write_text
 from circuits.gate.top_k import add_top_k
-from circuits.models.load import load_model, versions
+from circuits.models.backend import Model
+from circuits.models.load import load_model, tokenizer_of, versions
 from circuits.models.saving import frozen_parameters, save_model
 from circuits.results.intervals import interval
 from circuits.sparsify.config import TrainConfig
@@ -95,7 +95,7 @@ def new_dense(
     width: int = 128,
     heads: int = 4,
     spread: float = 0.05,
-) -> HookedTransformer:
+) -> Model:
     """Returns an untrained model of 4 layers, loaded as users load theirs."""
     torch.manual_seed(0)
     config = GPT2Config(
@@ -108,17 +108,15 @@ def new_dense(
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=cast("int", tokenizer.bos_token_id),
+        eos_token_id=cast("int", tokenizer.eos_token_id),
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return load_model(folder)
 
 
-def trained(
-    model: HookedTransformer, stream: TokenStream, recipe: TrainConfig, run: Path
-) -> TrainResult:
+def trained(model: Model, stream: TokenStream, recipe: TrainConfig, run: Path) -> TrainResult:
     """Returns what the training of a model comes to; a run that has begun goes on."""
     frozen = frozen_parameters(model)
     return post_train(model, stream, recipe, run, frozen=frozen, resume=run.is_dir())
@@ -134,7 +132,7 @@ def unseen(stream: DatasetStream, separator: int) -> tuple[Int[Tensor, "batch po
 
 
 def measured(
-    name: str, model: HookedTransformer, tokens: Int[Tensor, "batch pos"]
+    name: str, model: Model, tokens: Int[Tensor, "batch pos"]
 ) -> tuple[dict[str, Any], Float[Tensor, " batch"]]:
     """Returns a model's row of the table, and its CE on each sequence."""
     each = [evaluate(model, row[None]) for row in tokens]
@@ -144,7 +142,7 @@ def measured(
 
 
 def comparison(
-    models: dict[str, HookedTransformer], tokens: Int[Tensor, "batch pos"], files: list[str]
+    models: dict[str, Model], tokens: Int[Tensor, "batch pos"], files: list[str]
 ) -> pd.DataFrame:
     """Returns a row for each model, with its difference to the first one and an interval of it.
 
@@ -166,17 +164,17 @@ def states(run: Path, every: int) -> pd.DataFrame:
     batches = log["sampled_ce"].rolling(every)
     log["batch_ce_low"], log["batch_ce_high"] = batches.min(), batches.max()
     shown = ["step", "ce", "tau", "density", "control_ce", "control_tau", "lambda"]
-    return log.dropna(subset=["ce"])[[*shown, "batch_ce_low", "batch_ce_high"]]
+    return log.dropna(subset=["ce"]).filter([*shown, "batch_ce_low", "batch_ce_high"])
 
 
-def stream_for(model: HookedTransformer, corpus: Path) -> DatasetStream:
+def stream_for(model: Model, corpus: Path) -> DatasetStream:
     """Returns the corpus in the model's tokens."""
     return DatasetStream(
-        str(corpus), model.tokenizer, context=CONTEXT, held_out_fraction=HELD_OUT_FRACTION
+        str(corpus), tokenizer_of(model), context=CONTEXT, held_out_fraction=HELD_OUT_FRACTION
     )
 
 
-def dense_model(out: Path, corpus: Path, steps: int) -> HookedTransformer:
+def dense_model(out: Path, corpus: Path, steps: int) -> Model:
     """Returns the dense model, which is trained if it is not there yet."""
     if (out / "dense").is_dir():
         return load_model(out / "dense")
@@ -248,7 +246,7 @@ def main() -> None:
     for name, folder in names.items():
         for k in TOP_K:
             models[f"{name}, top {k}"] = add_top_k(load_model(out / folder), k)
-    table = comparison(models, *unseen(stream, dense.tokenizer.bos_token_id))
+    table = comparison(models, *unseen(stream, cast("int", tokenizer_of(dense).bos_token_id)))
     Console().print(table.iloc[:, :6].to_string(index=False))
     table = table.assign(heads=dense.cfg.n_layers * dense.cfg.n_heads, **versions())
     write_text(out / "real_text.csv", table.to_csv(index=False))

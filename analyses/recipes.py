@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from circuits.files import write_text
-from circuits.models.load import load_model, versions
+from circuits.models.load import load_model, tokenizer_of, versions
 from circuits.models.saving import frozen_parameters
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import CorpusStream
@@ -41,10 +41,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def row(name: str, out: Path) -> dict[str, Any]:
     """Returns what a recipe comes to; a run that has begun goes on."""
-    changes = {"learning_rate": 1.5e-3} | RECIPES[name]
+    changes: dict[str, Any] = {"learning_rate": 1.5e-3} | RECIPES[name]
     config = TrainConfig(steps=400, batch_size=16, evaluate_every=20, **changes)
     dense, run = load_model("dense"), out / name.replace(", ", "-").replace(" ", "-")
-    stream = CorpusStream(dense.tokenizer, context=CONTEXT)
+    stream = CorpusStream(tokenizer_of(dense), context=CONTEXT)
     frozen = frozen_parameters(dense)
     result = post_train(dense, stream, config, run, frozen=frozen, resume=run.is_dir())
     return {

@@ -140,7 +140,7 @@ def _if_pruned(path: Path) -> list[str]:
     if not path.is_file():
         return []
     summary = pd.read_csv(path)
-    without = "; their ratio has no interval" if summary["ratio_low"].isna().all() else ""
+    without = "; their ratio has no interval" if all(summary["ratio_low"].isna()) else ""
     return [
         "## Pruned circuits, and the count by attribution",
         "By `circuits compare --prune`, as sizes are defined now: the smallest prefix of the "
@@ -192,8 +192,8 @@ def language_model(folder: Path) -> str:
 def on_speeches(folder: Path) -> tuple[Any, Any]:
     """Returns the rows of the dense and the sparse model on the longest speeches."""
     table = pd.read_csv(folder / "text.csv")
-    table = table[table["text"] == SPEECHES]
-    longest = table[table["context"] == table["context"].max()].set_index("model")
+    table = rows_of(table, "text", SPEECHES)
+    longest = rows_of(table, "context", table["context"].max()).set_index("model")
     return longest.loc["dense"], longest.loc["sparse"]
 
 
@@ -210,14 +210,14 @@ def claims(found: dict[str, pd.DataFrame], real: pd.DataFrame | None, language: 
         rows.append(density_claim("real text", by_name.loc["dense"], by_name.loc["sparse"]))
     for granularity, paper in (("head", HEADS), ("attention_edge", ATTENTION_EDGES)):
         chosen, drawn = (
-            found[name][found[name]["granularity"] == granularity] for name in ("summary", "seeds")
+            rows_of(found[name], "granularity", granularity) for name in ("summary", "seeds")
         )
         counted = drawn.assign(
             **{f"ratio{end}": drawn[f"attribution_ratio{end}"] for end in ("", "_low", "_high")}
         )
         claim = f"fewer {UNITS[granularity]} for 90 % of a behaviour"
         shared = {PAPER: f"{paper[0]:g} to {paper[1]:g} times"}
-        of_language = circuits[circuits["granularity"] == granularity]
+        of_language = rows_of(circuits, "granularity", granularity)
         rows += [
             {
                 "claim": f"{claim}, by intervention (SmolLM2-135M)",
@@ -265,12 +265,17 @@ def density_claim(where: str, dense: Any, sparse: Any) -> dict[str, str]:
     }
 
 
+def rows_of(table: pd.DataFrame, column: str, value: object) -> pd.DataFrame:
+    """Returns the rows of a table that have this value in a column."""
+    return table.loc[table[column].eq(value)]
+
+
 def ratio_verdict(rows: pd.DataFrame, least: float) -> str:
     """Returns `reproduced` if all ratios are clear and big enough, `partly` if some are clear."""
     clear = rows["ratio_low"] > 1
-    if (clear & (rows["ratio"] >= least)).all():
+    if all(clear & (rows["ratio"] >= least)):
         return "reproduced"
-    if not clear.any():
+    if not any(clear):
         return "not reproduced"
     names = ", ".join(rows["task"][clear])
     return f"partly: clearly fewer in {names}"
@@ -291,14 +296,14 @@ def sentences(found: dict[str, pd.DataFrame]) -> list[str]:
     drawn = found["seeds"]
     clear = drawn[(drawn["ratio_low"] > 1) | (drawn["ratio_high"] < 1)]
     known = [
-        f"{UNITS[row['granularity']]} of `{row['task']}` ({with_interval(row)})"
+        f"{UNITS[str(row['granularity'])]} of `{row['task']}` ({with_interval(row)})"
         for _, row in clear.iterrows()
     ]
     said.append(
         f"- Over training seeds, of {len(drawn)} ratios clearly above or below 1: "
         f"{'; '.join(known) or 'none'}."
     )
-    others = found["others"]
+    others: Any = found["others"]
     for name, rows in others[others["model"] != "sparse"].groupby("model", sort=False):
         known = rows[rows["ratio"].notna()]
         fewer = int((known["ratio_low"] > 1).sum())
@@ -334,7 +339,7 @@ def verb_sentence(verbs: pd.DataFrame) -> str:
 def of_intervals(summary: pd.DataFrame) -> str:
     """Returns what the intervals of sizes are drawn from, which older tables did otherwise."""
     width = "one without width says that {} these whole-number sizes, not that they are certain."
-    if (summary["interval"] == "halves of ranking and sizing prompts").any():
+    if any(summary["interval"].eq("halves of ranking and sizing prompts")):
         return (
             "Intervals are 95 % intervals over the prompts that components were ranked on and "
             "sizes were chosen on, paired between models; "

@@ -23,7 +23,7 @@ def pruned(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "behaviour": summary["task"],
-            "components": summary["granularity"].map(UNITS),
+            "components": summary["granularity"].map(UNITS.get),
             "dense": summary["dense"].map(sized),
             "sparse": summary["sparse"].map(sized),
             "ratio [95 %]": [with_interval(row).removesuffix(" -") for row in rows],
@@ -77,14 +77,14 @@ def attribution_counts(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "behaviour": summary.index.get_level_values("task"),
-            "components": summary.index.get_level_values("granularity").map(UNITS),
+            "components": summary.index.get_level_values("granularity").map(UNITS.get),
             "sparse": [f"{one:.2f}" for one in summary["attribution_ratio"]],
             "over seeds [95 %]": [
                 f"{row['attribution_ratio']:.2f} "
                 f"{between(row['attribution_ratio_low'], row['attribution_ratio_high'])}"
                 for row in rows
             ],
-            CONTROL: [f"{one:.2f}" for one in control.loc[summary.index]],
+            CONTROL: [f"{one:.2f}" for one in control[summary.index]],
         }
     )
 
@@ -105,12 +105,12 @@ def sizes(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "behaviour": summary["task"],
-            "components": summary["granularity"].map(UNITS),
+            "components": summary["granularity"].map(UNITS.get),
             "dense": summary["dense"].map(sized),
             "sparse": summary["sparse"].map(sized),
             "ratio [95 %]": [with_interval(row) for _, row in summary.iterrows()],
             "p": summary["p"].map("{:.3f}".format),
-            "templates": [between(row["low"], row["high"]) for _, row in templates.iterrows()],
+            "templates": [between(row["low"], row["high"]) for row in templates.to_dict("records")],
             "faithfulness": [
                 f"{row['faithfulness_dense']:.3f}, {row['faithfulness_sparse']:.3f}"
                 for _, row in summary.iterrows()
@@ -143,7 +143,7 @@ def quality(models: pd.DataFrame) -> pd.DataFrame:
 def seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the ratios over training seeds, a column for each kind of component."""
     cells = table.assign(cell=[with_interval(row) for _, row in table.iterrows()])
-    cells = cells.assign(granularity=cells["granularity"].map(UNITS))
+    cells = cells.assign(granularity=cells["granularity"].map(UNITS.get))
     wide = cells.pivot_table(
         index=["task"], columns="granularity", values="cell", aggfunc="first", sort=False
     )
@@ -176,9 +176,8 @@ def listed(names: list[str]) -> str:
 
 def rounded_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """Returns the frame with three decimals."""
-    return frame.apply(
-        lambda column: column.map("{:.3f}".format) if column.dtype.kind == "f" else column
-    )
+    columns = {name: frame[name].map("{:.3f}".format) for name in frame.select_dtypes("floating")}
+    return frame.assign(**columns)
 
 
 def markdown(frame: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,12 +15,13 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import circuits.models.bridge as bridge
 from circuits.models.backend import backend_of
 from circuits.models.load import named_weights, new_model
+from circuits.models.names import find_folder
 from circuits.prompts import Prompts
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.loss import cross_entropy
@@ -73,7 +75,7 @@ def make_tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = new_model(cfg | overrides, tokenizer)
+            model: Any = new_model(cfg | overrides, tokenizer)  # see above: of either class
         except ValueError as error:
             if HAS_HOOKED_TRANSFORMER:
                 raise
@@ -115,10 +117,29 @@ def make_taught_model(stream: TokenStream, **overrides: Any) -> HookedTransforme
     return model
 
 
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    for (name, weight), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+
+
+def folder_of(name: str) -> Path:
+    """Returns the folder of a model that lies in one."""
+    folder = find_folder(name)
+    assert folder is not None
+    return folder
+
+
 def query_weight(model: HookedTransformer, layer: int) -> Tensor:
     """Returns the parameter that makes a layer's queries; it has the gradient."""
     attn: Any = model.blocks[layer].attn
     return attn.q.original_component.weight if backend_of(model) is bridge else attn.W_Q
+
+
+def query_gradient(model: HookedTransformer, layer: int) -> Tensor:
+    """Returns the gradient of the parameter that makes a layer's queries."""
+    gradient = query_weight(model, layer).grad
+    assert gradient is not None
+    return gradient
 
 
 def skip_file_without_hooked_transformer() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -38,14 +39,15 @@ def make_small_pair(folder: Path) -> SmallPair:
     tasks can do without.
     """
     tokenizer = tokenizer_of(load_model("dense"))
+    ids: Any = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=len(tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=4,
                 initializer_range=0.06, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=ids["bos"], eos_token_id=ids["eos"],
+                pad_token_id=ids["pad"],
             )
         )  # fmt: skip
         examples = [get_task(name).draw(tokenizer, 200, seed=7)[0] for name in TASKS]

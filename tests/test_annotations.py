@@ -1,5 +1,7 @@
 """What of the package is checked while its tests run."""
 
+from typing import Any
+
 import jaxtyping
 import pytest
 import torch
@@ -13,8 +15,9 @@ def test_shapes_and_types_in_annotations_are_checked(tiny_model):
     prompts = make_prompts(tiny_model)
     with pytest.raises(jaxtyping.TypeCheckError, match="logits"):
         logit_diff(torch.zeros(len(prompts)), prompts, torch.zeros(len(prompts), 30))
+    name: Any = "dense"
     with pytest.raises(jaxtyping.TypeCheckError, match="model"):
-        gate_bias("dense")
+        gate_bias(name)
 
 
 def test_functions_inside_others_are_left_as_they_are():

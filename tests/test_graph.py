@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -82,7 +83,7 @@ def test_connected_keeps_just_the_edges_on_paths_from_input_to_logits(share):
             drawn.add_edge(
                 graph.sources[src], graph.destinations[dest].split("<")[0], key=(src, dest)
             )
-        paths = nx.all_simple_edge_paths(drawn, "input", "logits")
+        paths: Any = nx.all_simple_edge_paths(drawn, "input", "logits")
         expected = torch.zeros_like(edges)
         for _, _, (src, dest) in itertools.chain.from_iterable(paths):
             expected[src, dest] = True

@@ -36,7 +36,8 @@ def torchrun(n: int, *arguments: str) -> Ended:
 
 def run_launcher(n: int, *arguments: str) -> None:
     """What the command torchrun does, but for the way in which it starts `python -m circuits`."""
-    launch = launcher.elastic_launch
+    run: Any = launcher  # its documentation names neither function that is replaced
+    launch = run.elastic_launch
 
     def forking(config: Any, entrypoint: str) -> Any:
         def start(*of_python: str) -> Any:
@@ -46,7 +47,7 @@ def run_launcher(n: int, *arguments: str) -> None:
 
         return start
 
-    launcher.elastic_launch = forking
+    run.elastic_launch = forking
     of_launcher = ["--standalone", "--nproc_per_node", str(n), "-m", "circuits"]
     launcher.run(launcher.parse_args([*of_launcher, *arguments]))
 

@@ -16,7 +16,7 @@ from circuits.cli.options import TrustRemoteCode
 from circuits.numbers import percent
 
 if TYPE_CHECKING:
-    from circuits.models.load import ModelInfo
+    from circuits.models.info import ModelInfo
 
 
 _LISTED = ("model", "layers", "heads", "d_model", "parameters", "gate")
@@ -45,7 +45,7 @@ def show_command(
 ) -> None:
     """List the embedded models, or inspect one without its weights; `show` can be left out."""
     with usage_errors():
-        from circuits.models.load import model_info
+        from circuits.models.info import model_info
         from circuits.models.names import EMBEDDED, EMBEDDED_ADAPTERS, FETCHED, fetched_folder
 
         there = [name for name in FETCHED if fetched_folder(name).is_dir()]

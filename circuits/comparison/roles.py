@@ -18,7 +18,7 @@ Attention is what is left after the gate: a sparse head that is shut attends to 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -40,9 +40,9 @@ Scores = dict[str, Tensor | None]
 
 
 def head_roles(
-    models: dict[str, Model],
-    prompts: dict[str, Prompts],
-    circuits: dict[str, Collection[str]],
+    models: Mapping[str, Model],
+    prompts: Mapping[str, Prompts],
+    circuits: Mapping[str, Collection[str]],
     task: str,
     *,
     seed: int = 0,
@@ -76,7 +76,7 @@ def head_roles(
         measured[name] = _on_repeated_tokens(model, seed) | scores
         _check_finite(name, model.cfg.n_heads, measured[name])
     roles = []
-    for name, other in zip(models, reversed(models), strict=True):
+    for name, other in zip(models, reversed(list(models)), strict=True):
         twins: list[tuple[str, float | None]] = [("", None)] * len(patterns[name])
         if other != name:
             twins = _most_similar(patterns[name], patterns[other], models[other].cfg.n_heads)

@@ -11,8 +11,11 @@ from .backend import (
     component_hooks as component_hooks,
 )
 from .hub import push_to_hub as push_to_hub
-from .load import (
+from .info import (
     ModelInfo as ModelInfo,
+)
+from .info import (
+    model_info as model_info,
 )
 from .load import (
     checked_device as checked_device,
@@ -28,9 +31,6 @@ from .load import (
 )
 from .load import (
     load_model as load_model,
-)
-from .load import (
-    model_info as model_info,
 )
 from .load import (
     named_weights as named_weights,

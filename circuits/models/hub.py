@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from circuits.files import write_text
 from circuits.gate.card import GateCard
-from circuits.models.load import ModelInfo, model_info
+from circuits.models.info import ModelInfo, model_info
 from circuits.numbers import percent
 
 CARD_FILE = "README.md"

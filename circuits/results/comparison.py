@@ -8,7 +8,6 @@ twins: `others_table` compares the dense model with each of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -16,16 +15,10 @@ from typing import Any
 import pandas as pd
 
 from circuits.results.circuit import Circuit
-from circuits.results.discovery import Discovery, Evidence
+from circuits.results.discovery import Discovery
 from circuits.results.intervals import seeds_interval
 from circuits.results.notebook import table_html
-from circuits.results.pair import (
-    attribution_ratio,
-    prefix_size_ratio,
-    size_p_value,
-    size_ratio,
-    template_ratio_interval,
-)
+from circuits.results.pair import attribution_ratio, note_of, overlap, size_ratio, sizes_row
 from circuits.results.roles import HeadRole
 from circuits.results.shape import circuit_shape
 from circuits.results.stability import chance_jaccard
@@ -188,45 +181,7 @@ class Comparison:
         for task, discoveries in self._compared().items():
             dense, sparse = (discoveries[side] for side in SIDES)
             for granularity in dense.circuits:
-                pair = (dense.circuits[granularity], sparse.circuits[granularity])
-                ratio, low, high = size_ratio(*pair)
-                prefix_ratio, prefix_low, prefix_high = prefix_size_ratio(*pair)
-                templates_low, templates_high = template_ratio_interval(*pair)
-                rows.append(
-                    {
-                        "task": task,
-                        "granularity": granularity,
-                        "dense": pair[0].size,
-                        "sparse": pair[1].size,
-                        "ratio": ratio,
-                        "ratio_low": low,
-                        "ratio_high": high,
-                        "p": size_p_value(*pair),
-                        "interval": pair[0].interval,
-                        "note": _note(*pair),
-                        "templates_low": templates_low,
-                        "templates_high": templates_high,
-                        "faithfulness_dense": pair[0].faithfulness,
-                        "faithfulness_dense_low": pair[0].faithfulness_low,
-                        "faithfulness_dense_high": pair[0].faithfulness_high,
-                        "faithfulness_sparse": pair[1].faithfulness,
-                        "faithfulness_sparse_low": pair[1].faithfulness_low,
-                        "faithfulness_sparse_high": pair[1].faithfulness_high,
-                        "target": dense.config.target,
-                        "measured_on": pair[0].measured_on,
-                        "prompts": pair[0].n_measured,
-                        "pruned": dense.config.prune,
-                        "minimal": _all_minimal(*pair),
-                        "prefix_dense": pair[0].prefix_size,
-                        "prefix_sparse": pair[1].prefix_size,
-                        "prefix_ratio": prefix_ratio,
-                        "prefix_ratio_low": prefix_low,
-                        "prefix_ratio_high": prefix_high,
-                        "attribution_dense": pair[0].n_attribution,
-                        "attribution_sparse": pair[1].n_attribution,
-                        "attribution_ratio": attribution_ratio(*pair),
-                    }
-                )
+                rows.append({"task": task, **sizes_row(dense, sparse, granularity)})
         for task, reason in self.not_compared().items():
             rows.append({"task": task, "granularity": "", "note": reason})
         return pd.DataFrame(rows)
@@ -264,7 +219,7 @@ class Comparison:
                     "size_low": evidence.size_low,
                     "size_high": evidence.size_high,
                     "interval": evidence.interval,
-                    "note": _note(evidence),
+                    "note": note_of(evidence),
                     "prefix": evidence.prefix_size,
                     "prefix_low": evidence.prefix_low,
                     "prefix_high": evidence.prefix_high,
@@ -403,20 +358,9 @@ class Comparison:
             for granularity in discoveries["dense"].circuits:
                 if granularity == "attention_edge" and not same_positions:
                     continue
-                dense, sparse = (
-                    _members(discoveries[side].circuits[granularity].circuit) for side in SIDES
-                )
-                union = dense | sparse
-                rows.append(
-                    {
-                        "task": task,
-                        "granularity": granularity,
-                        "shared": len(dense & sparse),
-                        "only_dense": len(dense - sparse),
-                        "only_sparse": len(sparse - dense),
-                        "jaccard": len(dense & sparse) / len(union) if union else math.nan,
-                    }
-                )
+                dense, sparse = (discoveries[side].circuits[granularity].circuit for side in SIDES)
+                shared = overlap(dense, sparse)
+                rows.append({"task": task, "granularity": granularity, **shared})
         return pd.DataFrame(rows)
 
     def structure_table(self) -> pd.DataFrame:
@@ -433,29 +377,3 @@ class Comparison:
 
 def _edge_counts(circuit: Circuit) -> dict[str, int]:
     return {f"edges_{kind}": count for kind, count in circuit.edges_by_kind().items()}
-
-
-def _note(*circuits: Evidence) -> str:
-    """What an interval of zero width means: it is a matter of whole numbers, not of certainty."""
-    if not all(evidence.is_in_every_half for evidence in circuits):
-        return ""
-    return "all halves have this size" if len(circuits) == 1 else "all halves have these sizes"
-
-
-def _all_minimal(*circuits: Evidence) -> bool | None:
-    """Whether no single component can go from any of them; None where they were not pruned."""
-    if any(evidence.is_minimal is None for evidence in circuits):
-        return None
-    return all(evidence.is_minimal for evidence in circuits)
-
-
-def _members(circuit: Circuit) -> set[object]:
-    """The components of the circuit's granularity, as things that two circuits can share."""
-    if circuit.granularity == "attention_edge":
-        return {
-            (template, edge.layer, edge.head, edge.query, edge.key)
-            for template, chosen in circuit.attention_edges.items()
-            for edge in chosen
-        }
-    names = {"head": circuit.heads, "mlp": circuit.mlps, "edge": circuit.edge_names}
-    return set(names[circuit.granularity])

@@ -1,4 +1,4 @@
-"""What makes a run the run that it is: a resumed one must agree with it."""
+"""What makes a run the run that it is, which a resumed one must agree with, and where it ran."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.gate.fused import choose_path
+from circuits.models.load import versions
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.sharding import Sharding
@@ -66,6 +67,16 @@ def identify(
         "config": asdict(config) | same,
         "data": stream.describe(),
         "model": {"weights": _digest(weights), "frozen": sorted(frozen), **begun},
+    }
+
+
+def circumstances(device: torch.device, workers: Workers) -> dict[str, Any]:
+    """Returns what is noted of how a run was begun, or gone on with: nothing that must agree."""
+    return {
+        "versions": versions(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "processes": workers.count,
     }
 
 

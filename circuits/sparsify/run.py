@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from circuits.gate.density import Density, OpenEdges, record_open_edges
-from circuits.gate.fused import fused_attention
+from circuits.gate.density import Density
 from circuits.gate.gate import add_gate
-from circuits.models.load import copy_model, versions
+from circuits.models.load import copy_model
 from circuits.seeds import sub_seed
 from circuits.sparsify.checkpoint import (
     Checkpoint,
@@ -31,18 +26,15 @@ from circuits.sparsify.checkpoint import (
     save_checkpoint,
     step_path,
 )
-from circuits.sparsify.compiled import compile_parts, compiled
 from circuits.sparsify.config import TrainConfig
-from circuits.sparsify.cuda_graph import GradientGraph
 from circuits.sparsify.data import TokenStream
 from circuits.sparsify.evaluation import evaluate, evaluate_ce, evaluate_kl
-from circuits.sparsify.identity import attention_path, identify
+from circuits.sparsify.identity import attention_path, circumstances, identify
 from circuits.sparsify.layer_start import start_layers
-from circuits.sparsify.loss import Multiplier, cross_entropy, distillation_loss, edge_penalty
+from circuits.sparsify.loss import Multiplier
 from circuits.sparsify.low_rank import low_rank_updates, merge_low_rank, set_updates
-from circuits.sparsify.plain_products import plain_products
+from circuits.sparsify.objective import Objective
 from circuits.sparsify.precision import choose_precision
-from circuits.sparsify.recompute import recomputed_blocks
 from circuits.sparsify.result import TrainResult
 from circuits.sparsify.run_files import RunFiles
 from circuits.sparsify.sharding import Sharding, clip_gradients, shard_model, whole
@@ -89,7 +81,6 @@ class Run:
             if self.teacher is not None:
                 self.teacher = shard_model(copy_model(dense, share_weights=True), sharding)
         self.weights = trained_weights(self.model)
-        self._compiled = compile_parts(self.model) if config.compile else []
         self.device = self.model.W_E.device
         self.optimizer = torch.optim.AdamW(
             self.weights.values(),
@@ -114,8 +105,10 @@ class Run:
         # A margin as wide as epsilon would ask for a divergence below 0.
         self.margin = min(config.margin, config.epsilon / 10) if self._by_kl else config.margin
         self.multiplier = Multiplier(config.lambda_start)
-        self._price = torch.tensor(config.lambda_start, device=self.device)
-        self._graph: GradientGraph | None = None
+        self.objective = Objective(
+            self.model, self.teacher, self.weights, config, self.limit, attention, workers,
+            is_sharded=sharding is not None,
+        )  # fmt: skip
         self.watch = BoundWatch()
         self.notes: list[str] = []
         self.lost: list[str] = []
@@ -184,25 +177,18 @@ class Run:
 
     def begin(self) -> None:
         """Writes what the run begins or goes on with: identity, recipe, log up to the last step."""
-        recipe = {**self._source, **asdict(self.config)}
-        last_step = -1 if self.starts_layers else self.step
-        self.files.begin(self._identity, self._start(), recipe, last_step)
-        if self._look_for_best:
-            self.evaluate()
-            self.save()
-
-    def _start(self) -> dict[str, Any]:
-        """What is noted of how the run was begun, or gone on with: nothing that must agree."""
-        is_gpu = self.device.type == "cuda"
-        return {
-            "versions": versions(),
-            "device": str(self.device),
-            "gpu": torch.cuda.get_device_name(self.device) if is_gpu else None,
-            "processes": self.workers.count,
+        start = {
+            **circumstances(self.device, self.workers),
             # Of weights that are no numbers JSON has no cross-entropy; the first step says so.
             "dense_ce": self.dense_ce if math.isfinite(self.dense_ce) else None,
             "notes": self.notes,
         }
+        recipe = {**self._source, **asdict(self.config)}
+        last_step = -1 if self.starts_layers else self.step
+        self.files.begin(self._identity, start, recipe, last_step)
+        if self._look_for_best:
+            self.evaluate()
+            self.save()
 
     def start_layers(self, *, shown: bool, asked: StopRequest) -> None:
         """Trains every layer's attention by itself, and saves the state that this comes to.
@@ -210,7 +196,7 @@ class Run:
         Raises:
             TrainingInterrupted: a stop was asked for; the layers that are done are saved.
         """
-        with self._fast():
+        with self.objective.fast():
             found = start_layers(
                 self.model, self._dense, self.stream, self.config, self.checkpoints,
                 shown=shown, asked=asked,
@@ -233,31 +219,20 @@ class Run:
             group["lr"] = learning_rate
         self.model.train()
         self.optimizer.zero_grad()
-        parts = list(tokens.chunk(config.accumulate * self.workers.count))
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self._price.fill_(self.multiplier.value)
-        with self._fast(), compiled(self._compiled):
-            for number, rows in self.workers.own(parts):
-                backward = self._part_of_step(rows, len(parts))
-                torch.manual_seed(self._noise_seed(number))
-                sums += backward(rows)
-        self.workers.add_up([sums])
-        if self.sharding is None:  # a sharded model's gradients are sums already
-            self.workers.add_up(p.grad for p in self.weights.values() if p.grad is not None)
-        loss, ce, expected, allowed = sums.tolist()
-        self._check_finite("loss", loss)
+        batch = self.objective.add_gradient(tokens, self.multiplier.value, self._noise_seed)
+        self._check_finite("loss", batch.loss)
         norm = clip_gradients(self.weights.values(), config.grad_clip)
         self._check_finite("gradient norm", norm.item())
         self.optimizer.step()
         self.step += 1
         gate = (
-            {"expected_density": expected / allowed, "lambda": self.multiplier.value}
+            {"expected_density": batch.expected / batch.allowed, "lambda": self.multiplier.value}
             if config.gate
             else {}
         )
         return {
             "step": self.step,
-            "sampled_ce": ce / len(parts),
+            "sampled_ce": batch.ce,
             **gate,
             "learning_rate": learning_rate,
             "gradient_norm": norm.item(),
@@ -270,72 +245,9 @@ class Run:
         folded = (self.config.seed << 40) + (self.step << 12) + part
         return sub_seed(folded, f"{self.config.seed}/noise/{self.step}/{part}")
 
-    def _part_of_step(
-        self, tokens: Int[Tensor, "batch pos"], n_parts: int
-    ) -> Callable[[Int[Tensor, "batch pos"]], Float[Tensor, 4]]:
-        """What adds the gradient of a part of the batch, as `_backward` does."""
-        compute = partial(self._backward, n_parts=n_parts)
-        if not self.config.cuda_graph:
-            return compute
-        if self._graph is None:
-            self._graph = GradientGraph(compute, self.weights.values(), tokens)
-        return self._graph
-
-    def _backward(self, tokens: Int[Tensor, "batch pos"], n_parts: int) -> Float[Tensor, 4]:
-        """Adds the gradient of a part of the batch.
-
-        Returns its loss, CE, and expected and allowed edges.
-        """
-        config = self.config
-        recorded = record_open_edges(self.model) if config.gate else nullcontext()
-        with (
-            self._autocast(),
-            # Else the graph would hold weights whole: rearranged, cast, or with updates added.
-            recomputed_blocks(self.model, enabled=config.recompute or self.sharding is not None),
-            recorded as edges,
-        ):
-            logits = self.model(tokens)
-        # A bounded KL leaves CE out of the loss: its gradient would be a third copy of the logits.
-        ce = cross_entropy(logits.detach() if self._by_kl else logits, tokens)
-        fidelity = config.ce_weight * ce
-        if self.teacher is not None:
-            with torch.no_grad(), self._autocast():
-                teacher_logits = self.teacher(tokens)
-            divergence = distillation_loss(logits, teacher_logits)
-            fidelity = divergence if self._by_kl else fidelity + config.distillation * divergence
-        loss = self._loss(fidelity, edges)
-        (loss / n_parts).backward()
-        counts = (edges.expected.sum(), edges.allowed.sum()) if edges else ce.new_zeros(2)
-        return torch.stack([number.double() for number in (loss, ce, *counts)]).detach()
-
-    def _loss(self, fidelity: Float[Tensor, ""], edges: OpenEdges | None) -> Float[Tensor, ""]:
-        """What a step descends: under a gate edges and lambda, for a control the fidelity alone."""
-        if edges is None:
-            return fidelity
-        penalty = edge_penalty(edges.expected, edges.allowed, self.config.penalty)
-        return self.config.edge_weight * penalty + self._price * (fidelity - self.limit)
-
-    @contextmanager
-    def _fast(self) -> Iterator[None]:
-        """Computes attention, and products with frozen weights, in the fastest ways."""
-        with ExitStack() as stack:
-            stack.enter_context(fused_attention(self.model, self.attention))
-            if self.sharding is None:  # what is sharded or compiled has forwards of its own
-                if self.config.lora_rank and not self._compiled:
-                    stack.enter_context(plain_products(self.model))
-                if self.teacher is not None:
-                    stack.enter_context(plain_products(self.teacher))
-            yield
-
-    def _autocast(self) -> torch.autocast:
-        half = self.config.precision == "bfloat16"
-        # The cache holds every weight in half precision until the context ends.
-        cached = self.sharding is None
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=cached)
-
     def control(self) -> dict[str, Any]:
         """Moves lambda by how far the control set is from the bound, once it has warmed up."""
-        with self._fast():
+        with self.objective.fast():
             if self._by_kl:
                 ce, kl, _ = self.workers.agree(
                     evaluate_kl(self.model, self.teacher, self.control_set)
@@ -388,7 +300,7 @@ class Run:
 
     def _measured(self) -> tuple[float, float | None, Density]:
         """CE, KL if that is bounded, and density on the selection set."""
-        with self._fast():
+        with self.objective.fast():
             if self._by_kl:
                 return evaluate_kl(self.model, self.teacher, self.selection_set)
             ce, density = evaluate(self.model, self.selection_set)

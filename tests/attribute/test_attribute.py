@@ -104,7 +104,7 @@ def test_scores_are_source_by_destination(tiny_model):
 
 def test_nothing_is_attributed_where_clean_is_what_ablation_gives(tiny_model):
     prompts = make_prompts(tiny_model)
-    same = type(prompts)(**vars(prompts) | {"corrupted": prompts.clean})
+    same = replace(prompts, corrupted=prompts.clean)
     scores = attribution_patching(prepare_experiment(tiny_model, same, metric="logit_diff"))
     torch.testing.assert_close(scores.edges, torch.zeros_like(scores.edges), atol=1e-6, rtol=0)
 

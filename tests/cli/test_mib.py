@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from circuits.cli import main
 from circuits.graph import Graph
-from circuits.models.names import find_folder
 from circuits.results.circuit import Circuit
 from circuits.tasks import get_task
+from tests.helpers import folder_of
 
 
 def run(capsys, *arguments):
@@ -23,7 +23,7 @@ def run(capsys, *arguments):
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     path = tmp_path_factory.mktemp("mib") / "rows.jsonl"
-    tokenizer = AutoTokenizer.from_pretrained(find_folder("dense"))
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("dense"))
     content = [
         {
             "prompt": pair.clean,
@@ -45,7 +45,7 @@ def circuit_file(path, graph, edges):
 
 
 def graph_of_dense():
-    config = json.loads((find_folder("dense") / "config.json").read_text())
+    config = json.loads((folder_of("dense") / "config.json").read_text())
     return Graph(config["n_layer"], config["n_head"])
 
 
@@ -63,8 +63,8 @@ def test_tables_and_a_submission_are_written(capsys, tmp_path, rows, level):
     assert list(summary["selection"]) == ["signed", "absolute"]
     assert list(summary["prompts"]) == [10, 10]
     assert set(summary["counterfactual"]) == {"s2_io_flip_counterfactual"}
-    for (_, curve), (_, row) in zip(
-        sizes.groupby("selection", sort=False), summary.iterrows(), strict=True
+    for (_, curve), row in zip(
+        sizes.groupby("selection", sort=False), summary.to_dict("records"), strict=True
     ):
         assert list(curve["share"]) == [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
         assert curve["faithfulness"].iloc[-1] == pytest.approx(1, abs=1e-4)

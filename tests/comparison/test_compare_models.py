@@ -3,6 +3,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,24 +15,28 @@ from circuits.comparison.examples import _shown_rows
 from circuits.gate.card import GateCard
 from circuits.intervene.experiment import CannotDoTask, prepare_experiment
 from circuits.metrics import accuracy
+from circuits.models.backend import Model
 from circuits.models.load import load_model, tokenizer_of
-from circuits.models.names import find_folder
 from circuits.report import headlines, report_html, warnings_of, write_results
 from circuits.results.comparison_file import load_comparison, save_comparison
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, get_task
 from tests.fake_comparison import make_comparison
+from tests.helpers import folder_of
 
 pytestmark = pytest.mark.slow
 
 
+Pair = tuple[Model, Model]
+
+
 @pytest.fixture(scope="module")
-def pair():
+def pair() -> Pair:
     return load_model("dense"), load_model("sparse")
 
 
 @pytest.fixture(scope="module")
-def comparison(pair):
+def comparison(pair: Pair):
     """The embedded pair on both tasks: from the folder that `circuits compare` has written, or new.
 
     .ci/run has just run that command, with ten times as many prompts.
@@ -42,7 +47,7 @@ def comparison(pair):
     return compare(*pair, [get_task("ioi"), get_task("greater_than")], config)
 
 
-def test_both_models_do_both_tasks(pair, comparison):
+def test_both_models_do_both_tasks(pair: Pair, comparison):
     table = comparison.models_table().set_index(["task", "model"])
     assert (table["accuracy"] >= 0.95).all()
     task = get_task("greater_than")
@@ -52,7 +57,7 @@ def test_both_models_do_both_tasks(pair, comparison):
 
 
 @pytest.mark.parametrize("name", ["ioi_swap", "induction", "pronoun", "subject_verb"])
-def test_both_models_do_the_other_tasks(pair, name):
+def test_both_models_do_the_other_tasks(pair: Pair, name):
     for model in pair:
         task = get_task(name)
         (prompts,) = task.draw(tokenizer_of(model), 100)
@@ -70,7 +75,7 @@ def test_the_models_of_code_close_brackets(name):
 
 
 def test_the_sparse_model_of_code_keeps_its_bound():
-    card = GateCard.load(find_folder("code-sparse"))
+    card: Any = GateCard.load(folder_of("code-sparse"))
     assert card.satisfied
     assert card.ce <= card.tau == card.dense_ce
     assert card.density["overall"] <= 0.02
@@ -119,7 +124,7 @@ def small(small_pair):
 
 
 @pytest.fixture(scope="module")
-def with_others(small):
+def with_others(small: Pair):
     untrained = copied(small[0])
     torch.manual_seed(0)
     with torch.no_grad():
@@ -151,7 +156,7 @@ def test_random_circuits_are_far_below_the_target(comparison):
     assert (edges["random_same_size"] < 0.3).all()
 
 
-def test_the_roles_of_all_heads_are_measured(pair, comparison):
+def test_the_roles_of_all_heads_are_measured(pair: Pair, comparison):
     roles = comparison.roles_table()
     roles = roles[roles["task"] == "ioi"]
     assert len(roles) == 2 * pair[0].cfg.n_layers * pair[0].cfg.n_heads
@@ -183,7 +188,7 @@ def test_everything_is_saved_and_loaded(with_others, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dense", ""])
-def test_another_model_needs_a_name_of_its_own(small, name):
+def test_another_model_needs_a_name_of_its_own(small: Pair, name):
     with pytest.raises(ValueError, match="another model cannot be called"):
         compare(*small, [get_task("ioi")], others={name: small[0]})
 
@@ -231,7 +236,7 @@ def with_exchanged_words(model, one="gave", other="went"):
     return found
 
 
-def test_each_model_reads_text_in_its_own_tokens(small):
+def test_each_model_reads_text_in_its_own_tokens(small: Pair):
     other = with_exchanged_words(small[1])
     found = compare(small[0], other, [get_task("pronoun")], QUICK, others={"own": small[1]})
     facts = found.models
@@ -249,7 +254,7 @@ def test_each_model_reads_text_in_its_own_tokens(small):
     report_html(found, _figures(found))
 
 
-def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(small):
+def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(small: Pair):
     other = with_exchanged_words(small[1])
     tokens = torch.ones(2, 32, dtype=torch.long)
     with pytest.raises(ValueError, match="the tokenizers of dense and sparse differ"):
@@ -258,7 +263,7 @@ def test_tokens_of_one_tokenizer_are_not_given_to_models_of_another(small):
         compare(*small, [get_task("pronoun")], QUICK, text={"dense": tokens})
 
 
-def test_nan_at_late_positions_is_an_error_that_names_the_model(small):
+def test_nan_at_late_positions_is_an_error_that_names_the_model(small: Pair):
     broken = copied(small[1])
     with torch.no_grad():
         broken.pos_embed.W_pos[100:] = torch.nan
@@ -266,7 +271,7 @@ def test_nan_at_late_positions_is_an_error_that_names_the_model(small):
         compare(small[0], broken, [get_task("pronoun")], QUICK, names=("dense", "my twin"))
 
 
-def test_all_models_are_checked_before_any_search(small, monkeypatch):
+def test_all_models_are_checked_before_any_search(small: Pair, monkeypatch):
     pronoun = get_task("pronoun")
 
     def backwards(tokenizer, n, seed):
@@ -284,7 +289,7 @@ def test_all_models_are_checked_before_any_search(small, monkeypatch):
         compare(*small, [task], QUICK)
 
 
-def test_tasks_and_models_that_would_share_files_are_refused(small):
+def test_tasks_and_models_that_would_share_files_are_refused(small: Pair):
     ioi = get_task("ioi")
     with pytest.raises(ValueError, match="the task 'ioi' is given twice"):
         compare(*small, [ioi, ioi])
@@ -294,7 +299,7 @@ def test_tasks_and_models_that_would_share_files_are_refused(small):
         compare(*small, [ioi], others={"x/y": small[0], "x_y": small[0]})
 
 
-def test_no_tasks_are_refused(small):
+def test_no_tasks_are_refused(small: Pair):
     with pytest.raises(ValueError, match="no tasks given"):
         compare(*small, [])
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def test_attention_that_is_not_finite_is_an_error_that_names_the_model():
     models = {"dense": make_tiny_model(), "sparse": make_tiny_model()}
     prompts = make_prompts(models["dense"])
 
-    def break_late(pattern, hook):
+    def break_late(tensor, hook):
         # No prompt is as long, but random tokens that come twice are.
-        return pattern.masked_fill(torch.arange(pattern.shape[-2])[:, None] >= 20, torch.nan)
+        return tensor.masked_fill(torch.arange(tensor.shape[-2])[:, None] >= 20, torch.nan)
 
     # HookedTransformer itself makes zeros of NaN here; a TransformerBridge need not.
     models["sparse"].blocks[0].attn.hook_pattern.add_hook(break_late, is_permanent=True)
@@ -49,7 +50,7 @@ def test_the_heads_of_a_known_induction_circuit_have_their_roles():
     first, second = roles["dense", "a0.h0"], roles["dense", "a1.h0"]
     assert first.role == "previous_token"
     assert first.previous_token > 0.9
-    assert second.to_answer > 0.7
+    assert second.to_answer is not None and second.to_answer > 0.7
     assert second.role == "name_mover"  # On the task; on repeated tokens it is the induction head.
     assert second.induction > 0.7
     assert second.direct > 0.5
@@ -79,7 +80,7 @@ def test_direct_contributions_add_up_to_the_logit_difference():
 
 
 def test_a_norm_behind_heads_scales_what_they_add_to_the_logits():
-    model = make_tiny_model(
+    model: Any = make_tiny_model(
         normalization_type="RMS", use_normalization_before_and_after=True, dtype=torch.float64
     )
     prompts = make_prompts(model)

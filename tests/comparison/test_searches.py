@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -69,12 +70,12 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-def large_model():
+def large_model() -> Any:
     part = SimpleNamespace(numel=lambda: searches.SMALL + 1)
     return SimpleNamespace(W_E=torch.zeros(1), parameters=lambda: [part])
 
 
-def on_a_gpu():
+def on_a_gpu() -> Any:
     return SimpleNamespace(W_E=torch.zeros(1, device="meta"), parameters=lambda: [torch.zeros(1)])
 
 

@@ -5,12 +5,14 @@ corrupted run's term A_ij v_j in place of each attention edge that is not listed
 faithfulness of the list.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
 from circuits.discovery.find_circuits import discover
-from circuits.models.load import load_model
+from circuits.models.load import load_model, tokenizer_of
 from circuits.prompts import Prompts
 from circuits.results.discovery import DiscoverConfig
 from circuits.tasks import Task, TaskPrompts, get_task
@@ -19,7 +21,7 @@ from tests.helpers import make_tiny_model, skip_file_without_hooked_transformer
 skip_file_without_hooked_transformer()
 
 TASK = Task("made_up", "prompts are given", "logit_diff", lambda _tokenizer, _n, _seed: [])
-CONFIG = {"granularities": ("attention_edge",), "target": 0.8, "redraws": 0}
+CONFIG: dict[str, Any] = {"granularities": ("attention_edge",), "target": 0.8, "redraws": 0}
 
 
 def norm(resid, part, eps):
@@ -28,7 +30,7 @@ def norm(resid, part, eps):
     return resid * part.w + part.b if hasattr(part, "w") else resid
 
 
-def plain_run(model, tokens, listed=None, gone=None):
+def plain_run(model, tokens, listed: Any = None, gone: Any = None):
     """Logits at the end of one prompt, and its attention terms [query, key, d_head] by head."""
     cfg, pos = model.cfg, len(tokens)
     resid = model.W_E[tokens] + model.W_pos[:pos]
@@ -171,7 +173,7 @@ def test_templates_that_are_split_unevenly_are_measured_at_their_own_positions(s
 @pytest.mark.parametrize("n", [3, 8])
 def test_few_prompts_of_ioi_are_measured_at_their_own_positions(n):
     model, task = load_model("dense"), get_task("ioi")
-    prompts = task.build(model.tokenizer, n_ranking=n, n_sizing=n, n_reporting=n)
+    prompts = task.build(tokenizer_of(model), n_ranking=n, n_sizing=n, n_reporting=n)
     config = DiscoverConfig(granularities=("attention_edge",), n_prompts=n)
     found = discover(model, task, config).circuits["attention_edge"]
     check(model, prompts, found)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import pytest
 import torch
@@ -218,10 +219,8 @@ def test_why_a_size_has_no_interval(changes, why):
     model = make_tiny_model()
     prompts = made_up_prompts(model, n=12, ablation=changes.get("ablation", "corrupted"))
     names = ("a",) * 9 + ("b",) * 3
-    prompts = TaskPrompts(
-        *(replace(part, templates=names) for part in (prompts.ranking, prompts.sizing)),
-        replace(prompts.reporting, templates=names),
-    )
+    sets = (prompts.ranking, prompts.sizing, prompts.reporting)
+    prompts = TaskPrompts(*(replace(part, templates=names) for part in sets))
     found = discover(model, TASK, granularities=("head",), prompts=prompts, **changes)
     assert found.circuits["head"].interval == why
 
@@ -401,4 +400,5 @@ def test_a_method_and_a_metric_of_ones_own_can_be_named():
         with pytest.raises(ValueError, match="'logit_diff' is already registered"):
             register_metric("logit_diff", lambda logits, _prompts, _clean: logits[:, 0])
     finally:
-        del METHODS["own"], ATTRIBUTION_METHODS["own"], METRICS["own_metric"]
+        name: Any = "own"  # a method of the package's choices it is only here
+        del METHODS[name], ATTRIBUTION_METHODS[name], METRICS["own_metric"]

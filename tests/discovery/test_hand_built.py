@@ -25,7 +25,7 @@ MODELS = {name: build() for name, build in HAND_BUILT.items()}
 TARGET = 0.999
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
+@pytest.fixture(params=MODELS.values(), ids=list(MODELS))
 def built(request):
     return request.param
 
@@ -99,12 +99,12 @@ def test_the_known_circuit_is_faithful_complete_and_minimal(built):
     circuit = found_by(built, "edge").circuit
     assert faithfulness_of(experiment, circuit) == pytest.approx(1, abs=1e-4)
     assert completeness_of(experiment, circuit) == pytest.approx(0, abs=1e-4)
-    assert (minimality_of(experiment, circuit)["fall"] > 0.1).all()
+    assert min(minimality_of(experiment, circuit)["fall"]) > 0.1
 
 
 def test_the_circuit_does_less_without_its_last_edge(built):
-    one = found_by(built, "edge")
-    assert one.faithfulness_without_last < 0.9
+    left = found_by(built, "edge").faithfulness_without_last
+    assert left is not None and left < 0.9
 
 
 def test_the_distractors_are_active(built):

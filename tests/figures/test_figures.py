@@ -22,6 +22,7 @@ from circuits.results.circuit import AttentionEdge, Circuit
 from circuits.results.comparison import SIDES
 from circuits.results.stability import Stability
 from tests.fake_comparison import GRAPH, TOKENS, make_circuit, make_comparison, make_found
+from tests.traces import layout, traces
 
 FIGURES = {
     "density": density_figure,
@@ -34,16 +35,8 @@ FIGURES = {
 }
 
 
-def traces(figure, **properties):
-    return [
-        trace
-        for trace in figure.data
-        if all(getattr(trace, name) == value for name, value in properties.items())
-    ]
-
-
 def texts(figure):
-    return [annotation.text for annotation in figure.layout.annotations]
+    return [annotation.text for annotation in layout(figure).annotations]
 
 
 def with_circuit(comparison, task, side, granularity, circuit):
@@ -59,9 +52,9 @@ def test_drawing_leaves_plotlys_defaults_alone(draw):
     before = pio.templates.default
     figure = draw(make_comparison())
     assert pio.templates.default == before
-    assert figure.layout.title.text
-    assert figure.layout.paper_bgcolor is None
-    assert figure.layout.template.layout.paper_bgcolor == "white"
+    assert layout(figure).title.text
+    assert layout(figure).paper_bgcolor is None
+    assert layout(figure).template.layout.paper_bgcolor == "white"
 
 
 def test_dense_and_sparse_have_the_same_two_colours_in_every_figure():
@@ -82,11 +75,11 @@ def test_density_is_in_percent_and_a_closed_layer_says_0():
     assert sparse.y[0] == pytest.approx(1.2)
     assert list(sparse.customdata) == pytest.approx([1.2, 0.0])
     assert list(sparse.text) == ["1.2", "0"]
-    assert sparse.y[1] == 10 ** figure.layout.yaxis.range[0]  # at the foot: no height
-    assert figure.layout.yaxis.type == "log"
-    assert figure.layout.yaxis.title.text == "open attention edges (%)"
-    assert "T = 128" in figure.layout.title.text
-    assert "dense 100 %, sparse 0.6 %" in figure.layout.title.text
+    assert sparse.y[1] == 10 ** layout(figure).yaxis.range[0]  # at the foot: no height
+    assert layout(figure).yaxis.type == "log"
+    assert layout(figure).yaxis.title.text == "open attention edges (%)"
+    assert "T = 128" in layout(figure).title.text
+    assert "dense 100 %, sparse 0.6 %" in layout(figure).title.text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +108,7 @@ def test_a_size_says_what_its_interval_is(changes, words):
 
 def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():
     figure = sizes_figure(make_comparison(granularities=("edge",)))
-    assert figure.layout.barmode == "group"
+    assert layout(figure).barmode == "group"
     dense, sparse = (traces(figure, name=side)[0] for side in SIDES)
     assert (list(dense.x), list(dense.y), list(sparse.y)) == (["edges"], [6], [3])
     # The resampled sizes run from one below the size to two above.
@@ -127,13 +120,13 @@ def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():
 
 def test_sizes_have_a_log_axis_only_where_they_span_more_than_tenfold():
     comparison = make_comparison(granularities=("edge",))
-    assert sizes_figure(comparison).layout.yaxis.type is None
+    assert layout(sizes_figure(comparison)).yaxis.type is None
     graph = Graph(3, 4)
     names = [graph.edge_name(*edge) for edge in graph.mask.nonzero().tolist()]
     circuit = make_circuit(dict.fromkeys(names, 1.0), graph=graph)
     assert circuit.size > 30
     larger = with_circuit(comparison, "ioi", "dense", "edge", circuit)
-    assert sizes_figure(larger).layout.yaxis.type == "log"
+    assert layout(sizes_figure(larger)).yaxis.type == "log"
 
 
 def test_an_empty_sparse_circuit_is_a_ratio_without_end():
@@ -154,11 +147,11 @@ def test_faithfulness_is_drawn_against_size_plus_1_with_band_target_and_random_c
     assert (list(chosen.x), list(chosen.y)) == ([7], [0.92])
     (crosses,) = traces(figure, name="dense, random of that size")
     assert (list(crosses.x), list(crosses.y)) == ([7, 7, 7], [0, 0.1, -0.1])
-    assert [shape.y0 for shape in figure.layout.shapes] == [0.9]
-    assert figure.layout.shapes[0].line.dash == "dash"
-    assert figure.layout.xaxis.title.text == "edges + 1"
-    assert figure.layout.xaxis.type == "log"
-    assert figure.layout.yaxis.title.text == "faithfulness"
+    assert [shape.y0 for shape in layout(figure).shapes] == [0.9]
+    assert layout(figure).shapes[0].line.dash == "dash"
+    assert layout(figure).xaxis.title.text == "edges + 1"
+    assert layout(figure).xaxis.type == "log"
+    assert layout(figure).yaxis.title.text == "faithfulness"
 
 
 def test_faithfulness_has_a_panel_for_each_granularity():
@@ -193,7 +186,7 @@ def test_edges_show_sign_as_colour_strength_as_width_and_the_read_as_dash():
     figure = circuit_figure(make_comparison(), "ioi")
     lines = [
         trace.line
-        for trace in figure.data
+        for trace in traces(figure)
         if trace.mode == "lines" and trace.xaxis == "x" and trace.showlegend is False
     ]
     assert {line.color for line in lines} == {SUPPORTS, COUNTERS}
@@ -227,16 +220,18 @@ def test_what_few_halves_have_is_pale():
     assert opacity["a1.h1"] == 1  # in neither circuit, which its colour says
     hover = dict(zip(names, nodes.customdata, strict=True))
     assert hover["m0"].endswith("<br>in 1 of 4 halves")
-    lines = [t for t in figure.data if t.mode == "lines" and t.xaxis == "x" and t.x[0] is not None]
+    lines = [
+        t for t in traces(figure) if t.mode == "lines" and t.xaxis == "x" and t.x[0] is not None
+    ]
     of_width = {(line.line.width, round(line.opacity / (0.3 + 0.15 * line.line.width), 2))
                 for line in lines}  # fmt: skip
     assert {shade for _, shade in of_width} == {1.0, 0.44}
-    assert "pale: in few halves of prompts" in [trace.name for trace in figure.data]
+    assert "pale: in few halves of prompts" in [trace.name for trace in traces(figure)]
     unknown = {name: replace(one, stability=None) for name, one in found.items()}
     sides = comparison.discoveries["ioi"]
     sides |= {side: replace(one, circuits=unknown) for side, one in sides.items()}
     plain = circuit_figure(comparison, "ioi")
-    assert "pale: in few halves of prompts" not in [trace.name for trace in plain.data]
+    assert "pale: in few halves of prompts" not in [trace.name for trace in traces(plain)]
     assert not any("halves" in text for text in traces(plain, name="edges")[0].text)
 
 
@@ -274,11 +269,11 @@ def test_a_granularity_that_was_not_looked_for_is_refused():
 def test_attention_shows_the_heads_of_either_circuit_strongest_first():
     figure = attention_figure(make_comparison(), "ioi")
     # Dense: a1.h0 2.0, a0.h0 1.25 of 2.0; sparse: a1.h0 2.0, a0.h1 1.5 of 2.0.
-    assert [trace.name for trace in figure.data] == [
+    assert [trace.name for trace in traces(figure)] == [
         "dense a1.h0", "dense a0.h1", "dense a0.h0",
         "sparse a1.h0", "sparse a0.h1", "sparse a0.h0",
     ]  # fmt: skip
-    dense, sparse = figure.data[0], figure.data[3]
+    dense, sparse = traces(figure)[0], traces(figure)[3]
     assert dense.z[1][0] == 0.5
     assert sparse.z[1][0] == 0
     assert list(dense.x) == list(dense.y)
@@ -296,12 +291,14 @@ def test_attention_shows_at_most_8_heads_in_rows_of_4():
     patterns = {side: [[example.patterns[side][0][0]] * 4] * 3 for side in SIDES}
     examples = {"ioi": (replace(example, patterns=patterns),)}
     figure = attention_figure(replace(comparison, examples=examples), "ioi")
-    assert len(figure.data) == 16
-    assert [trace.name[:6].strip() for trace in figure.data[:8]] == ["dense"] * 4 + ["sparse"] * 4
+    assert len(traces(figure)) == 16
+    assert [trace.name[:6].strip() for trace in traces(figure)[:8]] == ["dense"] * 4 + [
+        "sparse"
+    ] * 4
 
 
 def test_tokens_are_shown_as_they_are():
-    tokens = attention_figure(make_comparison(), "ioi").data[0].x
+    tokens = traces(attention_figure(make_comparison(), "ioi"))[0].x
     assert tokens[0] == "0 &lt;|endoftext|&gt;"
     assert tokens[2] == "2 &lt;script&gt;alert(1)&lt;/script&gt;"
     assert tokens[3] == '3 "quoted"'
@@ -309,7 +306,7 @@ def test_tokens_are_shown_as_they_are():
 
 
 def test_long_tokens_are_cut_at_the_axis_only():
-    axis = attention_figure(make_comparison(), "ioi").layout.xaxis
+    axis = layout(attention_figure(make_comparison(), "ioi")).xaxis
     assert axis.ticktext[0] == "0 &lt;|endoftext|&gt;"
     assert axis.ticktext[2] == "2 &lt;script&gt;alert(…"
     assert axis.tickvals[2] == "2 &lt;script&gt;alert(1)&lt;/script&gt;"
@@ -322,20 +319,22 @@ def test_a_tasks_name_is_escaped_in_titles():
         circuit_figure(comparison, "<b>x</b>"),
         attention_figure(comparison, "<b>x</b>"),
     ):
-        assert figure.layout.title.text.startswith("&lt;b&gt;x&lt;/b&gt;")
+        assert layout(figure).title.text.startswith("&lt;b&gt;x&lt;/b&gt;")
     assert "&lt;b&gt;x&lt;/b&gt;" in texts(sizes_figure(comparison))
 
 
 def test_arcs_join_query_and_key_above_for_dense_and_below_for_sparse():
     figure = arcs_figure(make_comparison(), "ioi")
     for side, sign in zip(SIDES, (1, -1), strict=True):
-        (lines,) = [t for t in figure.data if t.line.color == COLOURS[side] and t.x[0] is not None]
+        (lines,) = [
+            t for t in traces(figure) if t.line.color == COLOURS[side] and t.x[0] is not None
+        ]
         assert (min(lines.x[:-1]), max(lines.x[:-1])) == (2, 4)
         assert all(sign * y > 0 for y in lines.y[:-1])
         (pointer,) = traces(figure, name=f"{side} edges")
         assert list(pointer.text) == ["a1.h0  \\n → &lt;script&gt;alert(…  +0.5"]
     assert "&lt;|endoftext|&gt;" in texts(figure)
-    assert "dense: 1 attention edge; sparse: 1 attention edge" in figure.layout.title.text
+    assert "dense: 1 attention edge; sparse: 1 attention edge" in layout(figure).title.text
 
 
 def test_arcs_of_one_pair_of_tokens_lie_over_each_other_and_many_are_cut():
@@ -350,8 +349,8 @@ def test_arcs_of_one_pair_of_tokens_lie_over_each_other_and_many_are_cut():
     assert len(heights) == 200
     assert {*supporting.x, *countering.x} == {2}
     assert len(set(heights)) > 150
-    assert "sparse: 210 attention edges, the 200 strongest drawn" in figure.layout.title.text
-    dotted = [t for t in figure.data if t.line.dash == "dot" and t.x and t.x[0] is not None]
+    assert "sparse: 210 attention edges, the 200 strongest drawn" in layout(figure).title.text
+    dotted = [t for t in traces(figure) if t.line.dash == "dot" and t.x and t.x[0] is not None]
     assert len(dotted) == 1
 
 
@@ -363,10 +362,10 @@ def test_an_entry_of_the_legend_hides_what_it_names_or_cannot_be_clicked():
     )
     for word, dash in (("supports", "solid"), ("counters", "dot")):
         (entry,) = traces(figure, name=f"sparse, {word}")
-        group = [t for t in figure.data if t.legendgroup == entry.legendgroup and t is not entry]
+        group = [t for t in traces(figure) if t.legendgroup == entry.legendgroup and t is not entry]
         assert [t.mode for t in group if t.x[0] is not None] == ["lines", "markers"]
         assert [t.line.dash for t in group if t.mode == "lines"] == [dash]
-    legend = circuit_figure(make_comparison(), "ioi").layout.legend
+    legend = layout(circuit_figure(make_comparison(), "ioi")).legend
     assert (legend.itemclick, legend.itemdoubleclick) == (False, False)
 
 
@@ -377,7 +376,7 @@ def test_arcs_need_attention_edges():
 
 def test_density_per_head_is_in_percent_and_a_closed_head_is_white():
     figure = head_density_figure(make_comparison())
-    (heat,) = figure.data
+    (heat,) = traces(figure)
     assert [list(row) for row in heat.text] == [["2", "0.4"], ["0", "0"]]
     assert heat.z[1][0] == heat.zmin < heat.z[0][1] < heat.z[0][0] < heat.zmax
     with pytest.raises(ValueError, match="no model 'other'; it has dense, sparse"):
@@ -389,6 +388,6 @@ def test_no_arc_is_cut_off_however_many_there_are():
     circuit = replace(make_circuit({}, "attention_edge"), attention_edges={"template": edges})
     comparison = with_circuit(make_comparison(), "ioi", "dense", "attention_edge", circuit)
     figure = arcs_figure(comparison, "ioi")
-    low, high = figure.layout.yaxis.range
-    heights = [y for trace in figure.data for y in trace.y if y is not None]
+    low, high = layout(figure).yaxis.range
+    heights = [y for trace in traces(figure) for y in trace.y if y is not None]
     assert low < min(heights) and max(heights) < high

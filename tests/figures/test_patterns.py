@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from circuits.figures import COLOURS, patterns_figure
+from tests.traces import layout, traces
 
 TOKENS = (";", "7", "+", "7", "<b>")
 
@@ -14,31 +15,31 @@ def patterns(n_layers=2, n_heads=3, n_pos=5):
 def test_every_head_of_both_models_is_drawn_dense_above_sparse():
     dense, sparse = patterns(), patterns()
     figure = patterns_figure(TOKENS, dense, sparse)
-    assert [trace.name for trace in figure.data] == [
+    assert [trace.name for trace in traces(figure)] == [
         f"{side} a{layer}.h{head}"
         for layer in range(2)
         for side in ("dense", "sparse")
         for head in range(3)
     ]
-    for trace in figure.data:
+    for trace in traces(figure):
         side, name = trace.name.split()
         layer, head = (int(part) for part in name[1:].split(".h"))
         np.testing.assert_allclose(trace.z, {"dense": dense, "sparse": sparse}[side][layer, head])
         assert trace.colorscale[-1][1] == COLOURS[side]
         assert (trace.zmin, trace.zmax) == (0, 1)
-    assert [note.text for note in figure.layout.annotations] == [t.name for t in figure.data]
+    assert [note.text for note in layout(figure).annotations] == [t.name for t in traces(figure)]
 
 
 def test_equal_tokens_keep_a_row_each_and_are_escaped():
     figure = patterns_figure(TOKENS, patterns(), patterns())
-    axis = figure.layout.xaxis
+    axis = layout(figure).xaxis
     assert axis.tickvals == (0, 1, 2, 3, 4)
     assert axis.ticktext == (";", "7", "+", "7", "&lt;b&gt;")
 
 
 def test_queries_run_downwards():
     figure = patterns_figure(TOKENS, patterns(), patterns())
-    assert all(figure.layout[f"yaxis{n or ''}"].autorange == "reversed" for n in ("", 2, 12))
+    assert all(layout(figure)[f"yaxis{n or ''}"].autorange == "reversed" for n in ("", 2, 12))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from circuits.figures import frontier_figure, training_figure
+from tests.traces import layout, traces
 
 
 def make_log():
@@ -19,25 +20,25 @@ def make_log():
 
 
 def test_the_curves_of_a_run_are_drawn_where_they_were_measured():
-    traces = {trace.name: trace for trace in training_figure(make_log()).data}
-    assert list(traces["CE, held out"].x) == [2, 4]
-    assert list(traces["CE, held out"].y) == [1.5, 1.2]
-    assert list(traces["bound"].y) == [1.3, 1.3]
-    assert list(traces["open, expected"].x) == [1, 2, 3, 4]
-    assert list(traces["open, held out"].y) == [0.3, 0.1]
-    assert list(traces["lambda"].y) == [1.0, 1.1, 1.2, 1.1]
+    named = {trace.name: trace for trace in traces(training_figure(make_log()))}
+    assert list(named["CE, held out"].x) == [2, 4]
+    assert list(named["CE, held out"].y) == [1.5, 1.2]
+    assert list(named["bound"].y) == [1.3, 1.3]
+    assert list(named["open, expected"].x) == [1, 2, 3, 4]
+    assert list(named["open, held out"].y) == [0.3, 0.1]
+    assert list(named["lambda"].y) == [1.0, 1.1, 1.2, 1.1]
 
 
 def test_a_bounded_divergence_is_drawn_under_its_own_bound():
     log = make_log().drop(columns="tau")
     log["kl"], log["epsilon"] = [None, 0.4, None, 0.01], [None, 0.02, None, 0.02]
     figure = training_figure(log)
-    traces = {trace.name: trace for trace in figure.data}
-    assert list(traces["KL, held out"].x) == [2, 4]
-    assert list(traces["KL, held out"].y) == [0.4, 0.01]
-    assert list(traces["bound"].y) == [0.02, 0.02]
-    assert "CE, held out" not in traces
-    assert figure.layout.yaxis.title.text == "KL (nats)"
+    named = {trace.name: trace for trace in traces(figure)}
+    assert list(named["KL, held out"].x) == [2, 4]
+    assert list(named["KL, held out"].y) == [0.4, 0.01]
+    assert list(named["bound"].y) == [0.02, 0.02]
+    assert "CE, held out" not in named
+    assert layout(figure).yaxis.title.text == "KL (nats)"
 
 
 def test_a_log_of_something_else_is_refused():
@@ -54,12 +55,12 @@ def test_the_frontier_has_a_line_for_each_series_in_the_order_of_density():
         }
     )
     figure = frontier_figure(points, bound=1.2)
-    top, gate = figure.data
+    top, gate = traces(figure)
     assert list(top.x) == [0.01, 0.1]
     assert list(top.y) == [1.5, 1.2]
     assert gate.name == "gate &lt;b&gt;"
-    assert figure.layout.shapes[0].y0 == 1.2
-    assert figure.layout.xaxis.type == "log"
+    assert layout(figure).shapes[0].y0 == 1.2
+    assert layout(figure).xaxis.type == "log"
 
 
 @pytest.mark.parametrize(

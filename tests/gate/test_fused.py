@@ -201,7 +201,7 @@ def test_blocks_give_the_numbers_and_gradients_of_the_whole(
     u = drawn_by(3, n_pairs, n_pos) if sample else None
     torch.manual_seed(3)
     found = BlockwiseAttention.apply(*qkv, 0.7, 0.2, sample, False)
-    expected = plain(*qkv, 0.7, 0.2, u)
+    expected = plain(qkv[0], qkv[1], qkv[2], 0.7, 0.2, u)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other.to(one))
     weight, prices = torch.randn_like(found[0]), torch.randn(n_pairs, dtype=torch.float64)

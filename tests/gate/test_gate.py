@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuits.models.backend import Hooks
+from tests.helpers import query_gradient, query_weight
+
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
@@ -21,7 +24,7 @@ from circuits.gate.density import Density, measure_density, record_open_edges
 from circuits.gate.gate import add_gate, gate_bias, gate_gradient, gates, is_gated, remove_gate
 from circuits.gate.sampling import Noise, OpenGates
 from circuits.models.load import copy_model
-from tests.helpers import make_tiny_model, needs_hooked_transformer, query_weight, word_tokenizer
+from tests.helpers import make_tiny_model, needs_hooked_transformer, word_tokenizer
 
 SCORES, GATE, PATTERN = (
     f"blocks.1.attn.hook_{name}" for name in ("attn_scores", "gate", "pattern")
@@ -203,7 +206,7 @@ def test_the_gate_adds_nothing_to_the_state_dict_and_keeps_the_mode(
 
 def test_a_gated_model_survives_reset_hooks(gated: HookedTransformer, tokens: Tensor) -> None:
     before = gated(tokens)
-    gated.add_perma_hook(GATE, lambda gate, hook: torch.ones_like(gate))
+    gated.add_perma_hook(GATE, lambda tensor, hook: torch.ones_like(tensor))
     gated.reset_hooks(including_permanent=True)
     assert torch.equal(gated(tokens), before)
 
@@ -254,8 +257,9 @@ def test_a_model_can_be_copied_in_the_middle_of_a_run(
 
 def test_the_remembered_scores_are_dropped(gated: HookedTransformer, tokens: Tensor) -> None:
     gated(tokens)
+    attention: Any = gated.blocks[0].attn
     with pytest.raises(RuntimeError, match="saw no scores"):
-        gated.blocks[0].attn.hook_attn_scores.take()
+        attention.hook_attn_scores.take()
 
 
 def test_an_edit_of_the_scores_reaches_the_gate(gated: HookedTransformer, tokens: Tensor) -> None:
@@ -275,7 +279,7 @@ def test_an_edit_of_the_scores_reaches_the_gate(gated: HookedTransformer, tokens
 
 
 def test_a_patched_gate_reaches_the_pattern(gated: HookedTransformer, tokens: Tensor) -> None:
-    hooks = [(g.name, lambda gate, hook: torch.ones_like(gate)) for g in gates(gated)]
+    hooks: Hooks = [(g.name, lambda gate, hook: torch.ones_like(gate)) for g in gates(gated)]
     patched = gated.run_with_hooks(tokens, fwd_hooks=hooks)
     torch.testing.assert_close(patched, remove_gate(gated)(tokens))
 
@@ -307,23 +311,23 @@ def test_the_whole_model_has_the_straight_through_gradient(
 def test_a_frozen_gate_is_a_constant_and_thaws_after_an_exception(
     gated: HookedTransformer, tokens: Tensor
 ) -> None:
-    def query_gradient() -> Tensor:
+    def gradient() -> Tensor:
         gated.zero_grad()
         gated(tokens).square().mean().backward()
-        return query_weight(gated, 1).grad.clone()
+        return query_gradient(gated, 1).clone()
 
-    straight = query_gradient()
+    straight, frozen = gradient(), torch.empty(0)
     with pytest.raises(KeyError), gate_gradient(gated, "frozen"):
-        frozen = query_gradient()
+        frozen = gradient()
         raise KeyError
     assert not torch.allclose(frozen, straight)
-    assert torch.equal(query_gradient(), straight)
+    assert torch.equal(gradient(), straight)
     _, cache = gated.run_with_cache(tokens)
     constant = {g.name: cache[g.name] for g in gates(gated)}
     gated.zero_grad()
-    hooks = [(name, lambda _, hook: constant[hook.name]) for name in constant]
+    hooks: Hooks = [(name, lambda _, hook: constant[hook.name]) for name in constant]
     gated.run_with_hooks(tokens, fwd_hooks=hooks).square().mean().backward()
-    torch.testing.assert_close(frozen, query_weight(gated, 1).grad)
+    torch.testing.assert_close(frozen, query_gradient(gated, 1))
 
 
 def test_training_mode_samples_and_evaluation_mode_does_not(
@@ -349,7 +353,7 @@ def variant(name: str) -> HookedTransformer:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_generation_does_not_depend_on_the_kv_cache(name: str) -> None:
-    model = variant(name)
+    model: Any = variant(name)
     prompt = torch.tensor([[0, 4, 7, 5, 4]])
     with_cache, without = (
         model.generate(
@@ -422,7 +426,7 @@ def test_bfloat16_runs_trains_and_counts(gated: HookedTransformer, tokens: Tenso
         logits = gated(tokens)
     assert edges.expected.dtype == torch.float32
     (logits.float().mean() + edges.expected.mean()).backward()
-    assert query_weight(gated, 0).grad.isfinite().all()
+    assert query_gradient(gated, 0).isfinite().all()
 
 
 def test_density_is_open_over_allowed_edges(gated: HookedTransformer, tokens: Tensor) -> None:
@@ -483,7 +487,7 @@ def test_bad_input_is_refused(
 
 
 def test_hooks_that_would_be_lost_are_refused(tiny_model: HookedTransformer) -> None:
-    tiny_model.add_hook(PATTERN, lambda pattern, hook: pattern)
+    tiny_model.add_hook(PATTERN, lambda tensor, hook: tensor)
     with pytest.raises(ValueError, match="blocks.1.attn.hook_pattern would be lost; take them off"):
         add_gate(tiny_model)
     assert not is_gated(tiny_model)

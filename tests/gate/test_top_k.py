@@ -88,7 +88,7 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="sparse already"):
         add_top_k(add_top_k(make_tiny_model(), 1), 1)
     model = make_tiny_model()
-    model.add_hook("blocks.0.attn.hook_attn_scores", lambda scores, hook: scores)
+    model.add_hook("blocks.0.attn.hook_attn_scores", lambda tensor, hook: tensor)
     with pytest.raises(ValueError, match="would be lost"):
         add_top_k(model, 1)
     assert not is_top_k(model)

@@ -1,6 +1,7 @@
 import math
 from dataclasses import fields, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from circuits.intervene.experiment import (
 from circuits.workers import Workers
 from tests.helpers import GROUPED, make_prompts, make_tiny_model, pad_together
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
 
 MODELS = {
     "plain": {},
@@ -95,7 +96,7 @@ def test_zero_ablation_of_everything_leaves_the_biases_of_attention(tiny_model):
     prompts = make_prompts(tiny_model)
     experiment = prepare_experiment(tiny_model, prompts, metric="logit_diff", ablation="zero")
     with torch.no_grad():
-        resid = sum(block.attn.b_O for block in tiny_model.blocks).expand(1, 1, -1)
+        resid = torch.stack([block.attn.b_O for block in tiny_model.blocks]).sum(0).expand(1, 1, -1)
         logits = tiny_model.unembed(tiny_model.ln_final(resid))
     expected = experiment.score(logits[:, 0].expand(len(prompts), -1))
     torch.testing.assert_close(experiment.empty, expected, **CLOSE)

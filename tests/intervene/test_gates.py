@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.helpers import (
     pad_together,
 )
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}  # float32, a dozen layers of sums
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Runs of a window of positions against runs of whole prompts, which compute every position."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from tests.helpers import (
     pad_together,
 )
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 LLAMA = {**GROUPED, "n_layers": 3}
 MODELS = {
     "gpt": ({}, "follow"),

@@ -26,10 +26,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
+    pass
 
 from circuits.gate.gate import is_gated
 from circuits.metrics import METRICS
+from circuits.models.backend import Model
 from circuits.prompts import Prompts
 
 Stream = Float[Tensor, "batch pos d_model"]
@@ -96,7 +97,7 @@ def all_terms(head: str, terms: Terms) -> Terms:
 
 
 def forward(
-    model: HookedTransformer,
+    model: Model,
     embed: Stream,
     reader: Reader = sum_of_all,
     carrier: Carrier = all_terms,
@@ -185,7 +186,7 @@ def _is_olmo_2(cfg: Any) -> bool:
     return cfg.original_architecture == "Olmo2ForCausalLM"
 
 
-def _norms_behind_heads(model: HookedTransformer) -> list[Any]:
+def _norms_behind_heads(model: Model) -> list[Any]:
     """The norm of each layer's sum of heads, in models that have one."""
     blocks: Any = model.blocks
     if _is_olmo_2(model.cfg):
@@ -194,7 +195,7 @@ def _norms_behind_heads(model: HookedTransformer) -> list[Any]:
     return [block.ln1_post for block in blocks] if after else []
 
 
-def embedding(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> Stream:
+def embedding(model: Model, tokens: Int[Tensor, "batch pos"]) -> Stream:
     """Returns what `input` writes: token embeddings, and positions where they are added."""
     embed = model.embed(tokens)  # a lookup, and the norm behind it in models like BLOOM
     positions = model.cfg.positional_embedding_type
@@ -203,7 +204,7 @@ def embedding(model: HookedTransformer, tokens: Int[Tensor, "batch pos"]) -> Str
 
 
 def run_circuit(
-    model: HookedTransformer,
+    model: Model,
     prompts: Prompts,
     edges: Collection[str],
     *,
@@ -218,7 +219,7 @@ def run_circuit(
 
 
 def run_attention_circuit(
-    model: HookedTransformer,
+    model: Model,
     prompts: Prompts,
     kept: dict[str, Bool[Tensor, "batch query_pos key_pos"]],
     *,
@@ -233,7 +234,7 @@ def run_attention_circuit(
 
 
 def score_in_circuit(
-    model: HookedTransformer,
+    model: Model,
     prompts: Prompts,
     *,
     edges: Collection[str] | None = None,
@@ -278,7 +279,7 @@ def _carrying(
 
 
 def score(
-    model: HookedTransformer,
+    model: Model,
     prompts: Prompts,
     *,
     metric: str = "logit_diff",
@@ -301,7 +302,7 @@ def score(
 
 @torch.no_grad()
 def _scores_of(
-    model: HookedTransformer, run: SlowRun, ablated: Ablated, slope: dict[str, Tensor]
+    model: Model, run: SlowRun, ablated: Ablated, slope: dict[str, Tensor]
 ) -> SlowScores:
     """What the sources and terms of a run are beyond the ablated ones, times the slopes."""
     edges = {}
@@ -318,7 +319,7 @@ def _scores_of(
     return SlowScores(edges, attention_edges)
 
 
-def sources_of_destinations(model: HookedTransformer) -> dict[str, list[str]]:
+def sources_of_destinations(model: Model) -> dict[str, list[str]]:
     """Returns which sources each destination reads, as the model itself sums them up."""
     found: dict[str, list[str]] = {}
 
@@ -332,7 +333,7 @@ def sources_of_destinations(model: HookedTransformer) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def ablate(model: HookedTransformer, prompts: Prompts, ablation: str) -> Ablated:
+def ablate(model: Model, prompts: Prompts, ablation: str) -> Ablated:
     """Returns what components write in the corrupted run, in the mean of a template, or nothing."""
     tokens = prompts.corrupted if ablation == "corrupted" else prompts.clean
     run = forward(model, embedding(model, tokens))
@@ -411,9 +412,7 @@ def _capped(values: Tensor, cap: float | None) -> Tensor:
     return cap * (values / cap).tanh() if cap is not None and cap > 0 else values
 
 
-def _slopes(
-    model: HookedTransformer, prompts: Prompts, run: SlowRun, metric: str
-) -> dict[str, Tensor]:
+def _slopes(model: Model, prompts: Prompts, run: SlowRun, metric: str) -> dict[str, Tensor]:
     """Gradients of a run's metric at every destination's input and at every head's z."""
     places = run.read | run.z
     total = _metric(model, prompts, run, metric).sum()
@@ -424,9 +423,7 @@ def _slopes(
     return dict(zip(places, found, strict=True))
 
 
-def _metric(
-    model: HookedTransformer, prompts: Prompts, run: SlowRun, metric: str
-) -> Float[Tensor, " batch"]:
+def _metric(model: Model, prompts: Prompts, run: SlowRun, metric: str) -> Float[Tensor, " batch"]:
     rows = torch.arange(len(prompts))
     logits = clean = run.logits[rows, prompts.last]
     if metric == "kl_div":  # the only one that looks at the clean run

@@ -18,14 +18,8 @@ from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias
 from circuits.models.adapter import DIGEST, weights_digest
 from circuits.models.adapter_updates import read_updates
-from circuits.models.load import (
-    copy_model,
-    from_hf,
-    load_bridge,
-    load_model,
-    model_info,
-    named_weights,
-)
+from circuits.models.info import model_info
+from circuits.models.load import copy_model, from_hf, load_bridge, load_model, named_weights
 from circuits.models.save_adapter import LowRankUpdate, check_adapter, save_adapter
 from circuits.sparsify.low_rank import (
     add_low_rank,
@@ -39,7 +33,7 @@ from tests.models.test_models import TOKENS, hf_folder, logits, random_hf_model
 
 MODULES: dict[str, list[str]] = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
-    "llama": "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+    "llama": [*"q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()],
     "neox": ["query_key_value", "dense_4h_to_h"],
 }
 
@@ -58,7 +52,7 @@ def adapter_by_peft(base: Path, folder: Path, modules: list[str], **options: Any
         task_type="CAUSAL_LM", r=3, lora_alpha=5, target_modules=modules,
         init_lora_weights=False, fan_in_fan_out=modules[0].startswith("c_"), **options,
     )  # fmt: skip
-    get_peft_model(hf_model(base), config).save_pretrained(folder)
+    get_peft_model(hf_model(base), config).save_pretrained(str(folder))
     return folder
 
 
@@ -355,7 +349,8 @@ def test_what_cannot_be_begun_with_is_refused(llama: Path, tmp_path: Path) -> No
     names = updated_weights(dense)
     with pytest.raises(ValueError, match="updates that are not trained here .*--lora-targets all"):
         read_updates(dense, llama, [n for n in names if "W_O" not in n and "o_proj" not in n])
-    model = add_low_rank(copy := copy_model(dense), 2) and copy
+    model = copy_model(dense)
+    add_low_rank(model, 2)
     with pytest.raises(ValueError, match="rank 3, but 2 is trained; let lora_rank .--lora-rank."):
         set_updates(model, read_updates(dense, llama, names))
     save_adapter(dense, updated(dense)[1], tmp_path / "own")

@@ -27,19 +27,19 @@ from circuits.intervene.ablate import run_edges
 from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.backend import component_hooks
 from tests.helpers import make_prompts, make_tiny_model
-from tests.models.test_bridge_architectures import LLAMA, random_bridge
+from tests.models.test_bridge_architectures import LLAMA, UNGROUPED, random_bridge
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 CONFIGS: dict[str, hf.PretrainedConfig] = {
     "Gemma 2": hf.Gemma2Config(head_dim=4, **LLAMA),
     "Gemma 3": hf.Gemma3TextConfig(head_dim=4, **LLAMA),
-    "OLMo 2": hf.Olmo2Config(**LLAMA | {"num_key_value_heads": 4}),
+    "OLMo 2": hf.Olmo2Config(**(LLAMA | UNGROUPED)),
     "GLM 4": hf.Glm4Config(head_dim=4, **LLAMA),
     "EXAONE 4": hf.Exaone4Config(**LLAMA),
 }
 AFTER = {"normalization_type": "RMS", "use_normalization_before_and_after": True}
-CLOSE = {"atol": 1e-6, "rtol": 1e-5}  # transformers computes softmax in float32
+CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}  # transformers computes softmax in float32
 EDGES = [
     "a0.h1->a1.h2<q>",
     "a0.h3->a1.h0<k>",

@@ -226,7 +226,7 @@ NEOX = GPTNeoXConfig(
     max_position_embeddings=32,
     **SIZES,
 )
-QWEN2 = Qwen2Config(**(CONFIGS["grouped"].to_dict() | {"model_type": "qwen2"}))
+QWEN2 = Qwen2Config.from_dict(CONFIGS["grouped"].to_dict() | {"model_type": "qwen2"})
 
 
 @needs_hooked_transformer

@@ -54,6 +54,7 @@ KNOWN: dict[str, hf.PretrainedConfig] = {
         **{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
     ),
 }
+UNGROUPED: dict[str, Any] = {"num_key_value_heads": 4}
 REFUSED: dict[str, tuple[hf.PretrainedConfig, str]] = {
     "OLMo 2 with shared keys": (
         hf.Olmo2Config(**LLAMA),
@@ -64,7 +65,7 @@ REFUSED: dict[str, tuple[hf.PretrainedConfig, str]] = {
         "multiplies what its heads and MLPs write by 0.3",
     ),
     "Phi": (
-        hf.PhiConfig(**LLAMA | {"num_key_value_heads": 4}),
+        hf.PhiConfig(**(LLAMA | UNGROUPED)),
         "does not show blocks.0.hook_mlp_in, blocks.1.hook_mlp_in",
     ),
     "BitNet, which norms what heads have read": (

@@ -25,7 +25,8 @@ from transformers import (
 
 from circuits import load_bridge
 from circuits.cli import main
-from circuits.models.load import load_model, model_info, named_weights
+from circuits.models.info import model_info
+from circuits.models.load import load_model, named_weights
 from circuits.sparsify.data import TextStream
 from circuits.tasks import task_from_file
 from tests.helpers import make_tiny_model, needs_hooked_transformer, word_tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from circuits.gate.density import measure_density
 from circuits.models import load_model, names
 from circuits.models.adapter import base_of, read_adapter
 from circuits.models.fetch import fetch_model
-from circuits.models.load import model_info
+from circuits.models.info import model_info
+from circuits.models.load import tokenizer_of
 from circuits.models.names import EMBEDDED_ADAPTERS, FETCHED, find_folder
+from tests.helpers import folder_of
 
 MATRICES = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 each_adapter = pytest.mark.parametrize("name", EMBEDDED_ADAPTERS)
@@ -43,7 +46,8 @@ def test_an_embedded_adapter_is_whole_and_knows_its_base(name):
 
 
 def test_the_twin_has_a_gate_that_keeps_its_bound_and_the_control_has_none():
-    twin, control = (find_gate_card(find_folder(name)) for name in EMBEDDED_ADAPTERS)  # pyright: ignore
+    cards: list[Any] = [find_gate_card(folder_of(name)) for name in EMBEDDED_ADAPTERS]
+    twin, control = cards
     assert control is None
     assert twin is not None
     assert twin.satisfied
@@ -95,6 +99,6 @@ def test_both_load_on_the_fetched_base():
             kl = (reference.exp() * (reference - logits)).sum(dim=-1).mean()
             # Nothing holds the control to the dense model.
             assert 0.001 < kl < (0.5 if name == "smollm2-sparse" else 4)
-            assert model.tokenizer.decode(logits[0, -1].argmax()) == " Mary"
+            assert tokenizer_of(model).decode(logits[0, -1].argmax()) == " Mary"
             if name == "smollm2-sparse":
                 assert 0 < measure_density(model, tokens).overall < 0.9

@@ -21,6 +21,7 @@ from circuits.cli import main
 from circuits.models import fetch, load_model, names
 from circuits.models.fetch import fetch_model
 from circuits.models.hf_files import quantization_of
+from circuits.models.load import tokenizer_of
 from circuits.models.names import FETCHED, Fetched
 from tests.models.gguf_files import make_model, write_gguf
 
@@ -209,5 +210,5 @@ def test_smollm2_is_what_its_makers_say(tmp_path: Path, monkeypatch: pytest.Monk
     text = "When Mary and John went to the store, John gave a drink to"
     with torch.no_grad():
         chances = model(model.to_tokens(text))[0, -1].softmax(dim=-1)
-    assert model.tokenizer.decode(chances.argmax()) == " Mary"
+    assert tokenizer_of(model).decode(chances.argmax()) == " Mary"
     assert chances.max() > 0.8

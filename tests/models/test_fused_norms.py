@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def test_a_norm_at_once_is_the_norm_of_transformer_lens(kind, dtype):
 
 
 def test_a_norm_with_a_hook_stays_as_it_is_and_all_are_put_back():
-    model = make_tiny_model()
+    model: Any = make_tiny_model()
     seen = []
     model.blocks[0].ln1.hook_scale.add_hook(lambda act, hook: seen.append(act))
     norms = [block.ln1 for block in model.blocks]

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from circuits.gate.card import GateCard
-from circuits.models.load import from_hf, load_model, model_info, named_weights
+from circuits.models.info import model_info
+from circuits.models.load import from_hf, load_model, named_weights
 from circuits.tasks import task_from_file
 from tests.helpers import make_tiny_model, word_tokenizer
 
@@ -363,7 +364,7 @@ def fuzz(n_cases: int) -> settings:
         database=None,
         deadline=None,
         phases=[Phase.generate],  # A failure is shown as drawn: shrinking loads for minutes.
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[getattr(HealthCheck, name) for name in HealthCheck.__members__],
     )
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from circuits.gate.gate import add_gate
 from circuits.models import load_model, model_info, save_model
 from circuits.models.hf_files import quantization_of
+from circuits.models.load import tokenizer_of
 from circuits.prompts import token_ids
 from tests.models.gguf_files import make_model, write_gguf
 
@@ -78,16 +79,18 @@ def test_a_model_of_a_gguf_file_is_saved_as_any_other_and_remembers(tmp_path: Pa
     assert torch.equal(model(TOKENS), again(TOKENS))
     for info in (model_info(path), model_info(tmp_path / "twin")):
         assert info.quantization == quantization_of(again) == "GGUF, Q8_0 100%"
-    assert model.tokenizer.get_vocab() == again.tokenizer.get_vocab()
+    tokenizers = [tokenizer_of(either) for either in (model, again)]
+    assert tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
     text = "When Mary met  17 Johns\n\n32"
-    assert token_ids(model.tokenizer, text) == token_ids(again.tokenizer, text)
+    assert token_ids(tokenizers[0], text) == token_ids(tokenizers[1], text)
 
 
 def test_text_is_split_by_the_rule_that_the_file_names(tmp_path: Path) -> None:
     written = make_model("llama")
     tokens = {}
     for pre in ("gpt-2", "smollm"):
-        tokenizer = load_model(write_gguf(tmp_path / f"{pre}.gguf", written, pre=pre)).tokenizer
+        path = write_gguf(tmp_path / f"{pre}.gguf", written, pre=pre)
+        tokenizer = tokenizer_of(load_model(path))
         tokens[pre] = tokenizer.convert_ids_to_tokens(token_ids(tokenizer, "in 1732"))
     assert tokens["gpt-2"] == ["in", "Ġ1732"]
     assert tokens["smollm"] == ["in", "Ġ", "1", "7", "3", "2"]

@@ -119,7 +119,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path, sent):
 
 def test_a_refusal_of_the_hub_says_what_to_do(sparse, sent, monkeypatch):
     def refuse(_self: HfApi, *_args: Any, **_options: Any) -> None:
-        response = httpx.Response(401, request=httpx.Request("POST", "https://hub"))
+        response: Any = httpx.Response(401, request=httpx.Request("POST", "https://hub"))
         raise HfHubHTTPError("401 Unauthorized", response=response)
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)

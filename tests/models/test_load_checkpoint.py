@@ -15,7 +15,8 @@ from transformers import GPT2Config
 
 from circuits.gate.card import GateCard
 from circuits.gate.gate import gate_bias, is_gated
-from circuits.models.load import load_model, model_info, named_weights
+from circuits.models.info import model_info
+from circuits.models.load import load_model, named_weights
 from tests.helpers import make_tiny_model, needs_hooked_transformer, word_tokenizer
 
 TOKENS = torch.tensor([[0, 5, 9, 3, 22, 7, 2, 14], [0, 1, 1, 28, 6, 6, 19, 4]])

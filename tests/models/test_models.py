@@ -30,20 +30,14 @@ from transformers import (
     Qwen2Config,
 )
 
+from circuits.gate.card import GateCard
 from circuits.gate.gate import add_gate, gate_bias, is_gated
 from circuits.models import bridge
 from circuits.models import names as finding
-from circuits.models.backend import backend_of, component_hooks
+from circuits.models.backend import Model, backend_of, component_hooks
 from circuits.models.hf_files import HFSource
-from circuits.models.load import (
-    GateCard,
-    as_model,
-    from_hf,
-    load_model,
-    model_info,
-    named_weights,
-    versions,
-)
+from circuits.models.info import model_info
+from circuits.models.load import as_model, from_hf, load_model, named_weights, versions
 from circuits.models.saving import check_saveable, frozen_parameters, save_model
 from tests.helpers import END, make_tiny_model, needs_hooked_transformer, word_tokenizer
 
@@ -110,12 +104,12 @@ def hf_logits(folder: Path) -> torch.Tensor:
         return AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)(TOKENS).logits
 
 
-def logits(model: HookedTransformer) -> torch.Tensor:
+def logits(model: Model) -> torch.Tensor:
     with torch.no_grad():
         return model(TOKENS)
 
 
-def train_a_little(model: HookedTransformer) -> None:
+def train_a_little(model: Model) -> None:
     """Moves every parameter that may move, so embeddings drift apart."""
     frozen = frozen_parameters(model)
     with torch.no_grad():
@@ -151,8 +145,8 @@ def test_the_name_of_a_folder_does_not_choose_the_architecture(tmp_path: Path, w
 
 def test_the_weights_are_not_processed(tmp_path: Path) -> None:
     folder = hf_folder(tmp_path / "m")
-    hf_model = AutoModelForCausalLM.from_pretrained(folder)
-    model = load_model(folder)
+    hf_model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model: Any = load_model(folder)
     assert torch.equal(model.W_E, hf_model.transformer.wte.weight)
     assert torch.equal(model.blocks[1].ln2.w, hf_model.transformer.h[1].ln_2.weight)
     assert model.cfg.normalization_type == "LN"
@@ -334,7 +328,7 @@ def test_a_setting_that_transformer_lens_ignores_is_noticed() -> None:
 
 
 def test_weights_with_nan_are_refused() -> None:
-    hf_model = random_hf_model(CONFIGS["gpt2"])
+    hf_model: Any = random_hf_model(CONFIGS["gpt2"])
     with torch.no_grad():
         hf_model.transformer.wte.weight[3] = float("nan")
     with pytest.raises(ValueError, match="or the weights hold NaN"):
@@ -344,7 +338,7 @@ def test_weights_with_nan_are_refused() -> None:
 # ---- published checkpoints -----------------------------------------------------------------
 
 
-def hooked_weights(model: HookedTransformer) -> dict[str, torch.Tensor]:
+def hooked_weights(model: Model) -> dict[str, torch.Tensor]:
     """What a checkpoint holds: of a HookedTransformer, its masks too."""
     return named_weights(model) if backend_of(model) is bridge else model.state_dict()
 
@@ -534,7 +528,7 @@ def test_a_conversion_that_computes_is_refused() -> None:
         **SPECIAL,
     )
     gemma.architectures = ["GemmaForCausalLM"]
-    model = make_tiny_model(
+    model: Any = make_tiny_model(
         n_layers=1,
         n_key_value_heads=1,
         normalization_type="RMS",
@@ -720,4 +714,5 @@ def test_a_model_may_be_given_by_name_as_itself_or_as_a_hugging_face_model(tmp_p
     with pytest.raises(ValueError, match="made without a name.*from_hf"):
         as_model(given)
     with pytest.raises(ValueError, match="a Linear is not a model"):
-        as_model(torch.nn.Linear(2, 2))
+        linear: Any = torch.nn.Linear(2, 2)
+        as_model(linear)

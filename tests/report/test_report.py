@@ -23,6 +23,7 @@ from circuits.results.circuit import Circuit
 from circuits.results.comparison_file import load_comparison
 from circuits.results.discovery import Discovery
 from tests.fake_comparison import EDGES, make_comparison, make_found, make_study, pruned
+from tests.traces import traces
 
 TABLES = [
     *("evidence.csv", "models.csv", "others.csv", "overlap.csv"),
@@ -460,7 +461,7 @@ def test_big_sizes_have_no_exponent_anywhere(tmp_path):
     assert "22,730" in opening
     texts = [
         re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL),
-        " ".join(str(bar.text) + str(bar.customdata) for bar in sizes_figure(comparison).data),
+        " ".join(str(bar.text) + str(bar.customdata) for bar in traces(sizes_figure(comparison))),
         *headlines(comparison),
         repr(big["dense"]),
         latex_tables(comparison)["sizes"],

@@ -192,7 +192,7 @@ def test_the_overlap_of_two_empty_circuits_is_undefined():
         found[side] = replace(
             discovery, circuits={"edge": make_found(make_circuit({}), (0.0, 0.0))}
         )
-    assert math.isnan(comparison.overlap_table()["jaccard"][0])
+    assert math.isnan(comparison.overlap_table()["jaccard"].iloc[0])
 
 
 def test_models_without_a_circuit_of_edges_have_no_structure():

@@ -23,7 +23,7 @@ GRAPHS = {
 }
 
 
-@pytest.fixture(params=GRAPHS.values(), ids=GRAPHS)
+@pytest.fixture(params=GRAPHS.values(), ids=list(GRAPHS))
 def circuit(request):
     graph = request.param
     torch.manual_seed(0)

@@ -1,6 +1,7 @@
 import math
 import statistics
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -360,7 +361,8 @@ def test_one_seed_has_no_interval_and_an_empty_circuit_no_mean():
 
 @pytest.mark.slow
 def test_the_interval_over_seeds_covers_the_truth_as_often_as_it_says():
-    draws = torch.distributions.LogNormal(math.log(3), 0.4).sample((2000, 3)).tolist()
+    ratios: Any = torch.distributions.LogNormal(math.log(3), 0.4)
+    draws = ratios.sample((2000, 3)).tolist()
     bounds = [seeds_interval(ratios)[1:] for ratios in draws[:400]]
     covered = sum(low <= 3 <= high for low, high in bounds) / len(bounds)
     assert covered == pytest.approx(0.95, abs=0.03)

@@ -30,7 +30,8 @@ def make_run_folder(
     CE (KL) falls to `gap` below its bound at the end; with a `gap` below 0 it never keeps it.
     """
     settings: dict[str, Any] = {"steps": 40, "control_every": 2, "evaluate_every": 5}
-    config = TrainConfig(**(settings | {"learning_rate": 1e-3} | changes))
+    settings["learning_rate"] = 1e-3
+    config = TrainConfig(**(settings | changes))
     by_kl = config.gate and config.bound == "kl"
     log, best = [], None
     for step in range(1, done + 1):

@@ -18,7 +18,7 @@ from circuits.sparsify.data import CorpusStream
 from circuits.sparsify.loss import cross_entropy, distillation_loss
 from circuits.sparsify.train import TrainConfig, TrainResult, evaluate_ce, post_train
 from circuits.tasks.corpus import corpus_tokenizer
-from tests.helpers import make_taught_model, make_tiny_model
+from tests.helpers import assert_same_weights, make_taught_model, make_tiny_model
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -27,7 +27,7 @@ Train = Callable[..., TrainResult]
 
 
 def make_config(**changes: Any) -> TrainConfig:
-    small = {
+    small: dict[str, Any] = {
         "gate": False,
         "steps": 4,
         "batch_size": 4,
@@ -71,11 +71,6 @@ def log_of(out: Path) -> list[dict[str, Any]]:
         {k: v for k, v in line.items() if k not in ("tokens_per_second", "seconds")}
         for line in lines
     ]
-
-
-def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> None:
-    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 def test_the_control_learns_and_the_dense_model_stays(

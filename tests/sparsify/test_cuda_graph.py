@@ -72,13 +72,14 @@ def test_nothing_in_a_step_waits_for_the_device(
     for model in (run.model, run.teacher):
         if model is not None:
             model.to("meta")
-    run.device = torch.device("meta")
-    run._price = run._price.to("meta")
-    monkeypatch.setattr(run, "_autocast", nullcontext)  # There is none for this device.
+    objective = run.objective
+    objective.device = torch.device("meta")
+    objective.price = objective.price.to("meta")
+    monkeypatch.setattr(objective, "_autocast", nullcontext)  # There is none for this device.
     tokens = stream.batch(0, 4).to("meta")
     run.model.train()
-    with run._fast(), _Waits():
-        found = run._backward(tokens, 1)
+    with objective.fast(), _Waits():
+        found = objective.backward(tokens, 1)
     assert found.shape == (4,)
     assert any(weight.grad is not None for weight in run.model.parameters())
 

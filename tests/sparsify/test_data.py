@@ -47,7 +47,8 @@ def test_documents_are_packed_end_to_end_after_separators(
     stream = TextStream(text_file, tokenizer, context=6)
     rows = torch.cat([stream.batch(step, 1) for step in range(36)])
     assert rows.shape == (36, 6)
-    assert (rows[:, 0] == tokenizer.bos_token_id).all()  # a separator and five words a document
+    # A row is a separator and the five words of a document.
+    assert rows[:, 0].tolist() == [tokenizer.bos_token_id] * 36
     starts = rows[:, 1]
     assert torch.equal(rows[:, 1:], starts[:, None] + torch.arange(5))
 

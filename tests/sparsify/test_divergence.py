@@ -120,14 +120,14 @@ def test_a_card_from_before_there_was_a_choice_is_read(tmp_path: Path) -> None:
 def test_lambda_follows_the_divergence(tmp_path: Path, epsilon: float, margin: float) -> None:
     run(tmp_path / "run", steps=20, epsilon=epsilon, lambda_start=0.5, evaluate_every=20)
     price: float = 0.5
-    mean: float | None = None
+    mean = math.nan  # of no step yet
     for line in log_of(tmp_path / "run"):
         assert line["lambda"] == pytest.approx(price)  # the one that the step was taken with
         if "control_kl" not in line:
             continue
         off = min((line["control_kl"] - epsilon + margin) / epsilon, 1.0)
-        turned = mean is not None and (mean > 0) != (off > 0)
-        mean = off if mean is None or turned else 0.9 * mean + 0.1 * off
+        turned = not math.isnan(mean) and (mean > 0) != (off > 0)
+        mean = off if math.isnan(mean) or turned else 0.9 * mean + 0.1 * off
         price = min(max(price * math.exp(2.0 * mean), 0.01), 10.0)
 
 

@@ -44,12 +44,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def make_config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**(CONFIG | changes))
+
+
 def taught() -> Any:
     return make_taught_model(STREAM)
 
 
 def run(out: Path, *, resume: bool = False, **changes: Any) -> TrainResult:
-    config = TrainConfig(**CONFIG | changes)
+    config = make_config(**changes)
     return post_train(taught(), STREAM, config, out, frozen=(), resume=resume, progress=False)
 
 
@@ -124,7 +128,7 @@ def test_fisher_information_tells_the_divergence_of_a_small_error(frozen: bool) 
 @needs_hooked_transformer
 def test_the_loss_is_that_of_a_loop() -> None:
     dense, tokens = taught(), STREAM.batch(1, 3)
-    config = TrainConfig(**CONFIG | {"batch_size": 3})
+    config = make_config(batch_size=3)
     model = add_gate(choose_trained(copy_model(dense), config, ()))
     fisher = fisher_information(dense, tokens)
     start = LayerStart(model.eval(), dense, LayerText(tokens, fisher), config)
@@ -163,7 +167,7 @@ def test_a_price_decides_how_much_stays_open() -> None:
     results = {}
     for price in (0.3, 300.0):
         changes = {"layer_price": price, "layer_steps": 60, "batch_size": 8}
-        config = TrainConfig(**CONFIG | changes)
+        config = make_config(**changes)
         model = add_gate(choose_trained(copy_model(dense), config, ())).eval()
         before = [gate.training for gate in gates(model)]
         start = LayerStart(model, dense, LayerText(tokens, fisher), config)
@@ -238,7 +242,7 @@ def test_a_control_has_no_layers_to_start(tmp_path: Path) -> None:
 
 def test_what_cannot_be_started_by_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="layer_steps is 6; it must be 0 where lora_rank is 0"):
-        TrainConfig(**CONFIG | {"lora_rank": 0})
+        make_config(lora_rank=0)
     with pytest.raises(FloatingPointError, match=r"layer 0 by itself is (nan|inf) .*layer_learn"):
         run(tmp_path / "run", layer_learning_rate=1e30)
 
@@ -246,7 +250,7 @@ def test_what_cannot_be_started_by_layers_is_refused(tmp_path: Path) -> None:
 def test_a_run_begins_with_the_updates_of_an_earlier_one(tmp_path: Path) -> None:
     first = run(tmp_path / "first")
     changes = {"layer_steps": 0, "learning_rate": 1e-9, "warm_up": 0.0}
-    config = TrainConfig(**CONFIG | changes)
+    config = make_config(**changes)
 
     def go_on(name: str, **more: Any) -> TrainResult:
         return post_train(
@@ -275,6 +279,6 @@ def test_a_run_begins_with_the_updates_of_an_earlier_one(tmp_path: Path) -> None
 def test_updates_that_nothing_begins_with_are_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    config = TrainConfig(**CONFIG | changes)
+    config = make_config(**changes)
     with pytest.raises(ValueError, match=message):
         post_train(taught(), STREAM, config, tmp_path / "run", frozen=(), updates={})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_an_unknown_penalty_is_refused() -> None:
         edge_penalty(DENSITIES, ALLOWED, "max")
 
 
-RULE = {"rate": 2.0, "decay": 0.75, "low": 0.5, "high": 4.0}
+RULE: dict[str, Any] = {"rate": 2.0, "decay": 0.75, "low": 0.5, "high": 4.0}
 
 
 def followed(violations: Sequence[float], start: float, **rule: float) -> list[float]:

@@ -30,9 +30,11 @@ from circuits.cli import main
 from circuits.gate.density import Density
 from circuits.gate.gate import add_gate, is_gated
 from circuits.gate.top_k import add_top_k
+from circuits.models.backend import Model
 from circuits.models.load import load_model
 from circuits.models.saving import save_model
 from circuits.numbers import percent
+from circuits.sparsify import objective
 from circuits.sparsify import progress as progress_module
 from circuits.sparsify import run as run_module
 from circuits.sparsify.checkpoint import load_checkpoint, save_checkpoint
@@ -50,6 +52,7 @@ from circuits.sparsify.train import (
 from tests.helpers import (
     HAS_HOOKED_TRANSFORMER,
     CountingStream,
+    assert_same_weights,
     make_taught_model,
     make_tiny_model,
     needs_hooked_transformer,
@@ -69,7 +72,7 @@ def tiny_model() -> HookedTransformer:
 
 
 def make_config(**changes: Any) -> TrainConfig:
-    small = {
+    small: dict[str, Any] = {
         "steps": 12,
         "batch_size": 4,
         "learning_rate": 3e-3,
@@ -82,7 +85,7 @@ def make_config(**changes: Any) -> TrainConfig:
     return TrainConfig(**(small | changes))
 
 
-def run(out: Path, model: HookedTransformer | None = None, **options: Any) -> TrainResult:
+def run(out: Path, model: Model | None = None, **options: Any) -> TrainResult:
     stream = options.pop("stream", CountingStream())
     # The tiny model cannot be saved: it does not come from a Hugging Face model.
     flags = {"frozen": options.pop("frozen", ()), "resume": options.pop("resume", False)}
@@ -103,11 +106,6 @@ def assert_same_logs(first: Path, second: Path) -> None:
 
 def weights(model: HookedTransformer) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def assert_same_weights(first: HookedTransformer, second: HookedTransformer) -> None:
-    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b), name
 
 
 @pytest.mark.slow
@@ -184,10 +182,10 @@ def test_distillation_changes_the_loss_only_if_asked_for(tmp_path: Path) -> None
 def test_without_a_weight_the_cross_entropy_has_no_part_in_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = {"slack": 10.0, "distillation": 1.0, "ce_weight": 0.0}
+    alone: dict[str, Any] = {"slack": 10.0, "distillation": 1.0, "ce_weight": 0.0}
     first = run(tmp_path / "first", **alone)
-    both = run(tmp_path / "both", **(alone | {"ce_weight": 1.0}))
-    monkeypatch.setattr(run_module, "cross_entropy", lambda *args: 7 * cross_entropy(*args))
+    both = run(tmp_path / "both", **dict(alone, ce_weight=1.0))
+    monkeypatch.setattr(objective, "cross_entropy", lambda *args: 7 * cross_entropy(*args))
     second = run(tmp_path / "second", **alone)
     assert_same_weights(first.model, second.model)
     assert not torch.equal(first.model.W_E, both.model.W_E)
@@ -635,13 +633,13 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
 def test_a_loss_that_is_no_number_stops_before_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = run_module.cross_entropy, []
+    real, calls = objective.cross_entropy, []
 
     def broken(logits: Tensor, tokens: Tensor) -> Tensor:
         calls.append(logits)
         return real(logits, tokens) * (math.nan if logits.requires_grad and len(calls) > 9 else 1)
 
-    monkeypatch.setattr(run_module, "cross_entropy", broken)
+    monkeypatch.setattr(objective, "cross_entropy", broken)
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step \d+; .*step_0000000"):
         run(tmp_path / "run")
 

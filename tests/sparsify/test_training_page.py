@@ -20,7 +20,7 @@ from circuits.sparsify import run_files
 from circuits.sparsify.config import TrainConfig
 from circuits.sparsify.train import TrainingInterrupted, post_train
 from circuits.sparsify.training_page import training_html, write_training_page
-from circuits.sparsify.training_page.charts import linear_ticks, log_ticks, thinned
+from circuits.sparsify.training_page.charts import Point, linear_ticks, log_ticks, thinned
 from tests.helpers import CountingStream, make_taught_model
 from tests.sparsify.run_folders import N_LAYERS, TAU, make_run_folder, result_of
 
@@ -263,7 +263,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_a_thinned_series_keeps_its_ends_and_every_spike():
-    points = [(step, math.sin(step / 90)) for step in range(5000)]
+    points: list[Point] = [(step, math.sin(step / 90)) for step in range(5000)]
     points[1234] = (1234, 9.0)
     points[4321] = (4321, -9.0)
     kept = thinned(points, n_bins=100)

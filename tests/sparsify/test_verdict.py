@@ -33,7 +33,7 @@ TOKENIZER = corpus_tokenizer(context=CONTEXT)
 
 
 def make_config(**changes: Any) -> TrainConfig:
-    small = {
+    small: dict[str, Any] = {
         "steps": 2,
         "batch_size": 2,
         "evaluate_every": 1,
@@ -125,7 +125,7 @@ class HalfUnknown(CorpusStream):
 
     def _rows(self, part: str, step: int, n_rows: int) -> Tensor:
         rows = super()._rows(part, step, n_rows)
-        rows[:, ::2] = TOKENIZER.unk_token_id
+        rows[:, ::2] = TOKENIZER.get_vocab()[str(TOKENIZER.unk_token)]
         return rows
 
 

@@ -1,6 +1,7 @@
 """Rows of the MIB benchmark become prompt pairs, and what cannot be used is named by its row."""
 
 import json
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -52,7 +53,7 @@ def choice(labels=("A", "B"), other=("C", "D"), key=1, **more):
     } | more
 
 
-def number(label=5, other=4, operator="+", **more):
+def number(label: Any = 5, other: Any = 4, operator="+", **more):
     return {
         "prompt": f"2 {operator} 3 =",
         "operator": operator,
