@@ -30,7 +30,7 @@ from circuits.models.load import load_model, tokenizer_of, versions
 from circuits.tasks import get_task
 
 MODELS, TASKS = ("dense", "sparse"), ("ioi", "greater_than")
-PROMPTS, SEEDS, MARGINS = (50, 100), (0, 1, 2), (0.0, 1.0, 2.0)
+PROMPTS, SEEDS, MARGINS = (50, 100), (0, 1), (0.0, 1.0, 2.0)
 N_FRESH = 200
 TARGET = 0.9
 

@@ -15,6 +15,7 @@ from circuits.results.roles import HeadRole
 from tests.browser import CHROMIUM, in_browser
 from tests.fake_comparison import EDGES, make_circuit, make_comparison, make_study
 from tests.figures.test_figures import with_circuit
+from tests.traces import layout, traces
 
 ROLES = ("", "negative_name_mover", "changed_token", "induction")
 
@@ -41,7 +42,7 @@ def labels(figure):
     """Panel and text of each label, with its left, right, foot and top."""
     return [
         (shape.xref, shape.label.text, (shape.x0, shape.x1, shape.y0, shape.y1))
-        for shape in figure.layout.shapes
+        for shape in layout(figure).shapes
     ]
 
 
@@ -68,8 +69,8 @@ def test_no_label_covers_another_or_leaves_its_panel(graph, n_edges, stacked):
     for (panel, _, a), (other, _, b) in combinations(shown, 2):
         apart = a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
         assert panel != other or apart, (a, b)
-    axes = {"x": (figure.layout.xaxis, figure.layout.yaxis)}
-    axes["x2"] = (figure.layout.xaxis2, figure.layout.yaxis2)
+    axes = {"x": (layout(figure).xaxis, layout(figure).yaxis)}
+    axes["x2"] = (layout(figure).xaxis2, layout(figure).yaxis2)
     for panel, _, (left, right, foot, top) in shown:
         across, along = (axis.range for axis in axes[panel])
         assert across[0] <= left + 1e-6 and right <= across[1] + 1e-6
@@ -80,10 +81,10 @@ def test_no_label_covers_another_or_leaves_its_panel(graph, n_edges, stacked):
 def test_the_drawing_keeps_its_size_in_print(stacked):
     """A unit of both axes is a pixel: labels have the room that was measured for them."""
     figure = strongest_figure(random_comparison(Graph(2, 8), 9, 0), "ioi", stacked=stacked)
-    for layout in (figure.layout, for_print(figure, "single" if stacked else "double").layout):
-        margin = layout.margin
-        plot = layout.width - margin.l - margin.r, layout.height - margin.t - margin.b
-        for axis, pixels in ((layout.xaxis, plot[0]), (layout.yaxis, plot[1])):
+    for drawn in map(layout, (figure, for_print(figure, "single" if stacked else "double"))):
+        margin = drawn.margin
+        plot = drawn.width - margin.l - margin.r, drawn.height - margin.t - margin.b
+        for axis, pixels in ((drawn.xaxis, plot[0]), (drawn.yaxis, plot[1])):
             low, high = axis.domain
             assert (high - low) * pixels == pytest.approx(axis.range[1], abs=0.5)
 
@@ -91,13 +92,13 @@ def test_the_drawing_keeps_its_size_in_print(stacked):
 def test_the_strongest_edges_alone_are_drawn_and_the_panels_say_of_how_many():
     comparison = random_comparison(Graph(4, 4), 40, 1)
     figure = strongest_figure(comparison, "ioi", n_edges=7)
-    assert [one.text for one in figure.layout.annotations] == [
+    assert [one.text for one in layout(figure).annotations] == [
         "dense: the strongest 7 of 40 edges",
         "sparse: the strongest 7 of 40 edges",
     ]
     for side, panel in zip(SIDES, ("x", "x2"), strict=True):
         frame = comparison.discoveries["ioi"][side].circuits["edge"].circuit.to_dataframe()[:7]
-        (pointer,) = [t for t in figure.data if t.name == "edges" and t.xaxis == panel]
+        (pointer,) = [t for t in traces(figure) if t.name == "edges" and t.xaxis == panel]
         assert {text.split("  ")[0].replace("&gt;", ">").replace("&lt;", "<")
                 for text in pointer.text} == set(frame.component)  # fmt: skip
         ends = {name.split("<")[0] for name in (*frame.source, *frame.destination)}
@@ -106,15 +107,15 @@ def test_the_strongest_edges_alone_are_drawn_and_the_panels_say_of_how_many():
 
 def test_a_circuit_with_fewer_edges_is_whole():
     figure = strongest_figure(make_comparison(), "ioi")
-    assert [one.text for one in figure.layout.annotations] == ["dense: 6 edges", "sparse: 3 edges"]
-    assert len([t for t in figure.data if t.name == "tip"]) == 9
+    assert [one.text for one in layout(figure).annotations] == ["dense: 6 edges", "sparse: 3 edges"]
+    assert len([t for t in traces(figure) if t.name == "tip"]) == 9
 
 
 def test_an_empty_circuit_shows_both_ends_of_the_model():
     nothing = Circuit.from_edges(Graph(2, 2), [])
     comparison = with_circuit(make_comparison(), "ioi", "sparse", "edge", nothing)
     figure = strongest_figure(comparison, "ioi")
-    assert figure.layout.annotations[1].text == "sparse: 0 edges"
+    assert layout(figure).annotations[1].text == "sparse: 0 edges"
     assert names_in(figure, "x2") == {"input", "logits"}
     for side in SIDES:
         comparison = with_circuit(comparison, "ioi", side, "edge", nothing)
@@ -123,7 +124,7 @@ def test_an_empty_circuit_shows_both_ends_of_the_model():
 
 def test_what_supports_ends_in_an_arrow_and_what_counters_in_a_bar():
     figure = strongest_figure(make_comparison(), "ioi")
-    own = [trace for trace in figure.data if trace.xaxis == "x"]
+    own = [trace for trace in traces(figure) if trace.xaxis == "x"]
     lines = [t for t in own if t.mode == "lines" and t.x[0] is not None]
     tips = [t for t in own if t.name == "tip"]
     assert len(lines) == len(tips) == len(EDGES["dense"])
@@ -138,7 +139,7 @@ def test_what_supports_ends_in_an_arrow_and_what_counters_in_a_bar():
 def test_colours_say_which_model_has_a_node_and_its_place_is_one():
     figure = strongest_figure(make_comparison(), "ioi")
     colours, middles = {}, {}
-    for shape in figure.layout.shapes:
+    for shape in layout(figure).shapes:
         name = shape.label.text.split("</b>")[0][3:]
         colours[shape.xref, name] = shape.fillcolor
         middles.setdefault(name, set()).add(((shape.x0 + shape.x1) / 2, (shape.y0 + shape.y1) / 2))
@@ -153,7 +154,7 @@ def test_hostile_names_are_shown_as_they_are_and_cut():
     comparison = make_comparison(tasks=("<b>x</b>",))
     comparison = replace(comparison, roles=(role_of("dense", "a1.h0", hostile, task="<b>x</b>"),))
     figure = strongest_figure(comparison, "<b>x</b>")
-    assert figure.layout.title.text.startswith("&lt;b&gt;x&lt;/b&gt;: the strongest edges")
+    assert layout(figure).title.text.startswith("&lt;b&gt;x&lt;/b&gt;: the strongest edges")
     (text,) = [text for _, text, _ in labels(figure) if "onerror" in text]
     assert text == "<b>a1.h0</b><br>&lt;img src=x onerror=alert(1)&gt;&lt;…"
 
@@ -165,7 +166,7 @@ def test_a_single_column_takes_panels_that_are_stacked():
     assert fits(wide, "double")
     assert not fits(wide, "single")
     alone = strongest_figure(make_study(), "ioi")
-    assert [one.text for one in alone.layout.annotations] == ["model: 6 edges"]
+    assert [one.text for one in layout(alone).annotations] == ["model: 6 edges"]
     with pytest.raises(ValueError, match="too wide for a single column; give column='double'"):
         for_print(alone, "single")
     assert "<b>a1.h0</b><br>name mover" in [text for _, text, _ in labels(alone)]

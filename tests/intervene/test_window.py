@@ -99,7 +99,7 @@ def test_effects_in_a_circuit_are_those_of_whole_prompts(experiments):
 def test_some_prompts_of_an_experiment_are_an_experiment_on_them(experiments):
     rows = [5, 0, 6, 3]
     for one in experiments:
-        one.full, one.empty  # noqa: B018 -- so that they are cut, not computed anew
+        _ = one.full, one.empty  # so that they are cut, not computed anew
         alone = prepare_experiment(
             one.model, one.prompts.subset(rows), metric=one.metric, gates=one.gates
         )
