@@ -4,13 +4,16 @@
 
 Each architecture that transformers has a causal language model of is made small (two layers, 32
 numbers a token) from its own default config, with random weights, and put through what the package
-does with a model; a failure is caught, and its reason kept. Rows of another TransformerLens that
+does with a model; a failure is caught, and its reason kept, with the name of the library that it
+comes from if that is another one. Rows of another TransformerLens that
 are in the file already stay there, so running this once with each major version makes the table of
 docs/models.md. It takes some minutes on one core.
 
 How scores are judged: what components write ablated is moved to a small fraction of the way from
 clean, both forwards and backwards. There a metric is linear in it, so half the difference of two
-real interventions must be what attribution says, whatever the architecture.
+real interventions must be what attribution says, whatever the architecture. The fraction is so
+small, and the model in double precision, because a router that chooses other experts for a token
+makes a step, which no gradient sees.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import io
 import os
 import re
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -56,12 +61,14 @@ from circuits.models.saving import frozen_parameters, save_model
 from circuits.prompts import Prompts
 
 D_VOCAB, N_CTX = 48, 32
-STEP = 0.02
+STEP = 1e-3
 """How far ablated activations go from the clean ones, of the whole way."""
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 """How far a score may be from the interventions', of the largest score."""
 N_CHECKED = 24
 """How many edges, and attention edges, are tried by intervening; drawn at random."""
+LONGEST = 160
+"""How many characters of a reason are kept."""
 CHECKS = ("runs", "gate", "edges", "attention_edges", "trains", "saved")
 
 # What configs call their sizes, and what these become. Halves of head_dim must be even (rotations).
@@ -84,8 +91,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), D_VOCAB),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 4),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("state_size", "mamba_d_state", "mamba_d_ssm", "ssm_state_size"), 16),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     **dict.fromkeys(("first_k_dense_replace", "num_kv_shared_layers"), 1),
@@ -96,11 +105,30 @@ SIZES: dict[str, Any] = {
 # Lists with one entry a layer are made anew from the number of layers where a config allows None.
 LISTS = ("layer_types", "attention_types", "layers_block_type", "block_types", "mlp_layer_types")
 # What an architecture needs besides, to be small.
+OF_BOTH_KINDS = ["linear_attention", "full_attention"]
+EVERY_HEAD = {"num_key_value_heads": 4}
 BESIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     # Only the largest of these share keys between heads.
-    "olmo2": {"num_key_value_heads": 4},
-    "olmo3": {"num_key_value_heads": 4},
+    **dict.fromkeys(("olmo2", "olmo3"), EVERY_HEAD),
+    # Keys and values of these come from one latent vector, so that each head has its own.
+    **dict.fromkeys(("deepseek_v3", "glm4_moe_lite", "glm_moe_dsa", "youtu"), EVERY_HEAD),
+    "deepseek_v2": EVERY_HEAD | {"num_experts_per_tok": 2},
+    # Hybrids have one layer of each kind.
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "granitemoehybrid": {"layer_types": OF_BOTH_KINDS},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "mamba2": {"head_dim": 16, "n_groups": 1},
+    "zamba2": {"attention_head_dim": 16},
+    # What these leave open, transformers does not work out.
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    # No layer before the first reads keys and values of its own.
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), {"num_kv_shared_layers": 0}),
+    "gemma3": {"mm_tokens_per_image": 4},
+    "siglip_vision_model": {"image_size": 8, "patch_size": 4},
 }
 
 
@@ -128,19 +156,22 @@ def _shrunk(values: dict[str, Any], kind: str) -> dict[str, Any]:
     for key, value in values.items():
         if key in BESIDES.get(kind, {}):
             found[key] = BESIDES[kind][key]
-        elif key == "text_config" and isinstance(value, dict):
+        elif key in ("text_config", "vision_config") and isinstance(value, dict):
             found[key] = _shrunk(value, value.get("model_type", kind))
         elif key in SIZES and (value is not None or key.endswith("token_id")):
             found[key] = SIZES[key]
         elif key in LISTS and isinstance(value, list):
-            found[key] = value[:2]
+            # Two layers of as different kinds as there are.
+            found[key] = list(dict.fromkeys(value))[-2:] if len(set(value)) > 1 else value[:2]
     return found
 
 
 def tiny_model(kind: str) -> Any:
     """Returns a random model of a small config, with large enough weights to matter."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind)).float().eval()
+    model: Any = AutoModelForCausalLM.from_config(tiny_config(kind)).float().eval()
+    with contextlib.suppress(ValueError):  # The faster ways through experts know no float64.
+        model.set_experts_implementation("eager")
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -201,6 +232,8 @@ def gate(tried: Tried) -> None:
             pattern, value = cache[f"{at}pattern"], cache[f"{at}v"]
             if (pattern * (1 - cache[f"{at}gate"])).any():
                 raise ValueError("attention flows where the gate is shut")
+            if value.shape[1] != pattern.shape[-1]:  # those made of one latent vector: heads first
+                value = value.transpose(1, 2)
             value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
             z = torch.einsum("bhqk,bkhe->bqhe", pattern, value)
             _alike(cache[f"{at}z"].reshape(z.shape), z, "heads do not read by the gated pattern")
@@ -278,7 +311,9 @@ def saved(model: Model, where: str) -> None:
 
 
 def _experiment(tried: Tried) -> Experiment:
-    model = copy_model(tried.model)
+    model: Any = copy_model(tried.model)
+    with contextlib.redirect_stdout(io.StringIO()):  # where TransformerLens says what it changes
+        model.to(torch.float64)
     return prepare_experiment(model, prompts_for(model), metric="logit_diff")
 
 
@@ -308,6 +343,8 @@ def _between(experiment: Experiment, clean: Activations, step: float) -> Activat
     ablated, model = experiment.ablated, experiment.model
 
     def moved(one: Any, other: Any) -> Any:
+        if one is None:  # keys, where the model cannot go on from them
+            return None
         if isinstance(one, Tensor):
             return one + step * (other - one)
         fields = {name: moved(getattr(one, name), getattr(other, name)) for name in vars(one)}
@@ -380,11 +417,24 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of an error, without the paths and names of this run."""
+    """The first sentence of an error, whose it is, and nothing of the paths and names of a run."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     text = " ".join(str(error).split()).replace("config.json: ", "")
     text = re.sub(r"'?/\S+/", "", text.partition("; ")[0])
-    return (kind + text.removeprefix("tiny "))[:160]
+    whole = _owner(error) + kind + text.removeprefix("tiny ").removeprefix("tiny: ")
+    return whole if len(whole) <= LONGEST else f"{whole[:LONGEST].rpartition(' ')[0]} ..."
+
+
+def _owner(error: Exception) -> str:
+    """The library whose code an error was last in, if it is another than this one, as a prefix."""
+    files = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    for parts in reversed(files):
+        for library in ("transformers", "transformer_lens"):
+            if library in parts:
+                return f"{library}: "
+        if "circuits" in parts or parts[-1] == Path(__file__).name:
+            return ""
+    return ""
 
 
 @contextlib.contextmanager
