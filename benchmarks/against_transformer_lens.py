@@ -14,7 +14,9 @@ all others take as long (`--pairs`). Memory is the growth of a process that does
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import importlib
 import subprocess
 import sys
 import time
@@ -35,14 +37,11 @@ from circuits.prompts import Prompts
 from circuits.tasks import get_task
 from measure import Job, grown_memory, report, seconds_of
 
-try:
-    from transformer_lens.tools.analysis import (  # pyright: ignore[reportMissingImports]
-        attribution_patching as theirs,
-    )
-except ImportError as error:
-    raise SystemExit(
-        "this TransformerLens has no attribution patching; install transformer-lens>=4.3"
-    ) from error
+theirs: Any = None
+with contextlib.suppress(ImportError):
+    theirs = importlib.import_module("transformer_lens.tools.analysis.attribution_patching")
+if not hasattr(theirs, "faithfulness"):
+    raise SystemExit("this TransformerLens cannot run circuits; install transformer-lens>=4.3")
 
 TASK = "subject_verb"
 N_KEPT = 100
@@ -215,7 +214,8 @@ def rows_of(kind: str, n_pairs: int, repeats: int, n_measured: int) -> list[dict
     shape: dict[str, object] = {"model": kind, "layers": race.graph.n_layers}
     shape |= {"heads": race.graph.n_heads, "pairs": n_pairs, "T": race.prompts.clean.shape[1]}
     rows: list[dict[str, object]] = []
-    race.ours[JOBS[1]](), race.theirs[JOBS[1]]()  # what is only done once is no one's cost
+    for warm_up in (race.ours[JOBS[1]], race.theirs[JOBS[1]]):
+        warm_up()  # what is only done once is no one's cost
     for job in JOBS:
         times: list[tuple[float, float]] = []
         error, started = 0.0, time.perf_counter()
