@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -33,8 +34,10 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), D_VOCAB),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "hidden_size_per_layer_input"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 4),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), 4),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("state_size", "mamba_d_state", "mamba_d_ssm", "ssm_state_size"), 16),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
     **dict.fromkeys(("first_k_dense_replace", "num_kv_shared_layers"), 1),
@@ -45,11 +48,30 @@ SIZES: dict[str, Any] = {
 # Lists with one entry a layer are made anew from the number of layers where a config allows None.
 LISTS = ("layer_types", "attention_types", "layers_block_type", "block_types", "mlp_layer_types")
 # What an architecture needs besides, to be small.
+OF_BOTH_KINDS = ["linear_attention", "full_attention"]
+EVERY_HEAD = {"num_key_value_heads": 4}
 BESIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
     # Only the largest of these share keys between heads.
-    "olmo2": {"num_key_value_heads": 4},
-    "olmo3": {"num_key_value_heads": 4},
+    **dict.fromkeys(("olmo2", "olmo3"), EVERY_HEAD),
+    # Keys and values of these come from one latent vector, so that each head has its own.
+    **dict.fromkeys(("deepseek_v3", "glm4_moe_lite", "glm_moe_dsa", "youtu"), EVERY_HEAD),
+    "deepseek_v2": EVERY_HEAD | {"num_experts_per_tok": 2},
+    # Hybrids have one layer of each kind.
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+    "granitemoehybrid": {"layer_types": OF_BOTH_KINDS},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "mamba2": {"head_dim": 16, "n_groups": 1},
+    "zamba2": {"attention_head_dim": 16},
+    # What these leave open, transformers does not work out.
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    # No layer before the first reads keys and values of its own.
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), {"num_kv_shared_layers": 0}),
+    "gemma3": {"mm_tokens_per_image": 4},
+    "siglip_vision_model": {"image_size": 8, "patch_size": 4},
 }
 
 
@@ -64,19 +86,22 @@ def _shrunk(values: dict[str, Any], kind: str) -> dict[str, Any]:
     for key, value in values.items():
         if key in BESIDES.get(kind, {}):
             found[key] = BESIDES[kind][key]
-        elif key == "text_config" and isinstance(value, dict):
+        elif key in ("text_config", "vision_config") and isinstance(value, dict):
             found[key] = _shrunk(value, value.get("model_type", kind))
         elif key in SIZES and (value is not None or key.endswith("token_id")):
             found[key] = SIZES[key]
         elif key in LISTS and isinstance(value, list):
-            found[key] = value[:2]
+            # Two layers of as different kinds as there are.
+            found[key] = list(dict.fromkeys(value))[-2:] if len(set(value)) > 1 else value[:2]
     return found
 
 
 def tiny_model(kind: str) -> Any:
     """Returns a random model of a small config, with large enough weights to matter."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind)).float().eval()
+    model: Any = AutoModelForCausalLM.from_config(tiny_config(kind)).float().eval()
+    with contextlib.suppress(ValueError):  # The faster ways through experts know no float64.
+        model.set_experts_implementation("eager")
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.1 * torch.randn_like(weight))

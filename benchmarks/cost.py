@@ -12,7 +12,6 @@ and random weights, which cost the same as trained ones.
 from __future__ import annotations
 
 import argparse
-import gc
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from circuits.intervene.experiment import Experiment, graph_of, prepare_experime
 from circuits.metrics import logit_diff
 from circuits.models.load import new_model
 from circuits.prompts import Prompts
-from measure import Job, report, resident_bytes, seconds_of
+from measure import Job, grown_memory, report, seconds_of
 
 if TYPE_CHECKING:
     from circuits.models.backend import Model
@@ -162,18 +161,14 @@ def time_ratios(n_layers: int, batch: int, pos: int, repeats: int) -> list[dict[
     return rows
 
 
-def grown_memory(name: str, batch: int, pos: int) -> int:
+def memory_of(name: str, batch: int, pos: int) -> int:
     """Returns by how many bytes this process grows while it runs one job, at most."""
     model = random_model(12)
     every = jobs(model, random_prompts(model, batch, pos))
     # What is only held before the job, such as libraries' buffers, is not the job's.
     with torch.no_grad():
         model(random_prompts(model, 1, 2).clean)
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # The peak starts again at what is held now.
-    before = resident_bytes("VmRSS")
-    every[name]()
-    return resident_bytes("VmHWM") - before
+    return grown_memory(every[name])
 
 
 def memory_ratio(batch: int, pos: int) -> dict[str, object]:
@@ -230,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.memory_of:
-        print(grown_memory(arguments.memory_of, arguments.batch, arguments.pos))
+        print(memory_of(arguments.memory_of, arguments.batch, arguments.pos))
         return
     rows = time_ratios(12, 8, 16, arguments.repeats)
     if not arguments.quick:

@@ -125,8 +125,8 @@ def add_gate(model: ModelT, bias: float = 0.0) -> ModelT:
         raise ValueError("the model is gated already; call remove_gate(model) first")
     if not math.isfinite(bias):
         raise ValueError(f"gate bias is {bias}; it must be a finite number")
-    refuse_hooks(model, ("hook_attn_scores", "hook_pattern"))
     _refuse_ungateable(model)
+    refuse_hooks(model, ("hook_attn_scores", "hook_pattern"))
     for attn in attention_layers(model):
         scores, gate = GatedScores(), Gate(float(bias))
         pattern = GatedPattern(scores, gate)

@@ -131,6 +131,9 @@ def record_activations(
     """Returns what every source wrote and every destination read on `tokens`.
 
     With `keys`, the keys of attention are kept as well, if the model can go on from them.
+
+    Raises:
+        ValueError: the model shows an activation in another shape than its config has it.
     """
     batch, pos = tokens.shape
     cfg = model.cfg
@@ -163,10 +166,16 @@ def record_activations(
         if graph.has_mlps and not graph.parallel_attn_mlp:
             places[f"{block}.hook_resid_mid"] = found.resid_mid[layer]
 
-    def keep(act: Tensor, hook: object, *, place: Tensor) -> None:
-        place.copy_(act)
+    def keep(act: Tensor, hook: object, *, name: str, place: Tensor) -> None:
+        try:
+            place.copy_(act)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{cfg.model_name} shows {name} in the shape {tuple(act.shape)}, not "
+                f"{tuple(place.shape)}; its edges are not defined or cannot be measured here"
+            ) from error
 
-    hooks: Hooks = [(name, partial(keep, place=place)) for name, place in places.items()]
+    hooks: Hooks = [(name, partial(keep, name=name, place=place)) for name, place in places.items()]
     behind = backend_of(model).run_behind(model) if keys else None
     with component_hooks(model, split_heads=False), torch.no_grad():
         if behind is None:
@@ -210,13 +219,22 @@ def run_to_final(
     """Returns the residual stream after all layers of a run with hooks.
 
     Nobody reads that run's logits.
+
+    Raises:
+        ValueError: the model does not show it.
     """
     found: list[Tensor] = []
     n_layers = model.cfg.n_layers
-    last: Hooks = [(f"blocks.{n_layers - 1}.hook_resid_post", lambda act, hook: found.append(act))]
+    end = f"blocks.{n_layers - 1}.hook_resid_post"
+    last: Hooks = [(end, lambda act, hook: found.append(act))]
     # A TransformerBridge that is to stop after its last layer runs to the end all the same; what it
     # returns is not looked at.
     model.run_with_hooks(tokens, fwd_hooks=[*hooks, *last], stop_at_layer=n_layers)
+    if not found:
+        raise ValueError(
+            f"{model.cfg.model_name} does not show {end}, the residual stream after its last "
+            "layer; its edges are not defined or cannot be measured here"
+        )
     return found[0]
 
 

@@ -121,12 +121,19 @@ def own_keys_and_values(model: TransformerBridge) -> Iterator[None]:
     Afterwards the model is as it was. Weights get no gradient inside.
 
     Raises:
-        ValueError: keys are normed over all heads at once, where copies would count twice.
+        ValueError: keys are normed over all heads at once, where copies would count twice, or what
+            makes them is not shown.
     """
     cfg, back = model.cfg, contextlib.ExitStack()
     n_kept = cfg.n_key_value_heads or cfg.n_heads
     with back:
         for attn in [block.attn for block in model.blocks] if n_kept < cfg.n_heads else []:
+            if not (hasattr(attn, "k") and hasattr(attn, "v")):
+                raise ValueError(
+                    f"{cfg.model_name} shares keys between heads, and TransformerLens' "
+                    f"{type(attn).__name__} does not show the layers that make them, so its "
+                    "circuits cannot be run"
+                )
             if getattr(attn, "_qk_norm_phase", None) == "pre_reshape":
                 raise ValueError(
                     f"{cfg.model_name} shares keys between heads and norms them together, which a "
@@ -235,6 +242,8 @@ def why_not_gated(attn: Any) -> str | None:
     for.
     """
     held, kind = type(attn.original_component).__name__, type(attn)
+    if not hasattr(attn, "hook_attn_scores"):
+        return f"{held}: TransformerLens' {kind.__name__} does not show its scores"
     if kind.forward is AttentionBridge.forward:
         return f"{held}: TransformerLens' {kind.__name__} does not compute its scores"
     if hasattr(attn, "hook_gate"):

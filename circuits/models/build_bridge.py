@@ -119,7 +119,8 @@ def from_hf_model(
     Dropout is switched off, as a HookedTransformer has none.
 
     Raises:
-        ValueError: TransformerLens does not know the architecture, or reads it differently.
+        ValueError: TransformerLens does not know the architecture, reads it differently, or shows
+            no layers of it.
     """
     config = hf_model.config
     cfg = read_config(config.to_dict(), hf_model.dtype, name)
@@ -131,6 +132,11 @@ def from_hf_model(
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # pyright: ignore
     model = _around(hf_model, name, tokenizer)
+    if not hasattr(model, "blocks"):
+        raise ValueError(
+            f"{name}: TransformerLens shows no layers (`blocks`) of {_architecture(config)}, so it "
+            "has no attention to gate and no circuits"
+        )
     check_same_logits(probe(model, tokens), theirs, hf_model.dtype, name)
     model.hf_source = HFSource(config, tokenizer)  # pyright: ignore
     return model.eval()

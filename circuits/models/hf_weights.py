@@ -126,6 +126,9 @@ def to_hf_model(
     """Returns a Hugging Face model with a model's weights, to be saved, not run.
 
     Embeddings that were tied stay tied as long as training left them equal.
+
+    Raises:
+        ValueError: the Hugging Face model keeps numbers that are no parameters, which nobody has.
     """
     tensors = to_hf_tensors(parameters, layout)
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -137,6 +140,12 @@ def to_hf_model(
             found = _filled(skeleton(config, tied=True), tensors)
     if found.config.tie_word_embeddings:
         found.tie_weights()
+    if lost := [name for name, held in found.state_dict().items() if held.is_meta]:
+        raise ValueError(
+            f"{type(found).__name__} keeps numbers that are no weights ({', '.join(lost[:2])})"
+            ", which TransformerLens does not hand on; this model cannot be saved as a Hugging "
+            "Face folder"
+        )
     found.config.dtype = dtype
     return found
 

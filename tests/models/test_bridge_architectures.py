@@ -15,7 +15,8 @@ import torch
 import transformers as hf
 from torch import Tensor
 
-from circuits.attribute import attribution_patching
+from circuits.attribute import attribution_patching, exact_edge_effects
+from circuits.gate.gate import add_gate
 from circuits.graph import READS
 from circuits.intervene.ablate import run_attention_edges
 from circuits.intervene.activations import (
@@ -29,6 +30,7 @@ from circuits.metrics import METRICS
 from circuits.models import anatomy
 from circuits.models.backend import component_hooks
 from circuits.models.load import load_bridge
+from circuits.models.saving import save_model
 from tests.helpers import make_prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -43,6 +45,7 @@ LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 32,
 } | TOKENS
+HEAD: dict[str, Any] = {"head_dim": 4}  # which some configs take and do not declare
 
 KNOWN: dict[str, hf.PretrainedConfig] = {
     "GPT-2": hf.GPT2Config(**GPT),
@@ -52,6 +55,15 @@ KNOWN: dict[str, hf.PretrainedConfig] = {
     "OLMo, clipped": hf.OlmoConfig(clip_qkv=0.3, **LLAMA),
     "GPT-NeoX": hf.GPTNeoXConfig(
         **{key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+    ),
+    "Mixtral, a mixture of experts": hf.MixtralConfig(
+        num_local_experts=4, num_experts_per_tok=2, **LLAMA
+    ),
+    "GPT-OSS, one with attention sinks": hf.GptOssConfig(
+        head_dim=4, num_local_experts=4, num_experts_per_tok=2, **LLAMA
+    ),
+    "GLM 4, one with an expert for all tokens": hf.Glm4MoeConfig(
+        n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=8, **HEAD, **LLAMA
     ),
 }
 UNGROUPED: dict[str, Any] = {"num_key_value_heads": 4}
@@ -75,6 +87,23 @@ REFUSED: dict[str, tuple[hf.PretrainedConfig, str]] = {
     "Mamba": (
         hf.MambaConfig(hidden_size=16, num_hidden_layers=2, state_size=4, **TOKENS),
         "does not show blocks.0.attn.hook_pattern",
+    ),
+    "JetMoE, which picks a head's queries as experts": (
+        hf.JetMoeConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_key_value_heads=2,
+            kv_channels=4,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            **TOKENS,
+        ),
+        "_JetMoeAttentionBridge does not show the layers that make them",
+    ),
+    "OpenAI's first GPT, whose norms stand in the stream": (
+        hf.OpenAIGPTConfig(**GPT),
+        "does not show blocks.1.hook_resid_post",
     ),
     "GPT-J": (hf.GPTJConfig(rotary_dim=4, **GPT), "no inputs of single heads"),
 }
@@ -138,6 +167,21 @@ def test_attention_edges_of_clipped_values_are_those_of_the_clipped(tmp_path):
     torch.testing.assert_close(run_attention_edges(experiment, kept), experiment.full)
 
 
+@pytest.mark.parametrize("name", [name for name in KNOWN if "one" in name or "experts" in name])
+def test_routers_choose_anew_where_an_edge_is_taken_out(tmp_path, name):
+    experiment = experiment_of(random_bridge(tmp_path, KNOWN[name]))
+    model, prompts = experiment.model, experiment.prompts
+    acts = record_activations(model, experiment.graph, prompts.clean)
+    change = acts.embed - experiment.ablated.embed
+    hooks: list[Any] = [("blocks.1.hook_mlp_in", lambda act, hook: act - change)]
+    with component_hooks(model, split_heads=False), torch.no_grad():
+        logits = model.run_with_hooks(prompts.clean, fwd_hooks=hooks)[:, -1]
+    expected = (experiment.full - METRICS["logit_diff"](logits, prompts, logits)).mean()
+    assert abs(expected) > 1e-4
+    (found,) = exact_edge_effects(experiment, [experiment.graph.edge_index("input->m1")])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_edges_or_does_not_show_them_is_refused(tmp_path, name):
     config, reason = REFUSED[name]
@@ -172,3 +216,34 @@ def test_a_norm_that_is_not_as_its_config_says_is_noticed(tmp_path, monkeypatch,
     monkeypatch.setattr(model.cfg, "rmsnorm_uses_offset", False)
     with pytest.raises(ValueError, match="norm before the heads of layer 0 of .* does not compute"):
         attribution_patching(experiment)
+
+
+def test_a_model_without_layers_is_refused_when_it_is_loaded(tmp_path):
+    config = hf.HrmTextConfig(**(LLAMA | UNGROUPED))
+    with pytest.raises(ValueError, match="shows no layers .* of HrmTextForCausalLM"):
+        random_bridge(tmp_path, config)
+
+
+def test_numbers_that_are_no_weights_are_named_where_they_cannot_be_saved(tmp_path):
+    model = random_bridge(tmp_path, hf.ApertusConfig(**LLAMA))
+    with pytest.raises(
+        ValueError, match=r"no weights \(model.layers.0.mlp.act_fn.*cannot be saved"
+    ):
+        save_model(model, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_attention_that_does_not_show_its_scores_takes_no_gate(tmp_path):
+    model = random_bridge(tmp_path, KNOWN["GPT-NeoX"])
+    del model.blocks[1].attn.hook_attn_scores
+    with pytest.raises(ValueError, match="no gate can be put on .* does not show its scores"):
+        add_gate(model)
+
+
+def test_activations_of_another_shape_than_the_config_says_are_refused(tmp_path):
+    model = random_bridge(tmp_path, KNOWN["GPT-NeoX"])
+    model.cfg.d_head = 3
+    with pytest.raises(
+        ValueError, match=r"attn.hook_v in the shape \(1, 7, 4, 4\), not \(1, 7, 4, 3"
+    ):
+        experiment_of(model)
