@@ -204,7 +204,7 @@ def claims(found: dict[str, pd.DataFrame], real: pd.DataFrame | None, language: 
         density_claim("SmolLM2-135M", *on_speeches(language)),
         density_claim("embedded pair", models.loc["dense"], models.loc["sparse"]),
     ]
-    circuits = pd.read_csv(language / "circuits.csv")
+    circuits, pruned_ = (pd.read_csv(language / f"{name}.csv") for name in ("circuits", "pruned"))
     if real is not None:
         by_name = real.set_index("model")
         rows.append(density_claim("real text", by_name.loc["dense"], by_name.loc["sparse"]))
@@ -217,15 +217,18 @@ def claims(found: dict[str, pd.DataFrame], real: pd.DataFrame | None, language: 
         )
         claim = f"fewer {UNITS[granularity]} for 90 % of a behaviour"
         shared = {PAPER: f"{paper[0]:g} to {paper[1]:g} times"}
-        of_language = rows_of(circuits, "granularity", granularity)
+        for how, table in (("", circuits), (", pruned", pruned_)):
+            of_language = rows_of(table, "granularity", granularity)
+            rows.append(
+                {
+                    "claim": f"{claim}, by intervention{how} (SmolLM2-135M)",
+                    **shared,
+                    "measured here": ratios_by_task(of_language),
+                    "over seeds": "-",
+                    "verdict": ratio_verdict(of_language, paper[0]),
+                }
+            )
         rows += [
-            {
-                "claim": f"{claim}, by intervention (SmolLM2-135M)",
-                **shared,
-                "measured here": ratios_by_task(of_language),
-                "over seeds": "-",
-                "verdict": ratio_verdict(of_language, paper[0]),
-            },
             {
                 "claim": f"{claim}, by intervention",
                 **shared,

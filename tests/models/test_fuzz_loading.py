@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -364,7 +364,7 @@ def fuzz(n_cases: int) -> settings:
         database=None,
         deadline=None,
         phases=[Phase.generate],  # A failure is shown as drawn: shrinking loads for minutes.
-        suppress_health_check=[getattr(HealthCheck, name) for name in HealthCheck.__members__],
+        suppress_health_check=cast("list[HealthCheck]", list(HealthCheck)),
     )
 
 
