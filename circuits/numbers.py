@@ -29,5 +29,10 @@ def percent(share: float, digits: int = 3) -> str:
 
 
 def rounded(ratio: float) -> str:
-    """Returns a ratio, or an end of its interval, to two significant digits; whole from 100 on."""
-    return "∞" if math.isinf(ratio) else f"{ratio:.2g}" if ratio < 99.5 else f"{ratio:,.0f}"
+    """Returns a ratio, or an end of its interval, to two significant digits; whole from 100 on.
+
+    "0.80", "1.0", "12", "1,230": a digit that is known is written, 0 too.
+    """
+    if math.isinf(ratio):
+        return "∞"
+    return f"{ratio:#.2g}".rstrip(".") if ratio < 99.5 else f"{ratio:,.0f}"

@@ -41,7 +41,16 @@ def test_a_target_near_1_does_not_read_as_100_percent():
 
 @pytest.mark.parametrize(
     ("ratio", "text"),
-    [(0.5678, "0.57"), (99.4, "99"), (99.6, "100"), (4321.0, "4,321"), (math.inf, "∞")],
+    [
+        (0.5678, "0.57"),
+        (0.796, "0.80"),
+        (2.0, "2.0"),
+        (12.0, "12"),
+        (99.4, "99"),
+        (99.6, "100"),
+        (4321.0, "4,321"),
+        (math.inf, "∞"),
+    ],
 )
 def test_a_ratio_has_two_digits_or_is_whole(ratio, text):
     assert rounded(ratio) == text

@@ -31,6 +31,7 @@ DISCOVER = {
     "seed": 5,
     "redraws": 4,
     "prune": True,
+    "prune_margin": 1.5,
 }
 FIELDS = list(settings_of(TrainConfig))
 NEEDED = {
@@ -121,13 +122,16 @@ def test_a_discovery_is_set_by_options_and_by_a_recipe(tmp_path: Path) -> None:
         "--method-option", "steps=3", "--method-option", "note=a=b", "--method-option",
         "exact=true", "--selection", "signed", "--ablation", "zero", "--gates", "clean",
         "--prompts", "7", "--seed", "5", "--redraws", "4", "--prune",
+        "--prune-margin", "1.5",
     )  # fmt: skip
     assert given == DiscoverConfig(**DISCOVER)
     recipe = tmp_path / "recipe.toml"
     write_recipe(recipe, dataclasses.asdict(given))
     assert discover_config_from("--config", str(recipe)) == given
-    changed = discover_config_from("--config", str(recipe), "--no-prune", "--granularity", "edge")
-    assert changed == dataclasses.replace(given, prune=False, granularities=("edge",))
+    others = ("--no-prune", "--prune-margin", "0", "--granularity", "edge")
+    changed = discover_config_from("--config", str(recipe), *others)
+    expected = dataclasses.replace(given, prune=False, prune_margin=0.0, granularities=("edge",))
+    assert changed == expected
     assert discover_config_from() == DiscoverConfig()
 
 

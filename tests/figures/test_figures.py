@@ -115,7 +115,7 @@ def test_sizes_stand_side_by_side_with_their_intervals_and_ratios():
     assert (dense.error_y.array[0], dense.error_y.arrayminus[0]) == (2, 1)
     # Shared resamples: 5/2, 6/3, 6/3 and 8/5.
     ratios = [text for text in texts(figure) if "×" in text]
-    assert ratios == ["<b>2×</b><br>[1.1, 3.6]"] * 2
+    assert ratios == ["<b>2.0×</b><br>[1.1, 3.6]"] * 2
 
 
 def test_sizes_have_a_log_axis_only_where_they_span_more_than_tenfold():

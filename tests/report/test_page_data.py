@@ -135,7 +135,7 @@ def test_a_verdict_is_a_sentence_and_a_ratio_for_each_kind_of_component():
     assert (first.task, second.task) == ("ioi", "greater_than")
     assert first.sentence == (
         "90 % of the behaviour takes 6 edges in the dense model and 3 in the sparse one "
-        "(ratio 2, 95 % interval 1.1 to 3.6)."
+        "(ratio 2.0, 95 % interval 1.1 to 3.6)."
     )
     edges, heads = first.ratios
     assert (edges.unit, edges.dense, edges.sparse, edges.clear) == ("edges", "6", "3", "fewer")

@@ -175,7 +175,7 @@ def test_a_headline_gives_sizes_ratio_and_interval():
     (sentence,) = headlines(one_task())
     assert sentence == (
         "ioi: 90 % of the behaviour takes 6 edges in the dense model and 3 in the sparse one "
-        "(ratio 2, 95 % interval 1.1 to 3.6)."
+        "(ratio 2.0, 95 % interval 1.1 to 3.6)."
     )
 
 
@@ -203,12 +203,12 @@ def with_evidence(comparison, **changes):
 def test_a_headline_says_why_there_is_no_interval():
     none = {"redrawn_sizes": (), "interval": "none: 6 prompts are too few"}
     (sentence,) = headlines(with_evidence(one_task(), **none))
-    assert "(ratio 2, no interval: 6 prompts are too few); no clear difference" in sentence
+    assert "(ratio 2.0, no interval: 6 prompts are too few); no clear difference" in sentence
 
 
 def test_a_headline_of_pruned_circuits_tells_the_sizes_before():
     (sentence,) = headlines(pruned(one_task(), lambda size: size // 2))
-    assert "takes 3 edges in the dense model and 1 in the sparse one (ratio 3, 95 % " in sentence
+    assert "takes 3 edges in the dense model and 1 in the sparse one (ratio 3.0, 95 % " in sentence
     assert sentence.endswith("; before pruning 6 and 3.")
 
 
@@ -240,7 +240,7 @@ def test_a_headline_says_when_the_sparse_model_needs_more():
     sides = comparison.discoveries["ioi"]
     swapped = {"dense": sides["sparse"], "sparse": sides["dense"]}
     (sentence,) = headlines(replace(comparison, discoveries={"ioi": swapped}))
-    assert "ratio 0.5, 95 % interval 0.28 to 0.89" in sentence
+    assert "ratio 0.50, 95 % interval 0.28 to 0.89" in sentence
     assert sentence.endswith("; the sparse model needs more.")
 
 
