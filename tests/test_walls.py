@@ -79,4 +79,4 @@ assert main(["figures", str(saved), "--out", str(figures), "--format", "svg"]) =
     assert "torch" in loaded  # a circuit holds its scores as tensors
     assert not loaded & MODEL_LIBRARIES
     assert (tmp_path / "again" / "report.html").is_file()
-    assert len(list((tmp_path / "figures").iterdir())) == 7
+    assert len(list((tmp_path / "figures").iterdir())) == 8
