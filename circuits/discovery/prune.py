@@ -103,7 +103,8 @@ def prune(
 
     def surely(metric: Float[Tensor, " batch"]) -> Float[Tensor, " group"]:
         known = (metric[None], search.full, search.empty, groups)
-        return (group_faithfulness(*known) - margin * faithfulness_error(*known))[0]
+        faithfulness = group_faithfulness(*known)[0]
+        return faithfulness - margin * faithfulness_error(*known)[0] if margin else faithfulness
 
     floor = surely(values).clamp(max=search.target)
     asking = [_shrink(circuit) for circuit in circuits]
