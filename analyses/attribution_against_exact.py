@@ -27,11 +27,9 @@ from rich.progress import Progress
 
 from circuits.attribute import METHODS, Scores
 from circuits.attribute.exact_patching import exact_patching
-from circuits.discovery.rank import rank_components, select_edges
-from circuits.discovery.search import find_smallest
+from circuits.discovery.ranked import RankedComponents, search_ranked
 from circuits.files import write_text
 from circuits.gate.gate import gate_gradient, is_gated
-from circuits.intervene.ablate import run_edges
 from circuits.intervene.experiment import Experiment, prepare_experiment
 from circuits.models.load import load_model
 from circuits.tasks import get_task
@@ -52,17 +50,8 @@ def values_of(scores: Scores, granularity: str) -> torch.Tensor:
 
 def edges_needed(sizing: Experiment, scores: Scores) -> int:
     """Returns how many edges of the ranking are needed for the target on other prompts."""
-    ranking = rank_components(scores, "edge")
-    search = find_smallest(
-        lambda sizes: run_edges(
-            sizing, select_edges(sizing.graph, "edge", ranking[: int(sizes[0])])
-        ),
-        n_components=torch.tensor([len(ranking)]),
-        groups=torch.zeros(len(sizing.prompts), dtype=torch.long),
-        full=sizing.full,
-        empty=sizing.empty,
-        target=TARGET,
-    )
+    ranked = RankedComponents.of(scores, "edge", "absolute")
+    search = search_ranked(ranked, sizing, TARGET)
     return int(search.chosen[0])
 
 

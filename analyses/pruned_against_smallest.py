@@ -17,8 +17,7 @@ import torch
 
 from circuits.attribute import attribution_patching
 from circuits.discovery.prune import prune
-from circuits.discovery.ranked import RankedComponents, first_of
-from circuits.discovery.search import find_smallest
+from circuits.discovery.ranked import RankedComponents, first_of, search_ranked
 from circuits.intervene.experiment import Experiment, faithfulness, prepare_experiment
 from circuits.models.load import new_model
 from circuits.prompts import Prompts
@@ -51,14 +50,7 @@ def sizes_of(seed: int) -> dict[str, int]:
     """Returns the three sizes of one model."""
     experiment = random_experiment(seed)
     ranked = RankedComponents.of(attribution_patching(experiment), "edge", "absolute")
-    search = find_smallest(
-        lambda sizes: ranked.run(experiment, first_of(ranked.orders, sizes)),
-        n_components=torch.tensor([len(ranked.order)]),
-        groups=ranked.groups(experiment.prompts),
-        full=experiment.full,
-        empty=experiment.empty,
-        target=TARGET,
-    )
+    search = search_ranked(ranked, experiment, TARGET)
     prefix = first_of(ranked.orders, search.chosen)
     left = prune(ranked, experiment, search).chosen
 

@@ -22,8 +22,8 @@ import torch
 from circuits.attribute import attribution_patching
 from circuits.cli.console import say
 from circuits.discovery.prune import prune
-from circuits.discovery.ranked import RankedComponents, first_of
-from circuits.discovery.search import find_smallest, group_faithfulness
+from circuits.discovery.ranked import RankedComponents, first_of, search_ranked
+from circuits.discovery.search import group_faithfulness
 from circuits.files import write_text
 from circuits.intervene import Experiment, prepare_experiment
 from circuits.models.load import load_model, tokenizer_of, versions
@@ -58,14 +58,7 @@ def rows_of(name: str, task_name: str, n_prompts: int, seed: int) -> Iterator[di
         for part in (drawn.ranking, drawn.sizing, drawn.reporting)
     )
     ranked = RankedComponents.of(attribution_patching(ranking), "edge", "absolute")
-    search = find_smallest(
-        lambda sizes: ranked.run(sizing, first_of(ranked.orders, sizes)),
-        n_components=torch.tensor([len(order) for order in ranked.orders]),
-        groups=ranked.groups(sizing.prompts),
-        full=sizing.full,
-        empty=sizing.empty,
-        target=TARGET,
-    )
+    search = search_ranked(ranked, sizing, TARGET)
     known = {"model": name, "task": task_name, "prompts": n_prompts, "seed": seed}
     circuits = {None: first_of(ranked.orders, search.chosen)}
     circuits |= {by: list(prune(ranked, sizing, search, margin=by).chosen) for by in MARGINS}

@@ -19,16 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from circuits.attribute import METHODS, Method, Scores
 from circuits.choices import Granularity
 from circuits.discovery.evidence import gather_evidence
 from circuits.discovery.prune import Pruned, prune
-from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
+from circuits.discovery.ranked import (
+    Ranked,
+    RankedAttentionEdges,
+    RankedComponents,
+    first_of,
+    search_ranked,
+)
 from circuits.discovery.redraw import ABOVE, Redrawn, halves_to_redraw
 from circuits.discovery.resample import TemplateWeights
-from circuits.discovery.search import Search, find_smallest
+from circuits.discovery.search import Search
 from circuits.intervene.experiment import Experiment, check_does_task, prepare_experiment
 from circuits.metrics import accuracy
 from circuits.models.backend import backend_of
@@ -204,18 +209,10 @@ def _choose(
 
     The sizes under `weights` can then be read off the search.
     """
-    orders = ranked.orders
-
-    def evaluate(sizes: Tensor) -> Tensor:
-        return ranked.run(sizing, first_of(orders, sizes))
-
-    search = find_smallest(
-        evaluate,
-        n_components=torch.tensor([len(order) for order in orders]),
-        groups=ranked.groups(sizing.prompts),
-        full=sizing.full,
-        empty=sizing.empty,
-        target=config.target,
+    search = search_ranked(
+        ranked,
+        sizing,
+        config.target,
         start=start,
         weights=None if weights is None else torch.cat([weights.drawn, weights.each]),
         on_trial=on_step,

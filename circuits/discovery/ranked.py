@@ -7,7 +7,7 @@ here. Both kinds have the same methods, so they are searched and measured in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from circuits.discovery.rank import (
     rest_of,
     select_edges,
 )
+from circuits.discovery.search import Search, find_smallest
 from circuits.intervene.ablate import run_attention_edges, run_edges
 from circuits.intervene.experiment import Experiment
 from circuits.prompts import Prompts
@@ -191,3 +192,30 @@ def first_of(orders: Sequence[Tensor], sizes: Int[Tensor, " group"]) -> list[Ten
 
 Ranked = RankedComponents | RankedAttentionEdges
 """Components of one granularity in order, for each group of prompts."""
+
+
+def search_ranked(
+    ranked: Ranked,
+    experiment: Experiment,
+    target: float,
+    *,
+    start: int | None = None,
+    weights: Float[Tensor, "resample batch"] | None = None,
+    on_trial: Callable[[], None] = lambda: None,
+) -> Search:
+    """Returns the search along a ranking, by real interventions on an experiment's prompts.
+
+    The arguments are those of `circuits.discovery.search.find_smallest`.
+    """
+    orders = ranked.orders
+    return find_smallest(
+        lambda sizes: ranked.run(experiment, first_of(orders, sizes)),
+        n_components=torch.tensor([len(order) for order in orders]),
+        groups=ranked.groups(experiment.prompts),
+        full=experiment.full,
+        empty=experiment.empty,
+        target=target,
+        start=start,
+        weights=weights,
+        on_trial=on_trial,
+    )

@@ -13,11 +13,16 @@ from circuits.choices import GRANULARITIES
 from circuits.discovery import prune as module
 from circuits.discovery.hand_built import HAND_BUILT
 from circuits.discovery.prune import Pruned, prune
-from circuits.discovery.ranked import Ranked, RankedAttentionEdges, RankedComponents, first_of
+from circuits.discovery.ranked import (
+    Ranked,
+    RankedAttentionEdges,
+    RankedComponents,
+    first_of,
+    search_ranked,
+)
 from circuits.discovery.search import (
     Search,
     faithfulness_error,
-    find_smallest,
     group_faithfulness,
 )
 from circuits.gate.gate import add_gate
@@ -41,17 +46,6 @@ def ranked_of(experiment: Experiment, granularity: str, selection: str = "absolu
     return RankedComponents.of(scores, granularity, selection)
 
 
-def searched(ranked: Ranked, experiment: Experiment, target: float) -> Search:
-    return find_smallest(
-        lambda sizes: ranked.run(experiment, first_of(ranked.orders, sizes)),
-        n_components=torch.tensor([len(order) for order in ranked.orders]),
-        groups=ranked.groups(experiment.prompts),
-        full=experiment.full,
-        empty=experiment.empty,
-        target=target,
-    )
-
-
 def starting_from(search: Search, ranked: Ranked, experiment: Experiment, n: Sequence[int]):
     """The search as if it had chosen so many components of each group."""
     sizes = torch.tensor(n)
@@ -65,7 +59,9 @@ def test_of_everything_the_edges_of_a_circuit_written_by_hand_remain(name):
     experiment = prepare_experiment(built.model, built.draw(12, 1), metric="logit_diff")
     ranked = ranked_of(experiment, "edge")
     everything = len(ranked.orders[0])
-    search = starting_from(searched(ranked, experiment, 0.99), ranked, experiment, [everything])
+    search = starting_from(
+        search_ranked(ranked, experiment, 0.99), ranked, experiment, [everything]
+    )
     pruned = prune(ranked, experiment, search)
     graph = experiment.graph
     places = [divmod(flat, graph.n_destinations) for flat in sorted(pruned.chosen[0].tolist())]
@@ -182,7 +178,7 @@ def test_effects_in_a_circuit_are_the_slow_references(kind, ablation):
 def test_no_single_component_of_a_pruned_circuit_can_go(kind, granularity):
     experiment = experiment_of(kind)
     ranked = ranked_of(experiment, granularity)
-    search = searched(ranked, experiment, 0.8)
+    search = search_ranked(ranked, experiment, 0.8)
     pruned = prune(ranked, experiment, search)
     assert pruned.is_minimal
     chosen = list(pruned.chosen)
@@ -210,7 +206,7 @@ def search_faithfulness(search: Search, pruned: Pruned) -> list[float]:
 def test_much_goes_from_a_prefix_of_edges():
     experiment = experiment_of("plain")
     ranked = ranked_of(experiment, "edge")
-    search = searched(ranked, experiment, 0.8)
+    search = search_ranked(ranked, experiment, 0.8)
     prefix = ranked.circuit(first_of(ranked.orders, search.chosen))
     pruned = ranked.circuit(prune(ranked, experiment, search).chosen)
     assert pruned.size < prefix.size
@@ -221,13 +217,13 @@ def test_templates_are_pruned_as_if_each_were_alone():
     experiment = experiment_of("plain")
     scores = attribution_patching(experiment)
     together = ranked_of(experiment, "attention_edge")
-    pruned = prune(together, experiment, searched(together, experiment, 0.8)).chosen
+    pruned = prune(together, experiment, search_ranked(together, experiment, 0.8)).chosen
     for number, (template, rows) in enumerate(experiment.prompts.groups().items()):
         part = experiment.prompts.subset(rows)
         alone = prepare_experiment(experiment.model, part, metric="logit_diff")
         ranked = RankedAttentionEdges.of(scores, part, "absolute")
         assert list(ranked.by_template) == [template]
-        left = prune(ranked, alone, searched(ranked, alone, 0.8)).chosen[0]
+        left = prune(ranked, alone, search_ranked(ranked, alone, 0.8)).chosen[0]
         assert left.tolist() == pruned[number].tolist()
 
 
@@ -235,7 +231,7 @@ def test_at_a_target_of_one_what_does_nothing_goes():
     built = HAND_BUILT["induction"]()
     experiment = prepare_experiment(built.model, built.draw(12, 1), metric="logit_diff")
     ranked = ranked_of(experiment, "edge")
-    search = searched(ranked, experiment, 1.0)
+    search = search_ranked(ranked, experiment, 1.0)
     pruned = prune(ranked, experiment, search)
     assert search_faithfulness(search, pruned)[0] == pytest.approx(1, abs=1e-5)
     assert len(pruned.chosen[0]) >= len(built.edges)
@@ -244,7 +240,7 @@ def test_at_a_target_of_one_what_does_nothing_goes():
 def test_an_empty_circuit_stays_empty_and_costs_nothing():
     experiment = experiment_of("plain")
     ranked = ranked_of(experiment, "edge")
-    search = starting_from(searched(ranked, experiment, 0.8), ranked, experiment, [0])
+    search = starting_from(search_ranked(ranked, experiment, 0.8), ranked, experiment, [0])
     pruned = prune(ranked, experiment, search)
     assert [len(one) for one in pruned.chosen] == [0]
     assert (pruned.n_trials, pruned.n_effects, pruned.is_minimal) == (0, 0, True)
@@ -254,7 +250,7 @@ def test_a_circuit_of_which_all_is_needed_stays_as_it_is():
     built = HAND_BUILT["gated_copy"]()
     experiment = prepare_experiment(built.model, built.draw(12, 1), metric="logit_diff")
     ranked = ranked_of(experiment, "edge")
-    search = searched(ranked, experiment, 0.99)
+    search = search_ranked(ranked, experiment, 0.99)
     known = [experiment.graph.edge_index(name) for name in built.edges]
     flat = torch.tensor([src * experiment.graph.n_destinations + dest for src, dest in known])
     only = replace(ranked, order=flat)
@@ -265,7 +261,7 @@ def test_a_circuit_of_which_all_is_needed_stays_as_it_is():
 def test_where_the_budget_ends_it_pruning_says_so_and_holds_the_target(monkeypatch):
     experiment = experiment_of("plain")
     ranked = ranked_of(experiment, "edge")
-    search = searched(ranked, experiment, 0.8)
+    search = search_ranked(ranked, experiment, 0.8)
     monkeypatch.setattr(module, "BUDGET", 0)
     monkeypatch.setattr(module, "LEAST_BUDGET", 12)
     told: list[None] = []
@@ -294,7 +290,7 @@ def test_the_error_of_faithfulness_is_that_of_means_of_resamples():
 def test_by_a_margin_the_rest_stays_above_the_target():
     experiment = experiment_of("plain")
     ranked = ranked_of(experiment, "edge")
-    search = searched(ranked, experiment, 0.8)
+    search = search_ranked(ranked, experiment, 0.8)
     everything = [len(ranked.orders[0])]
     search = starting_from(search, ranked, experiment, everything)
     close, wide = (prune(ranked, experiment, search, margin=margin) for margin in (0, 2))
